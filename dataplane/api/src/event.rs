@@ -1,0 +1,216 @@
+//! From the core to control.
+
+use core::time::Duration;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Answer, BootId, Direction, Epoch, Generation, GroupId, Member, SaId, Spi, Suite, TunnelId, TunnelState,
+};
+
+/// A frame from the core to control.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum FromCore {
+    /// The first frame.
+    Hello(Hello),
+    /// The transaction is in force for every batch from now on.
+    Applied {
+        /// The transaction's.
+        epoch: Epoch,
+    },
+    /// Nothing of the transaction is in force.
+    Rejected(Rejected),
+    /// To a query.
+    Answer {
+        /// The query's.
+        number: u32,
+        /// The answer.
+        answer: Answer,
+    },
+    /// Something happened.
+    Event(Event),
+}
+
+/// What the core is and holds, for control to adopt.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// The core's [`crate::VERSION`].
+    pub version: u32,
+    /// This life of the core.
+    pub boot: BootId,
+    /// Of this adoption, ascending.
+    pub generation: Generation,
+    /// Since the core started.
+    pub uptime: Duration,
+    /// Forwarding threads.
+    pub workers: u32,
+    /// What the kernel gave: TUN segmentation offload and UDP GSO.
+    pub offload: bool,
+    /// Tunnels by ascending id.
+    pub tunnels: Vec<TunnelSummary>,
+    /// SAs by ascending id.
+    pub sas: Vec<SaSummary>,
+    /// Groups by ascending id.
+    pub groups: Vec<GroupSummary>,
+    /// Values in the stash.
+    pub stash_entries: u32,
+}
+
+/// A tunnel that the core holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TunnelSummary {
+    /// Its id.
+    pub id: TunnelId,
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub state: TunnelState,
+}
+
+/// An SA that the core holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SaSummary {
+    /// Its id.
+    pub id: SaId,
+    /// Its tunnel.
+    pub tunnel: TunnelId,
+    /// Ours or the peer's.
+    pub direction: Direction,
+    /// On the wire.
+    pub spi: Spi,
+    /// Encryption and integrity.
+    pub suite: Suite,
+    /// Keyed digest of the key under the boot id, so that control can tell whether a manual key is
+    /// the one of its configuration; it gives nothing away that the key's holder does not know.
+    pub key_check: [u8; 16],
+    /// Why it no longer works, if so.
+    pub stopped: bool,
+}
+
+/// A group that the core holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GroupSummary {
+    /// Its id.
+    pub id: GroupId,
+    /// Its members.
+    pub members: Vec<Member>,
+}
+
+/// Why a transaction was refused, and by which operation.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Rejected {
+    /// The transaction's.
+    pub epoch: Epoch,
+    /// Index of the operation at fault.
+    pub op: u32,
+    /// What is wrong with it.
+    pub reason: RejectReason,
+}
+
+/// What is wrong with an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum RejectReason {
+    /// More than [`crate::MAX_OPS`] operations.
+    TooManyOps,
+    /// The epoch is not above the last one of this connection.
+    StaleEpoch,
+    /// No such tunnel.
+    UnknownTunnel,
+    /// No such group.
+    UnknownGroup,
+    /// No such SA.
+    UnknownSa,
+    /// The id is out of the range that the core holds.
+    IdOutOfRange,
+    /// The SA's id is or was in use in this boot.
+    SaIdUsed,
+    /// The SA was made for another life of the core.
+    OtherBoot,
+    /// The inbound SPI is in use or reserved (RFC 4303 section 2.1).
+    SpiTaken,
+    /// The key has another length than the suite's, or is weak.
+    BadKey,
+    /// The replay window is not 64 to 8192.
+    BadReplayWindow,
+    /// Groups or routes still name it.
+    InUse,
+    /// No member, too many, one twice, or a weight of 0.
+    BadMembers,
+    /// A name over 64 bytes, or one in use by another tunnel.
+    BadName,
+    /// No socket for this local address.
+    NoSocket,
+    /// The path MTU leaves no room for a packet.
+    BadMtu,
+    /// A probe without a peer inside address, or with interval or multiplier 0.
+    BadProbe,
+    /// The stash is full or the value too long.
+    StashFull,
+}
+
+/// Which of both ends a fault concerns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Side {
+    /// Outbound.
+    Tx,
+    /// Inbound.
+    Rx,
+}
+
+/// What the liveness thread found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Verdict {
+    /// The tunnel is masked already.
+    Down,
+    /// It answers (again); control decides.
+    Up,
+}
+
+/// What spoke.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Cause {
+    /// In-tunnel probe.
+    Probe,
+    /// BFD session in the tunnel.
+    Bfd,
+    /// The outbound SA has no sequence number left (RFC 4303 section 3.3.3).
+    Exhausted,
+}
+
+/// Something that control should know.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Event {
+    /// The core's liveness thread has spoken; a `Down` was masked before this was sent.
+    Liveness {
+        /// Which tunnel.
+        tunnel: TunnelId,
+        /// What.
+        verdict: Verdict,
+        /// By what.
+        cause: Cause,
+        /// Between the last sign of life and the verdict.
+        silent: Duration,
+    },
+    /// An SA has used up this share of its sequence numbers.
+    SaLifetime {
+        /// Which.
+        sa: SaId,
+        /// True: it has stopped. False: it should be rekeyed.
+        hard: bool,
+    },
+    /// An authenticated packet came from another outer address.
+    EndpointMoved {
+        /// Which tunnel.
+        tunnel: TunnelId,
+        /// From where.
+        remote: SocketAddr,
+    },
+    /// The outer path takes less or more.
+    PathMtu {
+        /// Which tunnel.
+        tunnel: TunnelId,
+        /// Largest outer packet, in bytes.
+        path_mtu: u16,
+    },
+}

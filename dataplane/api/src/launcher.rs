@@ -1,0 +1,123 @@
+//! Between the launcher, which keeps the privileges, and both processes.
+//!
+//! The launcher serves `launcher.sock` (`SOCK_SEQPACKET`) in the run directory. The core says
+//! [`FromClient::Core`] and is sent [`ToCoreProcess`] messages, the first of which carries its
+//! listening sockets, each later one a device or a socket, by `SCM_RIGHTS`. Control says
+//! [`FromClient::Control`] and sends [`KernelPlan`]s: the launcher makes the kernel like the plan
+//! and undoes on exit what it made. One message is one packet, in postcard's format.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Name of the launcher's socket in the run directory.
+pub const LAUNCHER_SOCKET: &str = "launcher.sock";
+/// Name of the core's table socket in the run directory.
+pub const TABLES_SOCKET: &str = "tables.sock";
+/// Name of the core's punt socket in the run directory.
+pub const PUNT_SOCKET: &str = "punt.sock";
+/// Longest message, in bytes.
+pub const MAX_MESSAGE_LEN: usize = 128 * 1024;
+
+/// From a process to the launcher.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum FromClient {
+    /// The core is there and wants its file descriptors.
+    Core,
+    /// Control is there.
+    Control,
+    /// Control wants the kernel like this; answered by [`ToControl`].
+    Plan(KernelPlan),
+}
+
+/// From the launcher to the core. The file descriptors come with the message, in this order.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ToCoreProcess {
+    /// Settings of this run; two descriptors: the listening table and punt sockets.
+    Start {
+        /// Forwarding threads.
+        workers: u32,
+        /// Whether segmentation offloads may be used.
+        offload: bool,
+    },
+    /// One descriptor per queue.
+    Tun {
+        /// The device's name.
+        name: String,
+        /// Whether packets carry a virtio-net header (offload).
+        vnet_hdr: bool,
+    },
+    /// One descriptor per worker: UDP sockets bound to `local`.
+    Udp {
+        /// Bound address.
+        local: SocketAddr,
+    },
+    /// One descriptor: a raw socket of IP protocol 50 bound to `local`.
+    RawEsp {
+        /// Bound address.
+        local: IpAddr,
+    },
+    /// The socket with this address is no longer needed; no descriptor.
+    Close {
+        /// Which: port 0 is raw ESP.
+        local: SocketAddr,
+    },
+}
+
+/// From the launcher to control.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ToControl {
+    /// The plan is in force, and the core has been sent its sockets.
+    Done,
+    /// The plan is not in force; one line says what could not be done and the remedy.
+    Failed {
+        /// One line.
+        message: String,
+    },
+}
+
+/// What the kernel should be like. The launcher owns what a plan names, and nothing else.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct KernelPlan {
+    /// The TUN device.
+    pub device: String,
+    /// Its MTU, in bytes.
+    pub mtu: u16,
+    /// Its queues.
+    pub workers: u32,
+    /// Whether segmentation offloads may be used.
+    pub offload: bool,
+    /// Inside addresses, on the device.
+    pub addresses: Vec<IpNet>,
+    /// Into the device; behind each the launcher puts an `unreachable` of worst metric.
+    pub routes: Vec<PlannedRoute>,
+    /// Prefixes that get only the `unreachable` route.
+    pub protect: Vec<IpNet>,
+    /// May a packet that came out of one tunnel go into another.
+    pub transit: bool,
+    /// UDP sockets.
+    pub udp: Vec<PlannedSocket>,
+    /// Raw sockets of IP protocol 50.
+    pub raw_esp: Vec<PlannedSocket>,
+    /// Outer addresses of the peers, which no route into the device may capture.
+    pub peers: Vec<IpAddr>,
+}
+
+/// A kernel route into the device.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct PlannedRoute {
+    /// Destination.
+    pub prefix: IpNet,
+    /// Preferred source of the gateway's own traffic.
+    pub source: Option<IpAddr>,
+}
+
+/// An outer socket.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct PlannedSocket {
+    /// Bound address; port 0 for raw ESP.
+    pub local: SocketAddr,
+    /// Bound to this interface.
+    pub uplink: Option<String>,
+}

@@ -1,0 +1,125 @@
+//! Questions to the core and their answers.
+
+use core::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+use crate::{Direction, Flow, GroupId, SaId, Spi, Suite, TunnelId};
+
+/// A question.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Query {
+    /// All counters.
+    Stats,
+    /// Which way a flow goes now. Changes nothing.
+    Path(Flow),
+    /// The stash, entry by entry in ascending key order, from this key on.
+    Stash {
+        /// First key wanted.
+        from: u64,
+    },
+}
+
+/// An answer.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// To [`Query::Stats`].
+    Stats(Stats),
+    /// To [`Query::Path`].
+    Path(PathAnswer),
+    /// To [`Query::Stash`]: as many as fit into a frame; empty at the end.
+    Stash(Vec<(u64, crate::op::StashValue)>),
+}
+
+/// All counters of the core.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Stats {
+    /// Tunnels by ascending id.
+    pub tunnels: Vec<TunnelStats>,
+    /// SAs by ascending id.
+    pub sas: Vec<SaStats>,
+    /// Every drop reason with its count, in the core's order.
+    pub drops: Vec<(String, u64)>,
+    /// Routes in the prefix table.
+    pub routes: u64,
+}
+
+/// Where a tunnel stands in the core.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum TunnelState {
+    /// In no group's choice.
+    Masked,
+    /// Carries traffic where its priority allows.
+    Live,
+    /// Loses its flows as they fall idle.
+    Draining,
+}
+
+/// Counters of one tunnel, of inner packets and inner bytes.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct TunnelStats {
+    /// Which.
+    pub tunnel: TunnelId,
+    /// Where it stands.
+    pub state: TunnelState,
+    /// Whether it is masked by a verdict of the core's own liveness thread.
+    pub masked_by_core: bool,
+    /// Sealed and handed to the socket.
+    pub tx_packets: u64,
+    /// Bytes of inner packets.
+    pub tx_bytes: u64,
+    /// Authenticated and accepted.
+    pub rx_packets: u64,
+    /// Bytes of inner packets.
+    pub rx_bytes: u64,
+    /// Since the last authenticated packet.
+    pub heard_ago: Option<Duration>,
+    /// Smoothed round-trip time of the probes.
+    pub latency: Option<Duration>,
+    /// Inner MTU now.
+    pub mtu: u16,
+    /// Outer address of the peer now.
+    pub remote: Option<SocketAddr>,
+    /// Buckets that lead to it now, over all groups.
+    pub buckets: u32,
+}
+
+/// Counters of one SA.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SaStats {
+    /// Which.
+    pub sa: SaId,
+    /// Of which tunnel.
+    pub tunnel: TunnelId,
+    /// Ours or the peer's.
+    pub direction: Direction,
+    /// On the wire.
+    pub spi: Spi,
+    /// Encryption and integrity.
+    pub suite: Suite,
+    /// Packets.
+    pub packets: u64,
+    /// Inner bytes.
+    pub bytes: u64,
+    /// Out: last sequence number used; in: highest authenticated.
+    pub sequence: u64,
+    /// Since it was installed.
+    pub age: Duration,
+}
+
+/// The way of one flow, and why.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PathAnswer {
+    /// The matching route, if any.
+    pub prefix: Option<IpNet>,
+    /// Its group, unless the route names a tunnel itself.
+    pub group: Option<GroupId>,
+    /// The flow's bucket, in a group of more than one member.
+    pub bucket: Option<u16>,
+    /// Where the bucket belongs while all is well.
+    pub home: Option<TunnelId>,
+    /// Where it leads now; `None`: dropped.
+    pub tunnel: Option<TunnelId>,
+}
