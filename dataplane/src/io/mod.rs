@@ -1,0 +1,13 @@
+//! Devices and sockets: the only place in Braid with `unsafe`.
+//!
+//! Everything here is a thin, total wrapper: bytes and descriptors go in, results come out, and no
+//! protocol is known beyond the control messages of the kernel (`UDP_SEGMENT`, `UDP_GRO`, TOS).
+//! Opening needs privileges and is done by the launcher; the core gets open descriptors.
+
+#![allow(unsafe_code)]
+
+pub mod batch;
+pub mod raw;
+mod sockopt;
+pub mod tun;
+pub mod udp;

@@ -1,0 +1,216 @@
+//! TUN devices: multi-queue with a virtio-net header and segmentation offloads, or the plain
+//! single-queue device of the tun-tap crate.
+//!
+//! Facts from the kernel's `tuntap` documentation and `linux/if_tun.h`: `TUNSETOFFLOAD` is
+//! device-wide and survives a detach, so it is set on every open; `IFF_TUN_EXCL` refuses a device
+//! that exists. A kernel without USO (before 6.2) gets TSO alone, one without TSO nothing.
+
+use std::{
+    ffi::c_int,
+    fmt, fs,
+    io::{self, IoSlice},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd},
+};
+
+/// Longest name of a network device, in bytes.
+pub const MAX_NAME_LEN: usize = libc::IFNAMSIZ - 1;
+
+/// An open device.
+#[derive(Debug)]
+pub struct OpenedTun {
+    /// The device's name.
+    pub name: String,
+    /// One non-blocking descriptor per queue.
+    pub fds: Vec<OwnedFd>,
+    /// Whether each packet carries a virtio-net header.
+    pub vnet_hdr: bool,
+}
+
+/// Why a device could not be opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The name is empty, too long or has characters that no device name has.
+    BadName,
+    /// A device of this name exists.
+    Exists,
+    /// The kernel has no TUN driver.
+    NoDriver(io::Error),
+    /// CAP_NET_ADMIN is missing.
+    NotPermitted,
+    /// Several queues were asked for without offload.
+    PlainIsSingleQueue,
+    /// Anything else.
+    Other(io::Error),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::BadName => {
+                write!(f, "not a name for a network device (1 to {MAX_NAME_LEN} characters)")
+            }
+            OpenError::Exists => f.write_str("a network device of this name exists already"),
+            OpenError::NoDriver(error) => write!(f, "/dev/net/tun cannot be opened: {error}"),
+            OpenError::NotPermitted => f.write_str("creating a TUN device needs CAP_NET_ADMIN"),
+            OpenError::PlainIsSingleQueue => {
+                f.write_str("without offload a device has one queue: set workers = 1")
+            }
+            OpenError::Other(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+/// Creates a TUN device that vanishes with its last descriptor.
+///
+/// With `offload`, what the kernel has of TSO and USO is turned on; without, or where the kernel
+/// has no virtio-net header, it is the plain device.
+///
+/// # Errors
+/// See [`OpenError`]; nothing is left behind.
+pub fn open(name: &str, queues: u32, offload: bool) -> Result<OpenedTun, OpenError> {
+    let well_formed = !name.is_empty()
+        && name.len() <= MAX_NAME_LEN
+        && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+    if !well_formed || name == "." || name == ".." {
+        return Err(OpenError::BadName);
+    }
+    if fs::exists(format!("/sys/class/net/{name}")).unwrap_or(false) {
+        return Err(OpenError::Exists);
+    }
+    if !offload {
+        return open_plain(name, queues);
+    }
+    let multi = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    let mut fds = Vec::new();
+    for queue in 0..queues.max(1) {
+        let exclusive = if queue == 0 { libc::IFF_TUN_EXCL } else { 0 };
+        let fd = open_driver()?;
+        set_interface(&fd, name, libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi | exclusive)?;
+        fds.push(fd);
+    }
+    // Everything, then without USO, then checksums alone.
+    let tso = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    for wanted in [tso | libc::TUN_F_USO4 | libc::TUN_F_USO6, tso, libc::TUN_F_CSUM, 0] {
+        // SAFETY: TUNSETOFFLOAD takes its argument by value; the descriptor is open.
+        if unsafe { libc::ioctl(fds[0].as_raw_fd(), libc::TUNSETOFFLOAD, wanted as libc::c_ulong) } == 0 {
+            break;
+        }
+    }
+    Ok(OpenedTun { name: name.to_owned(), fds, vnet_hdr: true })
+}
+
+fn open_driver() -> Result<OwnedFd, OpenError> {
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open("/dev/net/tun", flags, rustix::fs::Mode::empty())
+        .map_err(|error| OpenError::NoDriver(io::Error::from(error)))
+}
+
+fn set_interface(fd: &OwnedFd, name: &str, flags: c_int) -> Result<(), OpenError> {
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { core::mem::zeroed() };
+    for (slot, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *slot = byte as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which lives across the call.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &mut request) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    Err(match error.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => OpenError::Exists,
+        Some(libc::EPERM) => OpenError::NotPermitted,
+        _ => OpenError::Other(error),
+    })
+}
+
+fn open_plain(name: &str, queues: u32) -> Result<OpenedTun, OpenError> {
+    if queues > 1 {
+        return Err(OpenError::PlainIsSingleQueue);
+    }
+    let device =
+        tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tun).map_err(|error| {
+            match error.raw_os_error() {
+                Some(libc::EBUSY | libc::EEXIST) => OpenError::Exists,
+                Some(libc::EPERM) => OpenError::NotPermitted,
+                _ if error.kind() == io::ErrorKind::NotFound => OpenError::NoDriver(error),
+                _ => OpenError::Other(error),
+            }
+        })?;
+    // SAFETY: into_raw_fd gives up ownership, and nothing else holds the descriptor.
+    let fd = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
+    // SAFETY: TUNSETOFFLOAD takes its argument by value. The setting of an earlier owner survives.
+    unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, 0 as libc::c_ulong) };
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)
+        .map_err(|error| OpenError::Other(error.into()))?;
+    rustix::io::ioctl_fionbio(&fd, true).map_err(|error| OpenError::Other(error.into()))?;
+    Ok(OpenedTun { name: name.to_owned(), fds: vec![fd], vnet_hdr: false })
+}
+
+/// One queue of a TUN device.
+pub trait TunDevice {
+    /// Whether each packet carries a virtio-net header.
+    fn vnet_hdr(&self) -> bool;
+
+    /// Reads one packet; its length in bytes, or `None` when none is waiting.
+    ///
+    /// # Errors
+    /// The device is gone.
+    fn read(&self, packet: &mut [u8]) -> io::Result<Option<usize>>;
+
+    /// Writes one packet, gathered from its parts; false when the kernel did not take it.
+    ///
+    /// # Errors
+    /// `EINVAL` for a header that this kernel does not like, or the device is gone.
+    fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<bool>;
+}
+
+/// A queue by its descriptor.
+#[derive(Debug)]
+pub struct TunQueue {
+    fd: OwnedFd,
+    vnet_hdr: bool,
+}
+
+impl TunQueue {
+    /// Takes an open, non-blocking descriptor over.
+    pub fn new(fd: OwnedFd, vnet_hdr: bool) -> Self {
+        TunQueue { fd, vnet_hdr }
+    }
+}
+
+impl AsFd for TunQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl TunDevice for TunQueue {
+    fn vnet_hdr(&self) -> bool {
+        self.vnet_hdr
+    }
+
+    fn read(&self, packet: &mut [u8]) -> io::Result<Option<usize>> {
+        match rustix::io::read(&self.fd, packet) {
+            Ok(len) => Ok(Some(len)),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<bool> {
+        match rustix::io::writev(&self.fd, parts) {
+            Ok(_) => Ok(true),
+            // The device is down or out of memory: the packet is lost, the device is not.
+            Err(
+                rustix::io::Errno::AGAIN
+                | rustix::io::Errno::NOBUFS
+                | rustix::io::Errno::NOMEM
+                | rustix::io::Errno::IO,
+            ) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Outer UDP sockets: opening, probing what the kernel's GSO takes, reading the path's MTU.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::{AsFd, OwnedFd},
+};
+
+use super::{batch, sockopt};
+
+/// `count` sockets bound to one address, one for each worker.
+///
+/// The first try is without `SO_REUSEPORT`, so that a second gateway on this address is refused
+/// instead of silently taking a share of the traffic.
+///
+/// # Errors
+/// `AddrInUse`, `AddrNotAvailable`, `PermissionDenied` as the kernel has them.
+pub fn bind(local: SocketAddr, uplink: Option<&str>, mark: u32, count: u32) -> io::Result<Vec<OwnedFd>> {
+    let alone = bind_one(local, uplink, mark, false)?;
+    if count <= 1 {
+        return Ok(vec![alone]);
+    }
+    let local = local_address(&alone)?;
+    drop(alone);
+    (0..count).map(|_| bind_one(local, uplink, mark, true)).collect()
+}
+
+fn bind_one(local: SocketAddr, uplink: Option<&str>, mark: u32, share: bool) -> io::Result<OwnedFd> {
+    let domain = if local.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
+    let fd = sockopt::socket(domain, libc::SOCK_DGRAM, 0)?;
+    sockopt::prepare(fd.as_fd(), local.is_ipv6(), uplink, mark)?;
+    // A kernel without UDP_GRO delivers datagram by datagram, which recvmmsg still batches.
+    let _ = sockopt::set(fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1);
+    if share {
+        sockopt::set(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    }
+    sockopt::with_address(fd.as_fd(), local, libc::bind)?;
+    Ok(fd)
+}
+
+/// How many segments the kernel takes in one `UDP_SEGMENT` send: 128, 64, or 1 for no GSO at all.
+/// Asks by sending to itself on loopback.
+pub fn probe_max_segments() -> u16 {
+    let probe = || -> io::Result<u16> {
+        let fd = sockopt::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
+        sockopt::with_address(fd.as_fd(), (Ipv4Addr::LOCALHOST, 0).into(), libc::bind)?;
+        let to = local_address(&fd)?;
+        let bytes = [0; 128];
+        for segments in [128, 64] {
+            if batch::send_one(fd.as_fd(), &bytes[..segments], to, 1, 0).is_ok() {
+                return Ok(segments as u16);
+            }
+        }
+        Ok(1)
+    };
+    probe().unwrap_or(1)
+}
+
+/// The MTU of the path to a peer as the kernel has learned it, in bytes, outer IP header included.
+///
+/// # Errors
+/// There is no route.
+pub fn path_mtu(local: SocketAddr, remote: SocketAddr, uplink: Option<&str>, mark: u32) -> io::Result<u16> {
+    let domain = if local.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
+    let fd = sockopt::socket(domain, libc::SOCK_DGRAM, 0)?;
+    if mark != 0 {
+        // Without the mark a route into the device could answer for the outer one.
+        sockopt::set(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, mark as i32)?;
+    }
+    if let Some(uplink) = uplink {
+        sockopt::set_bytes(fd.as_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, uplink.as_bytes())?;
+    }
+    sockopt::with_address(fd.as_fd(), SocketAddr::new(local.ip(), 0), libc::bind)?;
+    sockopt::with_address(fd.as_fd(), SocketAddr::new(remote.ip(), remote.port().max(1)), libc::connect)?;
+    let mtu = if local.is_ipv6() {
+        sockopt::get(fd.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU)?
+    } else {
+        sockopt::get(fd.as_fd(), libc::IPPROTO_IP, libc::IP_MTU)?
+    };
+    Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
+}
+
+/// The address that a socket is bound to.
+///
+/// # Errors
+/// The descriptor is no internet socket.
+pub fn local_address(fd: impl AsFd) -> io::Result<SocketAddr> {
+    SocketAddr::try_from(rustix::net::getsockname(fd)?)
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_gateway_on_one_address_is_refused() {
+        for count in [1, 2] {
+            let first = bind((Ipv4Addr::LOCALHOST, 0).into(), None, 0, count).unwrap();
+            assert_eq!(first.len(), count as usize);
+            let local = local_address(&first[0]).unwrap();
+            assert_eq!(bind(local, None, 0, count).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        }
+    }
+
+    #[test]
+    fn loopback_has_a_path_mtu() {
+        let local = (Ipv4Addr::LOCALHOST, 0).into();
+        assert!(path_mtu(local, (Ipv4Addr::LOCALHOST, 4500).into(), None, 0).unwrap() >= 1500);
+    }
+}
