@@ -7,4 +7,3 @@
 #![deny(unsafe_code)]
 
 pub mod esp;
-pub mod io;

@@ -1,0 +1,228 @@
+//! Sealing: an inner packet becomes an ESP packet.
+
+use std::fmt;
+
+use braid_api::Suite;
+use zeroize::Zeroize;
+
+use super::cbc::CbcSealer;
+use super::engine::{Aead, Engine, NONCE};
+use super::suite::{AEAD_ICV, AEAD_IV, FIXED_HEADER, KeyError, Layout, SALT, TRAILER, Transform, split_key};
+
+/// Seals the packets of one outbound SA. Its keys are expanded once; it can be shared between threads.
+///
+/// On drop AWS-LC wipes its expanded keys and the salt is wiped here; ring keeps no promise for its own.
+pub struct Sealer {
+    layout: Layout,
+    esn: bool,
+    cipher: Cipher,
+}
+
+enum Cipher {
+    Aead { key: Aead, salt: Salt },
+    Cbc(Box<CbcSealer>),
+}
+
+impl Sealer {
+    /// Expands `key` (encryption key, then salt or integrity key: [`Suite::key_len`] bytes).
+    ///
+    /// With `esn` the high half of the sequence number is authenticated (RFC 4303 section 2.2.1).
+    /// `iv_key` makes the IVs of the CBC suites: fresh random bytes for each SA, told to nobody; the AEAD suites
+    /// take no notice of it.
+    ///
+    /// # Errors
+    /// [`KeyError::Length`] if `key` is not as long as the suite wants it.
+    pub fn new(
+        suite: Suite,
+        key: &[u8],
+        esn: bool,
+        iv_key: &[u8; 16],
+        engine: Engine,
+    ) -> Result<Sealer, KeyError> {
+        let (encryption, rest) = split_key(suite, key)?;
+        let cipher = match Transform::of(suite) {
+            Transform::Aead(cipher) => {
+                Cipher::Aead { key: Aead::new(cipher, encryption, engine)?, salt: Salt::new(rest)? }
+            }
+            Transform::Cbc(hash) => Cipher::Cbc(Box::new(CbcSealer::new(hash, encryption, rest, iv_key)?)),
+        };
+        Ok(Sealer { layout: Layout::of(suite), esn, cipher })
+    }
+
+    /// The suite's geometry.
+    #[inline]
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Seals in place.
+    ///
+    /// `esp` is the whole ESP packet: the SPI at `esp[..4]`, and from [`Layout::header_len`] up to the ICV the
+    /// payload with its trailer ([`write_trailer`]), in clear. Sequence number, IV and ICV are written here.
+    ///
+    /// `seq` must not have been used before, and without ESN must fit 32 bits.
+    ///
+    /// # Panics
+    /// If `esp` is shorter than header, trailer and ICV, or for CBC not made of whole blocks: the caller lays out
+    /// packets by [`Layout`].
+    #[inline]
+    pub fn seal(&self, esp: &mut [u8], seq: u64) {
+        match &self.cipher {
+            Cipher::Aead { key, salt } => {
+                let sealing = self.aead_header(esp, salt, seq, seq.to_be_bytes());
+                let (_, text) = esp.split_at_mut(FIXED_HEADER + AEAD_IV);
+                let (text, tag) = text.split_at_mut(text.len() - AEAD_ICV);
+                key.seal(sealing.nonce, sealing.aad.bytes(), text, tag);
+            }
+            Cipher::Cbc(cbc) => self.seal_cbc(cbc, esp, seq, cbc.iv(seq)),
+        }
+    }
+
+    /// Seals `plain`, the inner packet, into `esp`, whose first four bytes are the SPI; the rest of `esp` may hold
+    /// anything. AWS-LC encrypts from one place to the other; otherwise the payload is copied first.
+    ///
+    /// `seq` as for [`Self::seal`].
+    ///
+    /// # Panics
+    /// If `esp` is not exactly [`Layout::sealed_len`] of `plain` long.
+    #[inline]
+    pub fn seal_from(&self, esp: &mut [u8], plain: &[u8], next_header: u8, seq: u64) {
+        assert_eq!(esp.len(), self.layout.sealed_len(plain.len()));
+        match &self.cipher {
+            Cipher::Aead { key, salt } => {
+                let sealing = self.aead_header(esp, salt, seq, seq.to_be_bytes());
+                let out = &mut esp[FIXED_HEADER + AEAD_IV..];
+                key.seal_from(sealing.nonce, sealing.aad.bytes(), plain, next_header, out);
+            }
+            Cipher::Cbc(cbc) => {
+                let (payload, end) = esp[self.layout.header_len()..].split_at_mut(plain.len());
+                payload.copy_from_slice(plain);
+                let pad = self.layout.pad_len(plain.len());
+                write_trailer(end, pad, next_header);
+                self.seal_cbc(cbc, esp, seq, cbc.iv(seq));
+            }
+        }
+    }
+
+    /// Writes sequence number and explicit IV, and makes nonce and additional data of them.
+    ///
+    /// The IV is the sequence number itself: RFC 4106 section 3.1 and RFC 7634 section 2 ask only that it
+    /// never repeats for a key, and advise a counter.
+    #[inline]
+    fn aead_header(&self, esp: &mut [u8], salt: &Salt, seq: u64, iv: [u8; AEAD_IV]) -> AeadParameters {
+        self.write_seq(esp, seq);
+        esp[FIXED_HEADER..FIXED_HEADER + AEAD_IV].copy_from_slice(&iv);
+        AeadParameters::new(esp, salt, self.esn.then_some((seq >> 32) as u32))
+    }
+
+    #[inline]
+    fn seal_cbc(&self, cbc: &CbcSealer, esp: &mut [u8], seq: u64, iv: [u8; 16]) {
+        self.write_seq(esp, seq);
+        let header_len = self.layout.header_len();
+        esp[FIXED_HEADER..header_len].copy_from_slice(&iv);
+        let (packet, icv) = esp.split_at_mut(esp.len() - self.layout.icv_len);
+        let seq_high = self.esn.then_some((seq >> 32) as u32);
+        cbc.seal(packet, header_len, iv, seq_high, icv);
+    }
+
+    /// Only the low half is transmitted (RFC 4303 section 2.2.1).
+    #[inline]
+    fn write_seq(&self, esp: &mut [u8], seq: u64) {
+        debug_assert!(self.esn || seq <= u64::from(u32::MAX));
+        esp[4..FIXED_HEADER].copy_from_slice(&(seq as u32).to_be_bytes());
+    }
+
+    /// [`Self::seal`] with a given IV: published packets have IVs of their own.
+    #[cfg(test)]
+    pub(super) fn seal_with_iv(&self, esp: &mut [u8], seq: u64, iv: &[u8]) {
+        match &self.cipher {
+            Cipher::Aead { key, salt } => {
+                let iv = iv.try_into().expect("8 bytes");
+                let sealing = self.aead_header(esp, salt, seq, iv);
+                let (_, text) = esp.split_at_mut(FIXED_HEADER + AEAD_IV);
+                let (text, tag) = text.split_at_mut(text.len() - AEAD_ICV);
+                key.seal(sealing.nonce, sealing.aad.bytes(), text, tag);
+            }
+            Cipher::Cbc(cbc) => self.seal_cbc(cbc, esp, seq, iv.try_into().expect("16 bytes")),
+        }
+    }
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sealer").field("layout", &self.layout).field("esn", &self.esn).finish_non_exhaustive()
+    }
+}
+
+/// Writes the ESP trailer at the start of `after_payload`: `pad` bytes 1, 2, 3…, pad length, next header
+/// (RFC 4303 section 2.4).
+///
+/// # Panics
+/// If `after_payload` is shorter than `pad + 2`.
+#[inline]
+pub fn write_trailer(after_payload: &mut [u8], pad: usize, next_header: u8) {
+    let (padding, rest) = after_payload.split_at_mut(pad);
+    for (byte, n) in padding.iter_mut().zip(1u8..) {
+        *byte = n;
+    }
+    rest[..TRAILER].copy_from_slice(&[pad as u8, next_header]);
+}
+
+/// The implicit part of the nonce: secret, and wiped on drop.
+pub(super) struct Salt([u8; SALT]);
+
+impl Salt {
+    pub(super) fn new(bytes: &[u8]) -> Result<Salt, KeyError> {
+        bytes.try_into().map(Salt).map_err(|_| KeyError::Refused)
+    }
+}
+
+impl Drop for Salt {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+/// Nonce and additional data of one packet.
+pub(super) struct AeadParameters {
+    pub(super) nonce: [u8; NONCE],
+    pub(super) aad: Aad,
+}
+
+/// RFC 4106 section 5, RFC 7634 section 2.1: SPI and sequence number, the latter in full with ESN.
+pub(super) struct Aad {
+    bytes: [u8; 12],
+    len: usize,
+}
+
+impl Aad {
+    #[inline]
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl AeadParameters {
+    /// From a packet that has its header: SPI, low half of the sequence number, IV.
+    #[inline]
+    pub(super) fn new(esp: &[u8], salt: &Salt, seq_high: Option<u32>) -> AeadParameters {
+        let mut nonce = [0; NONCE];
+        nonce[..SALT].copy_from_slice(&salt.0);
+        nonce[SALT..].copy_from_slice(&esp[FIXED_HEADER..FIXED_HEADER + AEAD_IV]);
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&esp[..4]);
+        let len = match seq_high {
+            None => {
+                bytes[4..8].copy_from_slice(&esp[4..8]);
+                8
+            }
+            Some(high) => {
+                bytes[4..8].copy_from_slice(&high.to_be_bytes());
+                bytes[8..].copy_from_slice(&esp[4..8]);
+                12
+            }
+        };
+        AeadParameters { nonce, aad: Aad { bytes, len } }
+    }
+}
