@@ -1,10 +1,18 @@
 //! Braid's forwarding core: encrypts packets over tunnels and spreads flows over them by ECMP.
 //!
-//! A worker reads packets from the TUN device and from the outer sockets, and hands them to
-//! `forward`, which is pure: it sees the published tables, writes into the worker's bounded
+//! A [`worker`] reads packets from the TUN device and from the outer sockets, and hands them to
+//! [`forward`], which is pure: it sees the published [`tables`], writes into the worker's bounded
 //! pools, and neither does I/O nor reads a clock. See the README for the way of a packet.
 
 #![deny(unsafe_code)]
 
+pub mod counters;
+pub mod drop_reason;
 pub mod esp;
+pub mod forward;
 pub mod io;
+pub mod offload;
+pub mod packet;
+pub mod runs;
+pub mod tables;
+pub mod worker;

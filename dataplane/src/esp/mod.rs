@@ -8,6 +8,7 @@
 //! - [`Sealer`], [`Opener`]: one direction of one SA, its keys expanded once. AEAD suites run on either
 //!   [`Engine`]; CBC suites always on AWS-LC.
 //! - [`Replay`]: the receive window.
+//! - [`sa`]: a cipher with its identity, and its sequence number or receive window.
 //!
 //! A key and a sequence number make a nonce: a `(key, sequence number)` pair must never be sealed twice.
 //!
@@ -18,6 +19,7 @@ mod cbc;
 mod engine;
 mod open;
 mod replay;
+pub mod sa;
 mod seal;
 mod suite;
 #[cfg(test)]

@@ -79,13 +79,13 @@ pub struct OutboundSa {
 
 impl OutboundSa {
     /// A new SA, whose first packet has sequence number 1 (RFC 4303 section 2.2).
-    pub fn new(identity: Identity, layout: Layout, sealer: Sealer) -> Self {
+    pub fn new(identity: Identity, sealer: Sealer) -> Self {
         OutboundSa {
             id: identity.id,
             spi: identity.spi,
             tunnel: identity.tunnel,
             suite: identity.suite,
-            layout,
+            layout: sealer.layout(),
             esn: identity.esn,
             any: accepts_all(&identity.selectors),
             selectors: identity.selectors,
@@ -199,13 +199,13 @@ pub struct InboundSa {
 
 impl InboundSa {
     /// A new SA with an empty replay window.
-    pub fn new(identity: Identity, layout: Layout, opener: Opener, replay: Replay) -> Self {
+    pub fn new(identity: Identity, opener: Opener, replay: Replay) -> Self {
         InboundSa {
             id: identity.id,
             spi: identity.spi,
             tunnel: identity.tunnel,
             suite: identity.suite,
-            layout,
+            layout: opener.layout(),
             esn: identity.esn,
             any: accepts_all(&identity.selectors),
             selectors: identity.selectors,

@@ -9,6 +9,7 @@ use std::{
 use libc::{c_int, c_void, cmsghdr, iovec, mmsghdr, msghdr};
 
 use super::sockopt::RawAddress;
+use crate::offload::coalesce::Slots;
 
 /// Largest datagram, or run of datagrams merged by GRO, in bytes.
 pub const SLOT_LEN: usize = 65_536;
@@ -78,18 +79,8 @@ impl ReceivePool {
         self.used = 0;
     }
 
-    /// The bytes of a slot.
-    pub fn slot(&self, slot: usize) -> &[u8] {
-        &self.memory[slot * SLOT_STRIDE..][..SLOT_LEN]
-    }
-
-    /// The bytes of a slot.
-    pub fn slot_mut(&mut self, slot: usize) -> &mut [u8] {
-        &mut self.memory[slot * SLOT_STRIDE..][..SLOT_LEN]
-    }
-
-    /// Receives what waits, at most `limit` messages, into free slots; how many. Each is passed to
-    /// `each` by the caller with [`ReceivePool::received`].
+    /// Receives what waits, at most `limit` messages; the slots that were filled, each to be asked about
+    /// with [`ReceivePool::received`].
     ///
     /// # Errors
     /// The socket is gone. Nothing waiting is 0.
@@ -159,6 +150,16 @@ impl ReceivePool {
             tos,
             truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
         })
+    }
+}
+
+impl Slots for ReceivePool {
+    fn slot(&self, slot: usize) -> &[u8] {
+        &self.memory[slot * SLOT_STRIDE..][..SLOT_LEN]
+    }
+
+    fn slot_mut(&mut self, slot: usize) -> &mut [u8] {
+        &mut self.memory[slot * SLOT_STRIDE..][..SLOT_LEN]
     }
 }
 

@@ -8,6 +8,7 @@
 
 pub mod batch;
 pub mod raw;
+pub mod simd;
 mod sockopt;
 pub mod tun;
 pub mod udp;

@@ -1,0 +1,294 @@
+//! From the wire to the LAN: authenticate, check, join.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, MutexGuard},
+};
+
+use braid_api::{Allowed, Spi, Target};
+
+use super::{
+    Forwarder, MAX_REPLIES, Now, ProbeReply, Progress, ecn,
+    icmp::{self, Echo},
+    mss,
+};
+use crate::{
+    drop_reason::DropReason,
+    esp::{
+        NEXT_HEADER_IPV4, NEXT_HEADER_IPV6, NEXT_HEADER_NONE, OpenError, Replay, ReplayError, sa::InboundSa,
+    },
+    offload::coalesce::{Place, Slots},
+    packet::{self, Packet},
+    tables::{Tables, Tunnel},
+};
+
+/// What kind of socket a datagram came from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wire {
+    /// UDP: ESP, IKE behind the non-ESP marker, keepalives (RFC 3948 section 2).
+    Udp,
+    /// Raw ESP, behind its IPv4 header.
+    Esp4,
+    /// Raw ESP, without its IPv6 header.
+    Esp6,
+}
+
+/// Datagrams of equal size from one sender, and how much of them has been dealt with.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// Where they lie.
+    pub slot: usize,
+    /// Bytes in all.
+    pub len: usize,
+    /// Bytes of each but the last.
+    pub segment: usize,
+    /// The sender's outer address.
+    pub from: SocketAddr,
+    /// Outer TOS.
+    pub tos: u8,
+    /// From what kind of socket.
+    pub wire: Wire,
+    done: usize,
+}
+
+impl Arrival {
+    /// Datagrams that were just received.
+    pub fn new(slot: usize, len: usize, segment: usize, from: SocketAddr, tos: u8, wire: Wire) -> Self {
+        Arrival { slot, len, segment: segment.max(1), from, tos, wire, done: 0 }
+    }
+}
+
+/// Neighbours of one SA share its lock and its counters.
+struct Current<'t> {
+    sa: &'t Arc<InboundSa>,
+    tunnel: &'t Arc<Tunnel>,
+    replay: MutexGuard<'t, Replay>,
+    packets: u64,
+    bytes: u64,
+}
+
+impl Current<'_> {
+    fn finish(self, worker: usize, from: SocketAddr, now: Now) {
+        if self.packets > 0 {
+            self.sa.counter.add(self.packets, self.bytes);
+            self.tunnel.live.received(worker, self.packets, self.bytes);
+            self.tunnel.live.heard(now.nanos);
+            // A responder learns the peer's address from the first packet that proves its sender; a
+            // configured address stays, since whoever replays faster could otherwise move it.
+            if self.tunnel.settings.remote.is_none() {
+                self.tunnel.live.heard_from(from);
+            }
+        }
+    }
+}
+
+impl Forwarder {
+    /// Takes datagrams from the wire as far as super-packets for the LAN.
+    #[inline]
+    pub fn inward(
+        &mut self,
+        tables: &Tables,
+        slots: &mut impl Slots,
+        arrival: &mut Arrival,
+        now: Now,
+    ) -> Progress {
+        let mut current: Option<Current<'_>> = None;
+        let mut progress = Progress::Done;
+        while arrival.done < arrival.len {
+            if self.lan.is_full() {
+                progress = Progress::Full;
+                break;
+            }
+            let start = arrival.done;
+            let end = (start + arrival.segment).min(arrival.len);
+            arrival.done = end;
+            let Some(start) = self.esp_start(slots.slot(arrival.slot), start, end, arrival) else { continue };
+            let esp = &slots.slot(arrival.slot)[start..end];
+            let spi = Spi(u32::from_be_bytes([esp[0], esp[1], esp[2], esp[3]]));
+            if current.as_ref().is_none_or(|current| current.sa.spi != spi) {
+                if let Some(last) = current.take() {
+                    last.finish(self.worker, arrival.from, now);
+                }
+                current = find(tables, spi);
+            }
+            let Some(of) = &mut current else {
+                self.drop(DropReason::UnknownSpi, 1);
+                continue;
+            };
+            if let Err(reason) = self.open(tables, of, slots, arrival, start..end, now) {
+                self.drop(reason, 1);
+            }
+        }
+        if let Some(last) = current {
+            last.finish(self.worker, arrival.from, now);
+        }
+        progress
+    }
+
+    /// Where ESP starts in a datagram, if it is ESP.
+    #[inline]
+    fn esp_start(&mut self, slot: &[u8], start: usize, end: usize, arrival: &Arrival) -> Option<usize> {
+        let datagram = &slot[start..end];
+        match arrival.wire {
+            Wire::Udp => {
+                // RFC 3948 section 2.3: one byte ff keeps a NAT's mapping alive.
+                if datagram == [0xFF] {
+                    return None;
+                }
+                // RFC 3948 section 2.2: four zero bytes before IKE, where ESP has its SPI.
+                if datagram.len() > 4 && datagram[..4] == [0; 4] {
+                    if self.punts.len() < MAX_REPLIES {
+                        self.punts.push((arrival.slot, start + 4..end));
+                    } else {
+                        self.drop(DropReason::PuntFull, 1);
+                    }
+                    return None;
+                }
+                if datagram.len() < 8 {
+                    self.drop(DropReason::Truncated, 1);
+                    return None;
+                }
+                Some(start)
+            }
+            Wire::Esp4 => {
+                let header = usize::from(datagram.first().copied().unwrap_or(0) & 0x0F) * 4;
+                if header < 20 || datagram.len() < header + 8 {
+                    self.drop(DropReason::Truncated, 1);
+                    return None;
+                }
+                Some(start + header)
+            }
+            Wire::Esp6 if datagram.len() < 8 => {
+                self.drop(DropReason::Truncated, 1);
+                None
+            }
+            Wire::Esp6 => Some(start),
+        }
+    }
+
+    #[inline]
+    fn open(
+        &mut self,
+        tables: &Tables,
+        of: &mut Current<'_>,
+        slots: &mut impl Slots,
+        arrival: &Arrival,
+        at: core::ops::Range<usize>,
+        now: Now,
+    ) -> Result<(), DropReason> {
+        let slot = slots.slot_mut(arrival.slot);
+        let esp = &mut slot[at.clone()];
+        let low = u32::from_be_bytes([esp[4], esp[5], esp[6], esp[7]]);
+        let sequence = of.replay.check(low).map_err(replayed)?;
+        let opened = of.sa.opener().open(esp, sequence).map_err(|error| match error {
+            OpenError::TooShort | OpenError::NotWholeBlocks => DropReason::Truncated,
+            OpenError::BadIcv => DropReason::BadIcv,
+            OpenError::BadPadding => DropReason::BadTrailer,
+        });
+        // RFC 4303 section 3.4.3: the window moves only once the packet is authentic, and then always.
+        if matches!(opened, Ok(_) | Err(DropReason::BadTrailer)) {
+            of.replay.commit(sequence).map_err(replayed)?;
+        }
+        let opened = opened?;
+        let inner = &mut esp[opened.start..opened.end];
+        match opened.next_header {
+            // RFC 4303 section 2.6: dummy packets are dropped without remark, but they prove the peer.
+            NEXT_HEADER_NONE => {
+                of.packets += 1;
+                return Ok(());
+            }
+            NEXT_HEADER_IPV4 if inner.first().is_some_and(|first| first >> 4 == 4) => {}
+            NEXT_HEADER_IPV6 if inner.first().is_some_and(|first| first >> 4 == 6) => {}
+            NEXT_HEADER_IPV4 | NEXT_HEADER_IPV6 => return Err(DropReason::DecryptedMalformed),
+            _ => return Err(DropReason::BadTrailer),
+        }
+        let packet = packet::parse(inner).map_err(|_| DropReason::DecryptedMalformed)?;
+        let inner = &mut inner[..packet.len];
+        of.packets += 1;
+        of.bytes += packet.len as u64;
+        if !of.sa.any && !of.sa.accepts(packet.source(), packet.destination()) {
+            return Err(DropReason::SelectorIn);
+        }
+        if !self.source_allowed(tables, of.tunnel, &packet) {
+            return Err(DropReason::SourceNotAllowed);
+        }
+        if arrival.tos & 0b11 != 0 {
+            ecn::decapsulate(arrival.tos, inner, packet.v6, packet.tos)
+                .map_err(|_| DropReason::EcnIllegal)?;
+        }
+        let to_us = of.tunnel.settings.inside.contains(&packet.destination());
+        if to_us && self.answer(of.tunnel, &packet, inner, now) {
+            return Ok(());
+        }
+        if self.overloaded && !to_us {
+            return Err(DropReason::Overload);
+        }
+        mss::clamp(inner, &packet, of.tunnel.settings.clamp_mtu, false);
+        let place = Place {
+            slot: arrival.slot as u16,
+            start: (at.start + opened.start) as u16,
+            len: packet.len as u16,
+        };
+        self.lan.push(&packet, place, slots);
+        Ok(())
+    }
+
+    /// Whether the tunnel may send from this source; found by the routes unless configured.
+    #[inline]
+    fn source_allowed(&mut self, tables: &Tables, tunnel: &Tunnel, packet: &Packet) -> bool {
+        let settings = &tunnel.settings;
+        let generation = tables.generation();
+        if self.sources.holds(packet.src, packet.v6, settings.id, generation) {
+            return true;
+        }
+        let source = packet.source();
+        let allowed = settings.peer_inside.contains(&source)
+            || match &settings.allowed {
+                Allowed::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.contains(&source)),
+                Allowed::Routed => match tables.route(source) {
+                    Some((_, Target::Tunnel(id))) => id == settings.id,
+                    Some((_, Target::Group(id))) => {
+                        tables.group(id).is_some_and(|group| group.contains(settings.id))
+                    }
+                    None => false,
+                },
+            };
+        if allowed {
+            self.sources.put(packet.src, packet.v6, settings.id, generation);
+        }
+        allowed
+    }
+
+    /// Answers a ping of the inside address and takes probes' replies: both live in overload.
+    fn answer(&mut self, tunnel: &Tunnel, packet: &Packet, bytes: &mut [u8], now: Now) -> bool {
+        match icmp::echo(bytes, packet) {
+            // A ping that is too big for the way back is left to the kernel, which fragments.
+            Some(Echo::Request) if packet.len <= usize::from(tunnel.mtu) => {
+                icmp::turn_round(bytes, packet);
+                self.reply(tunnel, packet, bytes);
+                true
+            }
+            Some(Echo::ProbeReply { cookie }) => {
+                if self.probe_replies.len() < MAX_REPLIES {
+                    let reply = ProbeReply { tunnel: tunnel.settings.id, cookie, nanos: now.nanos };
+                    self.probe_replies.push(reply);
+                }
+                true
+            }
+            Some(Echo::Request) | None => false,
+        }
+    }
+}
+
+fn find(tables: &Tables, spi: Spi) -> Option<Current<'_>> {
+    let sa = tables.inbound(spi)?;
+    let tunnel = tables.tunnel(sa.tunnel)?;
+    Some(Current { sa, tunnel, replay: sa.replay(), packets: 0, bytes: 0 })
+}
+
+fn replayed(error: ReplayError) -> DropReason {
+    match error {
+        ReplayError::Replayed => DropReason::Replayed,
+        ReplayError::TooOld => DropReason::TooOld,
+    }
+}

@@ -1,0 +1,555 @@
+//! The writer: transactions, all or nothing.
+//!
+//! A transaction is applied to the copy of the tables that no reader sees, each change leaving behind what
+//! undoes it. The first operation that fails takes everything back. When all have succeeded the copies
+//! change places, and the same changes, whose objects exist already, go into the other one.
+//!
+//! Order of effects: tunnels are masked before the tables change, and offered after.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, RwLockWriteGuard},
+};
+
+use braid_api::{
+    BootId, Encapsulation, Epoch, Generation, GroupId, MAX_OPS, MAX_STASH_ENTRIES, MAX_STASH_LEN, Member, Op,
+    RejectReason, Rejected, Sa, SaId, StashValue, Target, Transaction, TunnelId,
+};
+use ipnet::IpNet;
+
+use super::{
+    Change, Group, MAX_GROUPS, MAX_MEMBERS, MAX_TUNNELS, Reader, Tables, Ticks, Tunnel, TunnelLive,
+    TunnelStates,
+    fib::Route,
+    ledger::{GroupEntry, Ledger, TunnelEntry},
+    left_right::LeftRight,
+    mtu::smallest_inner_mtu,
+    sas::{Foundry, SaHandle},
+    state::{BY_CORE, DRAINING, MASKED},
+};
+use crate::esp::Engine;
+
+/// Longest name of a tunnel, in bytes.
+const MAX_NAME_LEN: usize = 64;
+/// The smallest MTU of IPv4 (RFC 791 section 3.2).
+const MIN_MTU: u16 = 68;
+
+/// A transaction is in force.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Applied {
+    /// The transaction's.
+    pub epoch: Epoch,
+    /// Tunnels that came, changed their settings or went, in no order.
+    pub tunnels: Vec<TunnelId>,
+}
+
+/// Owns the tables; there is one.
+pub struct Writer {
+    tables: LeftRight,
+    states: TunnelStates,
+    pub(super) ledger: Ledger,
+    foundry: Foundry,
+    workers: usize,
+    sockets: Option<Vec<(SocketAddr, Encapsulation)>>,
+    /// Number of the current synchronisation with a control; 0 before the first.
+    sync: u32,
+    last_epoch: Option<Epoch>,
+    table_generation: u64,
+    /// SAs whose lifetime was reported, and whether as hard.
+    pub(super) reported: BTreeMap<SaId, bool>,
+}
+
+impl Writer {
+    /// Empty tables for this life of the core. `iv_secret` is 32 random bytes, never used before.
+    pub fn new(workers: usize, boot: BootId, engine: Engine, iv_secret: &[u8; 32]) -> Self {
+        let states = TunnelStates::new();
+        Writer {
+            tables: LeftRight::new(Tables::new(states.clone()), Tables::new(states.clone())),
+            states,
+            ledger: Ledger::default(),
+            foundry: Foundry::new(boot, engine, iv_secret),
+            workers,
+            sockets: None,
+            sync: 0,
+            last_epoch: None,
+            table_generation: 0,
+            reported: BTreeMap::new(),
+        }
+    }
+
+    /// Access for one more thread.
+    pub fn reader(&self) -> Reader {
+        self.tables.reader()
+    }
+
+    /// Where every tunnel stands.
+    pub fn states(&self) -> &TunnelStates {
+        &self.states
+    }
+
+    /// This life of the core.
+    pub fn boot(&self) -> BootId {
+        self.foundry.boot
+    }
+
+    /// The outer sockets that exist; from now on a tunnel with another local address is rejected.
+    pub fn set_sockets(&mut self, sockets: Vec<(SocketAddr, Encapsulation)>) {
+        self.sockets = Some(sockets);
+    }
+
+    /// A control has said `Hello`: what it does not put again, its `Sweep` removes. Returns the number
+    /// of this adoption, from 1.
+    pub fn begin_sync(&mut self) -> Generation {
+        self.sync = self.sync.wrapping_add(1);
+        self.last_epoch = None;
+        Generation(self.sync)
+    }
+
+    /// Applies a transaction at `now`, in monotonic nanoseconds.
+    ///
+    /// Waits until no reader holds the copy that is to change: at most for one batch.
+    ///
+    /// # Errors
+    /// The first operation at fault; then nothing has changed.
+    pub fn apply(&mut self, transaction: Transaction, now: u64) -> Result<Applied, Rejected> {
+        let Transaction { epoch, ops } = transaction;
+        let reject = |op: usize, reason| Rejected { epoch, op: op as u32, reason };
+        if ops.len() > MAX_OPS {
+            return Err(reject(MAX_OPS, RejectReason::TooManyOps));
+        }
+        if self.last_epoch.is_some_and(|last| epoch <= last) {
+            return Err(reject(0, RejectReason::StaleEpoch));
+        }
+        self.last_epoch = Some(epoch);
+        let mut attempt = self.attempt(now);
+        for (index, op) in ops.into_iter().enumerate() {
+            if let Err(reason) = attempt.op(op) {
+                attempt.roll_back();
+                return Err(reject(index, reason));
+            }
+        }
+        let done = attempt.done();
+        let tunnels = self.commit(done);
+        Ok(Applied { epoch, tunnels })
+    }
+
+    /// The outer path of a tunnel takes packets of this size, in bytes, or as many as its settings say.
+    /// Returns the inner MTU from now on.
+    pub fn set_path_mtu(&mut self, id: TunnelId, path_mtu: Option<u16>) -> Option<u16> {
+        let live = self.ledger.tunnel(id)?.tunnel.live.clone();
+        if live.path_mtu() != path_mtu {
+            live.set_path_mtu(path_mtu);
+            let mut attempt = self.attempt(0);
+            attempt.renew_tunnel(id);
+            let done = attempt.done();
+            self.commit(done);
+        }
+        Some(self.ledger.tunnel(id)?.tunnel.mtu)
+    }
+
+    pub(super) fn routes(&self) -> usize {
+        // Between transactions the two copies are equal.
+        self.tables.passive().fib.len()
+    }
+
+    fn attempt(&mut self, now: u64) -> Attempt<'_> {
+        Attempt {
+            tables: self.tables.passive(),
+            ledger: &mut self.ledger,
+            foundry: &self.foundry,
+            sockets: self.sockets.as_deref(),
+            workers: self.workers,
+            sync: self.sync,
+            now,
+            undo: Vec::new(),
+            done: Done::default(),
+        }
+    }
+
+    fn commit(&mut self, done: Done) -> Vec<TunnelId> {
+        if done.visible {
+            self.table_generation += 1;
+        }
+        self.tables.passive().generation = self.table_generation;
+        for (&tunnel, bits) in &done.states {
+            self.states.set(tunnel, bits.set);
+        }
+        self.tables.publish();
+        for (&tunnel, bits) in &done.states {
+            self.states.clear(tunnel, bits.clear);
+        }
+        for (live, remote) in &done.remotes {
+            live.set_remote(Some(*remote));
+        }
+        let mut other = self.tables.passive();
+        for change in done.redo {
+            other.set(change);
+        }
+        other.generation = self.table_generation;
+        drop(other);
+        self.ledger.commit();
+        done.tunnels
+    }
+}
+
+/// What a transaction that succeeds leaves to be done.
+#[derive(Default)]
+struct Done {
+    /// For the other copy.
+    redo: Vec<Change>,
+    /// Whether readers would notice.
+    visible: bool,
+    states: BTreeMap<TunnelId, StateBits>,
+    remotes: Vec<(Arc<TunnelLive>, SocketAddr)>,
+    tunnels: Vec<TunnelId>,
+}
+
+/// A bit is in one of both at most.
+#[derive(Clone, Copy, Default)]
+struct StateBits {
+    set: u8,
+    clear: u8,
+}
+
+/// A transaction under way.
+struct Attempt<'a> {
+    tables: RwLockWriteGuard<'a, Tables>,
+    ledger: &'a mut Ledger,
+    foundry: &'a Foundry,
+    sockets: Option<&'a [(SocketAddr, Encapsulation)]>,
+    workers: usize,
+    sync: u32,
+    now: u64,
+    undo: Vec<Change>,
+    done: Done,
+}
+
+type Outcome = Result<(), RejectReason>;
+
+impl Attempt<'_> {
+    fn done(self) -> Done {
+        self.done
+    }
+
+    fn roll_back(mut self) {
+        while let Some(change) = self.undo.pop() {
+            self.tables.set(change);
+        }
+        self.ledger.roll_back();
+    }
+
+    fn change(&mut self, change: Change) {
+        self.done.visible = true;
+        self.change_silently(change);
+    }
+
+    /// A change that no reader would notice.
+    fn change_silently(&mut self, change: Change) {
+        self.done.redo.push(change.clone());
+        let back = self.tables.set(change);
+        self.undo.push(back);
+    }
+
+    fn op(&mut self, op: Op) -> Outcome {
+        match op {
+            Op::SetGateway(settings) => {
+                if *self.tables.settings != settings {
+                    self.change(Change::Settings(Arc::new(settings)));
+                }
+                Ok(())
+            }
+            Op::PutTunnel(settings) => self.put_tunnel(settings),
+            Op::RemoveTunnel(id) => self.remove_tunnel(id),
+            Op::PutSa(sa) => self.put_sa(sa),
+            Op::RemoveSa(id) => self.remove_sa(id),
+            Op::PutGroup(settings) => self.put_group(settings),
+            Op::RemoveGroup(id) => self.remove_group(id),
+            Op::PutRoute { prefix, target } => self.put_route(prefix, target),
+            Op::RemoveRoute { prefix } => {
+                self.remove_route(prefix.trunc());
+                Ok(())
+            }
+            Op::Mask(id) => self.set_state(id, MASKED, 0),
+            Op::Unmask(id) => self.set_state(id, 0, MASKED | BY_CORE),
+            Op::Drain(id) => self.set_state(id, DRAINING, 0),
+            Op::Undrain(id) => self.set_state(id, 0, DRAINING),
+            Op::Sweep => self.sweep(),
+            Op::PutStash { key, value } => self.put_stash(key, value),
+            Op::RemoveStash { key } => {
+                self.ledger.set_stash(key, None);
+                Ok(())
+            }
+        }
+    }
+
+    fn put_tunnel(&mut self, settings: braid_api::Tunnel) -> Outcome {
+        let id = settings.id;
+        self.check_tunnel(&settings)?;
+        let Some(entry) = self.ledger.tunnel(id).cloned() else {
+            let live = Arc::new(TunnelLive::new(self.workers, settings.remote));
+            self.ledger.set_name(&settings.name, Some(id));
+            let remote = settings.remote;
+            let tunnel = Arc::new(Tunnel::new(Arc::new(settings), None, live, remote));
+            self.install(TunnelEntry { tunnel, sas: Vec::new(), users: 0, synced: self.sync });
+            self.done.tunnels.push(id);
+            return self.set_state(id, MASKED, DRAINING | BY_CORE);
+        };
+        self.ledger.set_tunnel_synced(id, self.sync);
+        let old = &entry.tunnel;
+        if *old.settings == settings {
+            return Ok(());
+        }
+        if old.settings.name != settings.name {
+            self.ledger.set_name(&old.settings.name, None);
+            self.ledger.set_name(&settings.name, Some(id));
+        }
+        // A peer that has moved stays where it was heard, unless control names a new address.
+        let moved = settings.remote.filter(|_| settings.remote != old.settings.remote);
+        if let Some(remote) = moved {
+            self.done.remotes.push((old.live.clone(), remote));
+        }
+        let remote = moved.or_else(|| old.live.remote());
+        let tunnel = Tunnel::new(Arc::new(settings), old.outbound.clone(), old.live.clone(), remote);
+        self.install(TunnelEntry { tunnel: Arc::new(tunnel), synced: self.sync, ..entry });
+        self.done.tunnels.push(id);
+        Ok(())
+    }
+
+    fn check_tunnel(&self, settings: &braid_api::Tunnel) -> Outcome {
+        if settings.id.0 as usize >= MAX_TUNNELS {
+            return Err(RejectReason::IdOutOfRange);
+        }
+        let taken = self.ledger.name(&settings.name).is_some_and(|holder| holder != settings.id);
+        if settings.name.is_empty() || settings.name.len() > MAX_NAME_LEN || taken {
+            return Err(RejectReason::BadName);
+        }
+        let socket = (settings.local, settings.encapsulation);
+        if self.sockets.is_some_and(|sockets| !sockets.contains(&socket)) {
+            return Err(RejectReason::NoSocket);
+        }
+        let outer_v6 = settings.remote.unwrap_or(settings.local).is_ipv6();
+        let mtu = smallest_inner_mtu(settings.path_mtu, outer_v6, settings.encapsulation);
+        if mtu < MIN_MTU || settings.clamp_mtu < MIN_MTU {
+            return Err(RejectReason::BadMtu);
+        }
+        if let Some(probe) = settings.probe {
+            let ours = |v4: bool| settings.inside.iter().any(|address| address.is_ipv4() == v4);
+            let peer = settings.peer_inside.iter().any(|address| ours(address.is_ipv4()));
+            if !peer || probe.interval.is_zero() || probe.multiplier == 0 {
+                return Err(RejectReason::BadProbe);
+            }
+        }
+        Ok(())
+    }
+
+    fn install(&mut self, entry: TunnelEntry) {
+        let id = entry.tunnel.settings.id;
+        self.change(Change::Tunnel(id, Some(entry.tunnel.clone())));
+        self.ledger.set_tunnel(id, Some(entry));
+    }
+
+    fn remove_tunnel(&mut self, id: TunnelId) -> Outcome {
+        let entry = self.ledger.tunnel(id).cloned().ok_or(RejectReason::UnknownTunnel)?;
+        if entry.users > 0 {
+            return Err(RejectReason::InUse);
+        }
+        for sa in &entry.sas {
+            self.forget_sa(*sa);
+        }
+        // Before the slot is cleared: a mask is set before the tables change.
+        self.set_state(id, MASKED, DRAINING | BY_CORE)?;
+        self.ledger.set_name(&entry.tunnel.settings.name, None);
+        self.ledger.set_tunnel(id, None);
+        self.change(Change::Tunnel(id, None));
+        self.done.tunnels.push(id);
+        Ok(())
+    }
+
+    fn put_sa(&mut self, sa: Sa) -> Outcome {
+        let (id, tunnel) = (sa.id, sa.tunnel);
+        let (handle, check) = self.foundry.make(sa, self.ledger, self.now)?;
+        if let SaHandle::In(inbound) = &handle {
+            if self.tables.inbound.contains_key(&inbound.spi) {
+                return Err(RejectReason::SpiTaken);
+            }
+            self.change(Change::Inbound(inbound.spi, Some(inbound.clone())));
+        } else {
+            self.ledger.use_key(check);
+        }
+        self.ledger.set_highest_sa(id);
+        self.ledger.set_sa(id, Some(handle));
+        let mut entry = self.ledger.tunnel(tunnel).cloned().ok_or(RejectReason::UnknownTunnel)?;
+        entry.sas.push(id);
+        self.ledger.set_tunnel(tunnel, Some(entry));
+        self.renew_tunnel(tunnel);
+        Ok(())
+    }
+
+    fn remove_sa(&mut self, id: SaId) -> Outcome {
+        let tunnel = self.ledger.sa(id).ok_or(RejectReason::UnknownSa)?.tunnel();
+        self.forget_sa(id);
+        let mut entry = self.ledger.tunnel(tunnel).cloned().ok_or(RejectReason::UnknownTunnel)?;
+        entry.sas.retain(|sa| *sa != id);
+        self.ledger.set_tunnel(tunnel, Some(entry));
+        self.renew_tunnel(tunnel);
+        Ok(())
+    }
+
+    fn forget_sa(&mut self, id: SaId) {
+        if let Some(SaHandle::In(inbound)) = self.ledger.sa(id) {
+            let spi = inbound.spi;
+            self.change(Change::Inbound(spi, None));
+        }
+        self.ledger.set_sa(id, None);
+    }
+
+    /// Brings a tunnel's outbound SA and MTU up to date: the newest SA carries it.
+    fn renew_tunnel(&mut self, id: TunnelId) {
+        let Some(entry) = self.ledger.tunnel(id).cloned() else { return };
+        let outbound = entry.sas.iter().rev().find_map(|sa| match self.ledger.sa(*sa)? {
+            SaHandle::Out(outbound) => Some(outbound.clone()),
+            SaHandle::In(_) => None,
+        });
+        let old = &entry.tunnel;
+        let pending = self.done.remotes.iter().rev().find(|(live, _)| Arc::ptr_eq(live, &old.live));
+        let remote = pending.map(|(_, remote)| *remote).or_else(|| old.live.remote());
+        let tunnel = Tunnel::new(old.settings.clone(), outbound, old.live.clone(), remote);
+        self.install(TunnelEntry { tunnel: Arc::new(tunnel), ..entry });
+    }
+
+    fn put_group(&mut self, settings: braid_api::Group) -> Outcome {
+        let id = settings.id;
+        if id.0 as usize >= MAX_GROUPS {
+            return Err(RejectReason::IdOutOfRange);
+        }
+        let live = self.check_members(&settings.members)?;
+        let old = self.ledger.group(id).cloned();
+        if let Some(old) = &old {
+            self.ledger.set_group_synced(id, self.sync);
+            if same_members(&old.group.settings.members, &settings.members) {
+                return Ok(());
+            }
+            for member in &old.group.settings.members {
+                self.ledger.refer(Target::Tunnel(member.tunnel), false);
+            }
+        }
+        for member in &settings.members {
+            self.ledger.refer(Target::Tunnel(member.tunnel), true);
+        }
+        let previous = old.as_ref().map(|old| old.group.as_ref());
+        let group = Arc::new(Group::new(settings, live, previous, Ticks::from_nanos(self.now)));
+        self.change(Change::Group(id, Some(group.clone())));
+        let users = old.map_or(0, |old| old.users);
+        self.ledger.set_group(id, Some(GroupEntry { group, users, synced: self.sync }));
+        Ok(())
+    }
+
+    /// The members' live parts, in their order.
+    fn check_members(&self, members: &[Member]) -> Result<Vec<Arc<TunnelLive>>, RejectReason> {
+        if members.is_empty()
+            || members.len() > MAX_MEMBERS
+            || members.iter().any(|member| member.weight == 0)
+        {
+            return Err(RejectReason::BadMembers);
+        }
+        let mut ids: Vec<TunnelId> = members.iter().map(|member| member.tunnel).collect();
+        ids.sort_unstable();
+        if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(RejectReason::BadMembers);
+        }
+        let live = |member: &Member| Some(self.ledger.tunnel(member.tunnel)?.tunnel.live.clone());
+        members.iter().map(live).collect::<Option<_>>().ok_or(RejectReason::UnknownTunnel)
+    }
+
+    fn remove_group(&mut self, id: GroupId) -> Outcome {
+        let entry = self.ledger.group(id).cloned().ok_or(RejectReason::UnknownGroup)?;
+        if entry.users > 0 {
+            return Err(RejectReason::InUse);
+        }
+        for member in &entry.group.settings.members {
+            self.ledger.refer(Target::Tunnel(member.tunnel), false);
+        }
+        self.ledger.set_group(id, None);
+        self.change(Change::Group(id, None));
+        Ok(())
+    }
+
+    fn put_route(&mut self, prefix: IpNet, target: Target) -> Outcome {
+        match target {
+            Target::Tunnel(id) => drop(self.ledger.tunnel(id).ok_or(RejectReason::UnknownTunnel)?),
+            Target::Group(id) => drop(self.ledger.group(id).ok_or(RejectReason::UnknownGroup)?),
+        }
+        let prefix = prefix.trunc();
+        let route = Route::new(target, self.sync);
+        let old = self.tables.fib.get(prefix);
+        if old == Some(route) {
+            return Ok(());
+        }
+        let old = old.map(Route::target);
+        if old == Some(target) {
+            self.change_silently(Change::Route(prefix, Some(route)));
+            return Ok(());
+        }
+        old.into_iter().for_each(|old| self.ledger.refer(old, false));
+        self.ledger.refer(target, true);
+        self.change(Change::Route(prefix, Some(route)));
+        Ok(())
+    }
+
+    fn remove_route(&mut self, prefix: IpNet) {
+        if let Some(old) = self.tables.fib.get(prefix) {
+            self.ledger.refer(old.target(), false);
+            self.change(Change::Route(prefix, None));
+        }
+    }
+
+    fn sweep(&mut self) -> Outcome {
+        let stale = |synced: u32| synced != self.sync;
+        let routes: Vec<IpNet> = self
+            .tables
+            .fib
+            .iter()
+            .filter(|(_, route)| stale(route.synced))
+            .map(|(prefix, _)| prefix)
+            .collect();
+        let groups: Vec<GroupId> =
+            self.ledger.groups().filter(|(_, entry)| stale(entry.synced)).map(|(id, _)| id).collect();
+        let tunnels: Vec<TunnelId> =
+            self.ledger.tunnels().filter(|(_, entry)| stale(entry.synced)).map(|(id, _)| id).collect();
+        // Users first. What was put again and still names something stale is control's mistake: `InUse`.
+        routes.into_iter().for_each(|prefix| self.remove_route(prefix));
+        groups.into_iter().try_for_each(|id| self.remove_group(id))?;
+        tunnels.into_iter().try_for_each(|id| self.remove_tunnel(id))
+    }
+
+    fn set_state(&mut self, id: TunnelId, set: u8, clear: u8) -> Outcome {
+        self.ledger.tunnel(id).ok_or(RejectReason::UnknownTunnel)?;
+        let bits = self.done.states.entry(id).or_default();
+        bits.set = bits.set & !clear | set;
+        bits.clear = bits.clear & !set | clear;
+        Ok(())
+    }
+
+    fn put_stash(&mut self, key: u64, value: StashValue) -> Outcome {
+        let full = self.ledger.stash().len() >= MAX_STASH_ENTRIES && !self.ledger.stash().contains_key(&key);
+        if value.0.len() > MAX_STASH_LEN || full {
+            return Err(RejectReason::StashFull);
+        }
+        self.ledger.set_stash(key, Some(value));
+        Ok(())
+    }
+}
+
+fn same_members(left: &[Member], right: &[Member]) -> bool {
+    let sorted = |members: &[Member]| {
+        let mut members = members.to_vec();
+        members.sort_unstable();
+        members
+    };
+    sorted(left) == sorted(right)
+}
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

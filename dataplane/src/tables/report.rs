@@ -1,0 +1,135 @@
+//! What the writer tells: summaries for a control that adopts, counters, SA lifetimes, the stash.
+
+use std::time::Duration;
+
+use braid_api::{
+    Event, GroupSummary, MAX_FRAME_LEN, SaStats, SaSummary, StashValue, Stats, TunnelId, TunnelStats,
+    TunnelSummary,
+};
+
+use super::{BUCKETS, Ticks, Writer, sas::SaHandle};
+
+/// Bytes of stash in one answer: half a frame, so that the rest of the message fits whatever it is.
+const STASH_ANSWER_LEN: usize = MAX_FRAME_LEN / 2;
+
+impl Writer {
+    /// Tunnels, SAs and groups by ascending id, for `Hello`.
+    pub fn summary(&self) -> (Vec<TunnelSummary>, Vec<SaSummary>, Vec<GroupSummary>) {
+        let tunnels = self.ledger.tunnels().map(|(id, entry)| TunnelSummary {
+            id,
+            name: entry.tunnel.settings.name.clone(),
+            state: self.states().get(id),
+        });
+        let sas = self.ledger.sas().map(|(id, sa)| sa.summary(id));
+        let groups = self
+            .ledger
+            .groups()
+            .map(|(id, entry)| GroupSummary { id, members: entry.group.settings.members.clone() });
+        (tunnels.collect(), sas.collect(), groups.collect())
+    }
+
+    /// All counters of the tables at `now`, in monotonic nanoseconds; `drops` is left to the caller.
+    pub fn stats(&self, now: u64) -> Stats {
+        Stats {
+            tunnels: self.tunnel_stats(now),
+            sas: self.ledger.sas().map(|(id, sa)| sa_stats(id, sa, now)).collect(),
+            drops: Vec::new(),
+            routes: self.routes() as u64,
+        }
+    }
+
+    fn tunnel_stats(&self, now: u64) -> Vec<TunnelStats> {
+        let buckets = self.buckets_by_tunnel(Ticks::from_nanos(now));
+        let entries = self.ledger.tunnels().map(|(id, entry)| {
+            let live = &entry.tunnel.live;
+            let ((tx_packets, tx_bytes), (rx_packets, rx_bytes)) = (live.tx(), live.rx());
+            TunnelStats {
+                tunnel: id,
+                state: self.states().get(id),
+                masked_by_core: self.states().is_masked_by_core(id),
+                tx_packets,
+                tx_bytes,
+                rx_packets,
+                rx_bytes,
+                heard_ago: live.last_heard().map(|heard| Duration::from_nanos(now.saturating_sub(heard))),
+                latency: live.latency(),
+                mtu: entry.tunnel.mtu,
+                remote: live.remote(),
+                buckets: buckets.get(id.0 as usize).copied().unwrap_or(0),
+            }
+        });
+        entries.collect()
+    }
+
+    /// How many buckets lead to each tunnel, indexed by its id.
+    fn buckets_by_tunnel(&self, now: Ticks) -> Vec<u32> {
+        let mut buckets = Vec::new();
+        for (_, entry) in self.ledger.groups().filter(|(_, entry)| !entry.group.is_single()) {
+            for bucket in 0..BUCKETS as u16 {
+                let Some(TunnelId(tunnel)) = entry.group.peek(bucket, self.states(), now).now else {
+                    continue;
+                };
+                let index = tunnel as usize;
+                if index >= buckets.len() {
+                    buckets.resize(index + 1, 0);
+                }
+                buckets[index] += 1;
+            }
+        }
+        buckets
+    }
+
+    /// What has become due since the last call: an outbound SA without ESN that has used three quarters
+    /// of its sequence numbers, or one that has stopped. Looks at every SA; once a second is enough.
+    pub fn lifetimes(&mut self) -> Vec<Event> {
+        let ledger = &self.ledger;
+        self.reported.retain(|id, _| ledger.sa(*id).is_some());
+        let mut events = Vec::new();
+        for (id, sa) in self.ledger.sas() {
+            let SaHandle::Out(sa) = sa else { continue };
+            let hard = sa.is_stopped();
+            let due = hard || sa.sequence() > sa.last_sequence() / 4 * 3;
+            if due && self.reported.get(&id).is_none_or(|&reported| hard && !reported) {
+                self.reported.insert(id, hard);
+                events.push(Event::SaLifetime { sa: id, hard });
+            }
+        }
+        events
+    }
+
+    /// Stash entries by ascending key from `from` on, as many as fit into a frame.
+    pub fn stash(&self, from: u64) -> Vec<(u64, StashValue)> {
+        let mut room = STASH_ANSWER_LEN;
+        let fits = |(_, value): &(&u64, &StashValue)| {
+            // Key and length take at most 16 bytes.
+            let needed = value.0.len() + 16;
+            let fits = needed <= room;
+            room = room.saturating_sub(needed);
+            fits
+        };
+        self.ledger.stash().range(from..).take_while(fits).map(|(key, value)| (*key, value.clone())).collect()
+    }
+
+    /// Values in the stash.
+    pub fn stash_entries(&self) -> u32 {
+        self.ledger.stash().len() as u32
+    }
+}
+
+fn sa_stats(id: braid_api::SaId, sa: &SaHandle, now: u64) -> SaStats {
+    let (counter, sequence, installed) = match sa {
+        SaHandle::Out(sa) => (&sa.counter, sa.sequence(), sa.installed),
+        SaHandle::In(sa) => (&sa.counter, sa.replay().top(), sa.installed),
+    };
+    SaStats {
+        sa: id,
+        tunnel: sa.tunnel(),
+        direction: sa.direction(),
+        spi: sa.spi(),
+        suite: sa.suite(),
+        packets: counter.packets(),
+        bytes: counter.bytes(),
+        sequence,
+        age: Duration::from_nanos(now.saturating_sub(installed)),
+    }
+}

@@ -1,0 +1,160 @@
+//! A tunnel as the packet path sees it.
+//!
+//! [`Tunnel`] never changes: a new one takes its place in both copies of the tables. What changes
+//! under traffic is in [`TunnelLive`], which is carried from one to the next.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+
+use super::mtu::{inner_mtu, smallest_inner_mtu};
+use crate::{counters::PerWorker, esp::sa::OutboundSa};
+
+/// A tunnel's settings, its MTU and the SA that carries it now.
+pub struct Tunnel {
+    /// What control has put.
+    pub settings: Arc<braid_api::Tunnel>,
+    /// Largest inner packet, in bytes.
+    pub mtu: u16,
+    /// The newest SA to the peer; `None`: nothing can be sent.
+    pub outbound: Option<Arc<OutboundSa>>,
+    /// What changes under traffic.
+    pub live: Arc<TunnelLive>,
+}
+
+impl Tunnel {
+    /// `remote` is where the peer is, or will be once this is in force.
+    pub(super) fn new(
+        settings: Arc<braid_api::Tunnel>,
+        outbound: Option<Arc<OutboundSa>>,
+        live: Arc<TunnelLive>,
+        remote: Option<SocketAddr>,
+    ) -> Self {
+        let path_mtu = live.path_mtu().map_or(settings.path_mtu, |found| found.min(settings.path_mtu));
+        let outer_v6 = remote.unwrap_or(settings.local).is_ipv6();
+        let mtu = match &outbound {
+            Some(sa) => inner_mtu(path_mtu, outer_v6, settings.encapsulation, sa.suite),
+            None => smallest_inner_mtu(path_mtu, outer_v6, settings.encapsulation),
+        };
+        Tunnel { settings, mtu, outbound, live }
+    }
+}
+
+const TX_PACKETS: usize = 0;
+const TX_BYTES: usize = 1;
+const RX_PACKETS: usize = 2;
+const RX_BYTES: usize = 3;
+
+/// What changes under traffic. All threads write here without a lock.
+pub struct TunnelLive {
+    counters: PerWorker<4>,
+    /// Monotonic nanoseconds, 0 for never.
+    heard: AtomicU64,
+    /// Nanoseconds, 0 for unknown.
+    latency: AtomicU64,
+    remote: ArcSwapOption<SocketAddr>,
+    /// 0 for none.
+    path_mtu: AtomicU16,
+}
+
+impl TunnelLive {
+    pub(super) fn new(workers: usize, remote: Option<SocketAddr>) -> Self {
+        TunnelLive {
+            counters: PerWorker::new(workers),
+            heard: AtomicU64::new(0),
+            latency: AtomicU64::new(0),
+            remote: ArcSwapOption::from_pointee(remote),
+            path_mtu: AtomicU16::new(0),
+        }
+    }
+
+    /// Counts a run of inner packets that was sealed and handed to the socket.
+    pub fn sent(&self, worker: usize, packets: u64, bytes: u64) {
+        self.counters.add(worker, TX_PACKETS, packets);
+        self.counters.add(worker, TX_BYTES, bytes);
+    }
+
+    /// Counts a run of inner packets that was authenticated and accepted.
+    pub fn received(&self, worker: usize, packets: u64, bytes: u64) {
+        self.counters.add(worker, RX_PACKETS, packets);
+        self.counters.add(worker, RX_BYTES, bytes);
+    }
+
+    /// Inner packets and bytes sent.
+    pub fn tx(&self) -> (u64, u64) {
+        (self.counters.sum(TX_PACKETS), self.counters.sum(TX_BYTES))
+    }
+
+    /// Inner packets and bytes received.
+    pub fn rx(&self) -> (u64, u64) {
+        (self.counters.sum(RX_PACKETS), self.counters.sum(RX_BYTES))
+    }
+
+    /// Notes that a packet was authenticated at `now`, in monotonic nanoseconds; called at most once
+    /// per batch.
+    pub fn heard(&self, now: u64) {
+        if self.heard.load(Relaxed) != now {
+            self.heard.store(now.max(1), Relaxed);
+        }
+    }
+
+    /// When a packet was last authenticated, in monotonic nanoseconds.
+    pub fn last_heard(&self) -> Option<u64> {
+        match self.heard.load(Relaxed) {
+            0 => None,
+            nanos => Some(nanos),
+        }
+    }
+
+    /// Sets the smoothed round-trip time of the probes.
+    pub fn set_latency(&self, latency: Option<Duration>) {
+        let nanos = latency.map_or(0, |latency| (latency.as_nanos() as u64).max(1));
+        self.latency.store(nanos, Relaxed);
+    }
+
+    /// Smoothed round-trip time of the probes.
+    pub fn latency(&self) -> Option<Duration> {
+        match self.latency.load(Relaxed) {
+            0 => None,
+            nanos => Some(Duration::from_nanos(nanos)),
+        }
+    }
+
+    /// Outer address of the peer now.
+    #[inline]
+    pub fn remote(&self) -> Option<SocketAddr> {
+        self.remote.load().as_deref().copied()
+    }
+
+    /// Notes where an authenticated packet came from; true when the peer has moved.
+    pub fn heard_from(&self, from: SocketAddr) -> bool {
+        if self.remote() == Some(from) {
+            return false;
+        }
+        self.set_remote(Some(from));
+        true
+    }
+
+    pub(super) fn set_remote(&self, remote: Option<SocketAddr>) {
+        self.remote.store(remote.map(Arc::new));
+    }
+
+    /// Largest outer packet that the path was found to take, in bytes.
+    pub fn path_mtu(&self) -> Option<u16> {
+        match self.path_mtu.load(Relaxed) {
+            0 => None,
+            mtu => Some(mtu),
+        }
+    }
+
+    pub(super) fn set_path_mtu(&self, mtu: Option<u16>) {
+        self.path_mtu.store(mtu.unwrap_or(0), Relaxed);
+    }
+}

@@ -1,0 +1,552 @@
+//! One forwarding thread: poll, drain, forward, flush.
+//!
+//! Receive is drained before transmit, so that what a peer sends is opened before more is sent to
+//! it, and probes and IKE are seen even in overload. Pools stay open over system calls until their
+//! device or socket is empty.
+
+use std::{
+    collections::HashMap,
+    io::{self, IoSlice},
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use braid_api::{Encapsulation, SaId, TunnelId};
+use rustix::event::{PollFd, PollFlags};
+
+use crate::{
+    drop_reason::DropReason,
+    forward::{Arrival, Departure, Drops, Forwarder, Now, ProbeReply, Progress, Wire},
+    io::{
+        batch::{MAX_MESSAGES, Outgoing, ReceivePool, SendBatch},
+        tun::{TunDevice, TunQueue},
+    },
+    offload::{
+        MAX_HEADERS,
+        coalesce::{Coalescer, Pending, Slots},
+        vnet::{VNET_LEN, Vnet},
+    },
+    runs::Run,
+    tables::{Reader, Tables, TunnelStates},
+};
+
+/// Slots of the receive pool: 48 buffers of 64 KiB.
+const SLOTS: usize = 48;
+/// Messages of one recvmmsg: what is merged by GRO is large, so that few fill the pool.
+const RECEIVE_LIMIT: usize = 16;
+/// Bytes and packets read from the device before the sockets are looked at again.
+const TRANSMIT_BYTES: usize = 512 * 1024;
+const TRANSMIT_PACKETS: usize = 256;
+/// Packets opened in one phase before data for the LAN is shed: at 2 us a write to the device, a few
+/// milliseconds, less than what in-tunnel probes may wait.
+const OVERLOAD_PENDING: usize = 1024;
+
+/// To a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// The worker's queue of the device.
+    Tun(TunQueue),
+    /// An outer socket.
+    Socket(OuterSocket),
+    /// The socket of this address is no longer needed.
+    Close(SocketAddr),
+    /// End the thread.
+    Stop,
+}
+
+/// From a worker to the core's other threads.
+#[derive(Debug)]
+pub enum Notice {
+    /// A probe came back.
+    Probe(ProbeReply),
+    /// IKE for control.
+    Punt {
+        /// Socket that it came to.
+        local: SocketAddr,
+        /// Sender.
+        from: SocketAddr,
+        /// Without the non-ESP marker.
+        datagram: Vec<u8>,
+    },
+    /// The SA has used up its sequence numbers.
+    Exhausted(SaId),
+    /// A packet was larger than the outer path takes.
+    TooBigOutside(TunnelId),
+    /// The device or a socket is gone; the worker has let go of it.
+    Lost {
+        /// One line.
+        what: String,
+    },
+}
+
+/// An outer socket and what comes out of it.
+#[derive(Debug)]
+pub struct OuterSocket {
+    /// Bound address; port 0 for raw ESP.
+    pub local: SocketAddr,
+    /// Non-blocking.
+    pub fd: OwnedFd,
+}
+
+impl OuterSocket {
+    fn wire(&self) -> Wire {
+        match self.local {
+            _ if self.local.port() != 0 => Wire::Udp,
+            SocketAddr::V4(_) => Wire::Esp4,
+            SocketAddr::V6(_) => Wire::Esp6,
+        }
+    }
+}
+
+/// Sends runs; the worker and the liveness thread have one each.
+#[derive(Debug, Default)]
+pub struct Sender {
+    sockets: Vec<OuterSocket>,
+    by_address: HashMap<SocketAddr, usize>,
+    batch: SendBatch,
+    gso: bool,
+}
+
+/// What became of a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Sent {
+    /// Packets that the kernel refused, by cause.
+    pub full: u32,
+    /// Larger than the path takes.
+    pub too_big: u32,
+    /// For another reason.
+    pub failed: u32,
+}
+
+impl Sender {
+    /// With `gso` runs go out in one piece over UDP.
+    pub fn new(gso: bool) -> Self {
+        Sender { gso, ..Sender::default() }
+    }
+
+    /// Adds a socket, or replaces the one with its address.
+    pub fn add(&mut self, socket: OuterSocket) {
+        self.remove(socket.local);
+        self.by_address.insert(socket.local, self.sockets.len());
+        self.sockets.push(socket);
+    }
+
+    /// Closes the socket with this address.
+    pub fn remove(&mut self, local: SocketAddr) {
+        if let Some(index) = self.by_address.remove(&local) {
+            self.sockets.swap_remove(index);
+            if let Some(moved) = self.sockets.get(index) {
+                self.by_address.insert(moved.local, index);
+            }
+        }
+    }
+
+    /// Sends a sealed run from the socket with the address `local`.
+    pub fn send(&mut self, local: SocketAddr, to: SocketAddr, bytes: &[u8], segment: usize, tos: u8) -> Sent {
+        let packets = bytes.len().div_ceil(segment) as u32;
+        let Some(&index) = self.by_address.get(&local) else {
+            return Sent { failed: packets, ..Sent::default() };
+        };
+        let socket = self.sockets[index].fd.as_fd();
+        let mut sent = Sent::default();
+        if self.gso && local.port() != 0 {
+            let mut refused = None;
+            self.batch
+                .send(socket, &[Outgoing { bytes, to, segment, tos }], |_, error| refused = Some(error));
+            match refused {
+                None => return sent,
+                // A device without checksum offload takes no GSO: one by one then, for this run.
+                Some(error)
+                    if packets > 1 && matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) => {}
+                Some(error) => {
+                    sent.count(&error, packets);
+                    return sent;
+                }
+            }
+        }
+        let empty = Outgoing { bytes: &[], to, segment, tos };
+        for chunk in bytes.chunks(segment * MAX_MESSAGES) {
+            let mut messages = [empty; MAX_MESSAGES];
+            let mut count = 0;
+            for (message, bytes) in messages.iter_mut().zip(chunk.chunks(segment)) {
+                message.bytes = bytes;
+                count += 1;
+            }
+            self.batch.send(socket, &messages[..count], |_, error| sent.count(&error, 1));
+        }
+        sent
+    }
+}
+
+impl Sent {
+    fn count(&mut self, error: &io::Error, packets: u32) {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => self.full += packets,
+            Some(libc::EMSGSIZE) => self.too_big += packets,
+            _ => self.failed += packets,
+        }
+    }
+
+    fn all(self) -> u32 {
+        self.full + self.too_big + self.failed
+    }
+}
+
+/// What a worker is made of.
+pub struct Worker {
+    number: usize,
+    forwarder: Forwarder,
+    reader: Reader,
+    device: Option<TunQueue>,
+    sender: Sender,
+    pool: ReceivePool,
+    packet: Vec<u8>,
+    commands: mpsc::Receiver<Command>,
+    wake: OwnedFd,
+    notices: mpsc::SyncSender<Notice>,
+    now: Now,
+}
+
+/// What a worker is told at its start.
+pub struct Setup {
+    /// 0 to the number of workers less one.
+    pub number: usize,
+    /// Segments that the kernel takes in one GSO send; 1 for no GSO.
+    pub max_segments: u16,
+    /// Whether super-packets may be made.
+    pub offload: bool,
+    /// The tables.
+    pub reader: Reader,
+    /// The tunnel-state array.
+    pub states: TunnelStates,
+    /// Drops by reason.
+    pub drops: Arc<Drops>,
+    /// Commands; `wake` says that one waits.
+    pub commands: mpsc::Receiver<Command>,
+    /// An eventfd.
+    pub wake: OwnedFd,
+    /// Bounded; what does not fit is counted or repeated by its source.
+    pub notices: mpsc::SyncSender<Notice>,
+}
+
+impl Worker {
+    /// A worker without device and sockets, which come as commands.
+    pub fn new(setup: Setup) -> Self {
+        Worker {
+            number: setup.number,
+            forwarder: Forwarder::new(
+                setup.number,
+                setup.max_segments,
+                setup.offload,
+                setup.states,
+                setup.drops,
+            ),
+            reader: setup.reader,
+            device: None,
+            sender: Sender::new(setup.max_segments > 1),
+            pool: ReceivePool::new(SLOTS),
+            packet: vec![0; 65_536 + 256],
+            commands: setup.commands,
+            wake: setup.wake,
+            notices: setup.notices,
+            now: monotonic(),
+        }
+    }
+
+    /// Forwards until told to stop.
+    pub fn run(mut self) {
+        loop {
+            self.now = monotonic();
+            let received = self.receive();
+            let transmitted = self.transmit();
+            if !received && !transmitted && !self.wait() {
+                return;
+            }
+        }
+    }
+
+    /// Waits for anything; false at the end.
+    fn wait(&mut self) -> bool {
+        let mut polled = Vec::with_capacity(2 + self.sender.sockets.len());
+        polled.push(PollFd::new(&self.wake, PollFlags::IN));
+        polled.extend(self.sender.sockets.iter().map(|socket| PollFd::new(&socket.fd, PollFlags::IN)));
+        polled.extend(self.device.iter().map(|device| PollFd::new(device, PollFlags::IN)));
+        if rustix::event::poll(&mut polled, None).is_err() {
+            return true;
+        }
+        let told = !polled[0].revents().is_empty();
+        drop(polled);
+        if !told {
+            return true;
+        }
+        let _ = rustix::io::read(&self.wake, &mut [0_u8; 8]);
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Tun(queue)) => {
+                    self.forwarder.lan = Coalescer::new(queue.vnet_hdr());
+                    self.device = Some(queue);
+                }
+                Ok(Command::Socket(socket)) => self.sender.add(socket),
+                Ok(Command::Close(local)) => self.sender.remove(local),
+                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return false,
+                Err(mpsc::TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    /// Drains the sockets and writes to the LAN; false when nothing was there.
+    fn receive(&mut self) -> bool {
+        let mut any = false;
+        let mut opened = 0;
+        let mut reader = self.reader.clone();
+        loop {
+            let before = self.pool.free();
+            let tables = reader.enter();
+            for index in 0..self.sender.sockets.len() {
+                opened += self.receive_from(index, &tables);
+            }
+            drop(tables);
+            let received = before - self.pool.free();
+            any |= received > 0;
+            if received == 0 {
+                break;
+            }
+            self.forwarder.overloaded = opened > OVERLOAD_PENDING;
+            if self.pool.free() == 0 {
+                self.write_lan();
+                self.pool.clear();
+                if opened <= OVERLOAD_PENDING {
+                    break;
+                }
+            }
+        }
+        self.forwarder.overloaded = false;
+        if any {
+            self.write_lan();
+            self.pool.clear();
+            self.flush(true);
+        }
+        any
+    }
+
+    /// Receives from one socket into the pools; packets seen.
+    fn receive_from(&mut self, index: usize, tables: &Tables) -> usize {
+        let socket = &self.sender.sockets[index];
+        let (wire, local) = (socket.wire(), socket.local);
+        let slots = match self.pool.receive(socket.fd.as_fd(), RECEIVE_LIMIT) {
+            Ok(slots) => slots,
+            Err(error) => {
+                self.sender.remove(local);
+                let _ = self.notices.try_send(Notice::Lost { what: format!("socket {local}: {error}") });
+                return 0;
+            }
+        };
+        let mut packets = 0;
+        for slot in slots {
+            let Some(got) = self.pool.received(slot) else { continue };
+            if got.truncated {
+                self.forwarder.drop(DropReason::Truncated, 1);
+                continue;
+            }
+            packets += got.len.div_ceil(got.segment);
+            let mut arrival = Arrival::new(slot, got.len, got.segment, got.from, got.tos, wire);
+            loop {
+                match self.forwarder.inward(tables, &mut self.pool, &mut arrival, self.now) {
+                    Progress::Done => break,
+                    Progress::Full => self.write_lan(),
+                }
+            }
+            self.hand_over(local, got.from);
+        }
+        packets
+    }
+
+    /// What is for other threads leaves the pools.
+    fn hand_over(&mut self, local: SocketAddr, from: SocketAddr) {
+        for reply in self.forwarder.probe_replies.drain(..) {
+            let _ = self.notices.try_send(Notice::Probe(reply));
+        }
+        let mut lost = 0;
+        for (slot, range) in self.forwarder.punts.drain(..) {
+            let datagram = self.pool.slot(slot)[range].to_vec();
+            lost += u64::from(self.notices.try_send(Notice::Punt { local, from, datagram }).is_err());
+        }
+        if lost > 0 {
+            self.forwarder.drop(DropReason::PuntFull, lost);
+        }
+    }
+
+    /// Writes everything that waits for the LAN.
+    fn write_lan(&mut self) {
+        let Some(device) = &self.device else {
+            let lost: usize = self.forwarder.lan.pending().iter().map(Pending::count).sum();
+            self.forwarder.drop(DropReason::DeviceFull, lost as u64);
+            self.forwarder.lan.clear();
+            return;
+        };
+        let mut refused = None;
+        let mut lost = 0;
+        for pending in self.forwarder.lan.pending() {
+            match write_pending(device, pending, &self.pool) {
+                Ok(true) => {}
+                Ok(false) => lost += pending.count(),
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && pending.count() > 1 => {
+                    // Some kernels take the header and refuse what it says: one by one from now on.
+                    refused = Some(pending.gso(self.pool.bytes(pending.first())));
+                    for place in pending.apart() {
+                        let parts = [IoSlice::new(&[0; VNET_LEN]), IoSlice::new(self.pool.bytes(place))];
+                        lost += usize::from(!matches!(device.write(&parts), Ok(true)));
+                    }
+                }
+                Err(_) => lost += pending.count(),
+            }
+        }
+        self.forwarder.lan.clear();
+        if lost > 0 {
+            self.forwarder.drop(DropReason::DeviceFull, lost as u64);
+        }
+        if let Some(gso) = refused {
+            self.forwarder.lan.disable(gso);
+        }
+    }
+
+    /// Reads from the device into runs; false when nothing was there.
+    fn transmit(&mut self) -> bool {
+        let (mut bytes, mut packets) = (0, 0);
+        let mut reader = self.reader.clone();
+        let tables = reader.enter();
+        while bytes < TRANSMIT_BYTES && packets < TRANSMIT_PACKETS {
+            let Some(device) = &self.device else { break };
+            let head = if device.vnet_hdr() { VNET_LEN } else { 0 };
+            let len = match device.read(&mut self.packet) {
+                Ok(Some(len)) => len,
+                Ok(None) => break,
+                Err(error) => {
+                    self.device = None;
+                    let _ = self.notices.try_send(Notice::Lost { what: format!("TUN device: {error}") });
+                    break;
+                }
+            };
+            bytes += len;
+            packets += 1;
+            let vnet = if head == 0 { Some(Vnet::default()) } else { decode_vnet(&self.packet[..len]) };
+            match vnet {
+                Some(vnet) => self.transmit_one(&tables, head..len, vnet),
+                None => self.forwarder.drop(DropReason::InnerMalformed, 1),
+            }
+        }
+        if packets > 0 {
+            self.flush(true);
+            self.write_errors();
+        }
+        packets > 0
+    }
+
+    fn transmit_one(&mut self, tables: &Tables, range: core::ops::Range<usize>, vnet: Vnet) {
+        let mut packet = core::mem::take(&mut self.packet);
+        let mut departure = Departure::new(&mut packet[range], vnet);
+        loop {
+            match self.forwarder.outward(tables, &mut departure, self.now) {
+                Progress::Done => break,
+                Progress::Full => self.flush(true),
+            }
+        }
+        self.packet = packet;
+        if self.forwarder.runs.has_closed() {
+            self.flush(false);
+        }
+    }
+
+    /// Lets runs leave: all, or those that are full and what must go before them.
+    fn flush(&mut self, all: bool) {
+        let Worker { forwarder, sender, notices, number, .. } = self;
+        let drops = Arc::clone(forwarder.drops());
+        forwarder.runs.flush(all, |run| leave(run, sender, &drops, *number, notices));
+    }
+
+    fn write_errors(&mut self) {
+        let Some(device) = &self.device else { return };
+        for error in self.forwarder.errors.drain(..) {
+            let head = [0; VNET_LEN];
+            let head = if device.vnet_hdr() { &head[..] } else { &[] };
+            let _ = device.write(&[IoSlice::new(head), IoSlice::new(&error)]);
+        }
+    }
+}
+
+/// Seals a run and sends it, under the SA's guard, so that wire order is sequence order.
+fn leave(
+    run: &mut Run,
+    sender: &mut Sender,
+    drops: &Drops,
+    number: usize,
+    notices: &mpsc::SyncSender<Notice>,
+) {
+    let sa = Arc::clone(&run.sa);
+    let mut sequence = sa.lock();
+    let (to, segment, tos, count) = (run.to, run.segment, run.tos, run.count);
+    let local = match run.encapsulation {
+        Encapsulation::Udp => run.local,
+        Encapsulation::Esp => SocketAddr::new(run.local.ip(), 0),
+    };
+    let Ok(bytes) = run.seal(&mut sequence) else {
+        drops.add(number, DropReason::Exhausted as usize, u64::from(count));
+        let _ = notices.try_send(Notice::Exhausted(sa.id));
+        return;
+    };
+    let sent = sender.send(local, to, bytes, segment, tos);
+    drop(sequence);
+    if sent.all() > 0 {
+        for (reason, packets) in [
+            (DropReason::SocketFull, sent.full),
+            (DropReason::PathMtu, sent.too_big),
+            (DropReason::SendFailed, sent.failed),
+        ] {
+            drops.add(number, reason as usize, u64::from(packets));
+        }
+        if sent.too_big > 0 {
+            let _ = notices.try_send(Notice::TooBigOutside(sa.tunnel));
+        }
+    }
+    let delivered = u64::from(count - sent.all().min(count));
+    let bytes =
+        if sent.all() == 0 { run.inner_bytes } else { run.inner_bytes * delivered / u64::from(count.max(1)) };
+    run.live.sent(number, delivered, bytes);
+    sa.counter.add(delivered, bytes);
+}
+
+fn write_pending(device: &TunQueue, pending: &Pending, pool: &ReceivePool) -> io::Result<bool> {
+    /// The device's header, the packet's headers, the first payload and the others.
+    const MOST: usize = 3 + 64;
+    let first = pool.bytes(pending.first());
+    if !device.vnet_hdr() {
+        return device.write(&[IoSlice::new(first)]);
+    }
+    let (vnet, headers) = pending.headers(first);
+    let Some((headers, len)): Option<([u8; MAX_HEADERS], usize)> = headers else {
+        return device.write(&[IoSlice::new(&vnet), IoSlice::new(first)]);
+    };
+    let mut parts = [IoSlice::new(&[]); MOST];
+    parts[0] = IoSlice::new(&vnet);
+    parts[1] = IoSlice::new(&headers[..len]);
+    parts[2] = IoSlice::new(&first[len..]);
+    let mut count = 3;
+    for (part, place) in parts[3..].iter_mut().zip(pending.rest()) {
+        *part = IoSlice::new(pool.bytes(*place));
+        count += 1;
+    }
+    device.write(&parts[..count])
+}
+
+fn decode_vnet(packet: &[u8]) -> Option<Vnet> {
+    Vnet::decode(packet.get(..VNET_LEN)?.try_into().ok()?)
+}
+
+/// The time since an arbitrary start that does not jump.
+pub fn monotonic() -> Now {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let time = Duration::new(time.tv_sec as u64, time.tv_nsec as u32);
+    Now { nanos: time.as_nanos() as u64 }
+}
