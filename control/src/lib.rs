@@ -1,1 +1,10 @@
-//! Braid.
+//! Braid's control process, its launcher and the command `braid`.
+//!
+//! `config` reads the configuration, `desired` turns it into what the kernel and the core should
+//! be like, and `turn` takes one event in and gives one set of effects out. All of these are pure;
+//! `process` connects them to sockets, clocks and files.
+
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod config;

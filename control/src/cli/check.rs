@@ -1,0 +1,71 @@
+//! `braid check`.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use super::WRONG_USAGE;
+use crate::config::{self, Config};
+
+/// Says whether a configuration is right, and every line that is not.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Prints one line per error, `FILE:LINE: key: what is wrong; what would be right`, and exits with 2.
+Nothing is started or changed.
+
+Example: braid check --config /etc/braid/braid.toml")]
+pub(super) struct Args {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    match config::load(&args.config) {
+        Ok(config) => {
+            // Whoever closed our stdout does not want to know.
+            let _ = std::io::stdout().write_all(summary(&config).as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(errors) => {
+            for error in errors {
+                eprintln!("{error}");
+            }
+            ExitCode::from(WRONG_USAGE)
+        }
+    }
+}
+
+fn summary(config: &Config) -> String {
+    let mut text = format!(
+        "{}: right: gateway {}, {}, {}, device {}\n",
+        config.file.display(),
+        config.gateway.name,
+        count(config.tunnels.len(), "tunnel"),
+        count(config.routes.len(), "route"),
+        config.core.device,
+    );
+    let idle = unused(config);
+    if !idle.is_empty() {
+        text.push_str(&format!("no route leads through: {}\n", idle.join(", ")));
+    }
+    if config.manual_keys().is_some() {
+        text.push_str("it has fixed keys, for tests only: braid run wants --insecure-manual-keys\n");
+    }
+    text
+}
+
+/// Names of tunnels that no route uses; the first few.
+fn unused(config: &Config) -> Vec<&str> {
+    const SHOWN: usize = 8;
+    let mut used = vec![false; config.tunnels.len()];
+    for index in config.routes.iter().flat_map(|route| &route.via) {
+        if let Some(used) = used.get_mut(*index as usize) {
+            *used = true;
+        }
+    }
+    let idle = config.tunnels.iter().zip(used).filter(|(_, used)| !used);
+    idle.map(|(tunnel, _)| tunnel.name.as_str()).take(SHOWN).collect()
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}

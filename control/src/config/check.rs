@@ -1,0 +1,133 @@
+//! What must agree across tables: names, SPIs, keys, inside networks, prefixes.
+
+use core::net::IpAddr;
+use std::collections::HashMap;
+
+use ipnet::IpNet;
+
+use super::{
+    Tunnel,
+    error::{Fault, Report},
+    route::Draft as RouteDraft,
+    tunnel::Draft as TunnelDraft,
+};
+
+pub(super) fn cross_check(tunnels: &[TunnelDraft], routes: &[RouteDraft], report: &mut Report) {
+    check_names(tunnels, report);
+    check_spis(tunnels, report);
+    check_keys(tunnels, report);
+    let inside = check_inside(tunnels, report);
+    check_routes(routes, &inside, report);
+}
+
+fn conflict(problem: impl Into<String>, line: u32, remedy: impl Into<String>) -> Fault {
+    Fault::Conflict { problem: problem.into(), line, remedy: remedy.into() }
+}
+
+fn read(tunnels: &[TunnelDraft]) -> impl Iterator<Item = &Tunnel> {
+    tunnels.iter().filter_map(|draft| draft.tunnel.as_ref())
+}
+
+fn check_names(tunnels: &[TunnelDraft], report: &mut Report) {
+    let mut seen = HashMap::new();
+    for draft in tunnels.iter().filter(|draft| !draft.name.is_empty()) {
+        if let Some(first) = seen.insert(draft.name.as_str(), draft.line) {
+            let fault =
+                conflict(format!("{:?} is taken", draft.name), first, "give each tunnel its own name");
+            report.error_at_line(draft.line, "tunnel.name", fault);
+        }
+    }
+}
+
+fn check_spis(tunnels: &[TunnelDraft], report: &mut Report) {
+    let mut seen = HashMap::new();
+    for tunnel in read(tunnels) {
+        let spi = tunnel.manual.spi_in;
+        if let Some(first) = seen.insert(spi, tunnel.line) {
+            let remedy = "packets from the peers are told apart by it; choose another on both sides";
+            let fault = conflict(format!("{spi} is taken by the tunnel"), first, remedy);
+            report.error_at_line(tunnel.line, "tunnel.manual.spi-in", fault);
+        }
+    }
+}
+
+/// With a counter mode, a key used for two SAs repeats nonces, and reflects packets otherwise.
+fn check_keys(tunnels: &[TunnelDraft], report: &mut Report) {
+    let mut seen = HashMap::new();
+    for tunnel in read(tunnels) {
+        let keys = [("key-in", &tunnel.manual.key_in), ("key-out", &tunnel.manual.key_out)];
+        for (name, key) in keys {
+            if let Some(first) = seen.insert(key.expose(), tunnel.line) {
+                let remedy = "each direction of each tunnel needs a key of its own";
+                let fault = conflict("the key is used twice: also by the tunnel", first, remedy);
+                report.error_at_line(tunnel.line, format_args!("tunnel.manual.{name}"), fault);
+            }
+        }
+    }
+}
+
+/// Disjoint inside networks; returns whose peer an address is.
+fn check_inside<'t>(tunnels: &'t [TunnelDraft], report: &mut Report) -> HashMap<IpAddr, &'t Tunnel> {
+    let mut nets: Vec<(IpNet, &Tunnel)> = Vec::new();
+    for tunnel in read(tunnels) {
+        nets.extend(tunnel.inside.iter().map(|net| (*net, tunnel)));
+        let outside =
+            tunnel.peer_inside.iter().filter(|peer| !tunnel.inside.iter().any(|net| net.contains(*peer)));
+        nets.extend(outside.map(|peer| (IpNet::from(*peer), tunnel)));
+    }
+    // By first address, the widest first: then a net overlaps its predecessors exactly if it
+    // begins before the furthest end seen.
+    nets.sort_by_key(|(net, tunnel)| (net.network(), net.prefix_len(), tunnel.line));
+    let mut widest: Option<(IpNet, &Tunnel)> = None;
+    for (net, tunnel) in &nets {
+        match widest {
+            Some((open, other)) if open.contains(&net.network()) => {
+                report_overlap((*net, tunnel), (open, other), report);
+            }
+            _ => widest = Some((*net, tunnel)),
+        }
+    }
+    read(tunnels).flat_map(|tunnel| tunnel.peer_inside.iter().map(move |peer| (*peer, tunnel))).collect()
+}
+
+fn report_overlap(a: (IpNet, &Tunnel), b: (IpNet, &Tunnel), report: &mut Report) {
+    // The later one in the file is at fault.
+    let ((net, tunnel), (other_net, other)) = if a.1.line >= b.1.line { (a, b) } else { (b, a) };
+    let link_local = |net: IpNet| matches!(net, IpNet::V4(v4) if v4.addr().is_link_local());
+    let remedy = if link_local(net) {
+        "give each tunnel its own network; on AWS, set another TunnelInsideCidr for one of the two"
+    } else {
+        "give each tunnel its own network"
+    };
+    let fault =
+        conflict(format!("{net} overlaps {other_net} of tunnel {:?}", other.name), other.line, remedy);
+    report.error_at_line(tunnel.line, "tunnel.inside", fault);
+}
+
+fn check_routes(routes: &[RouteDraft], peers: &HashMap<IpAddr, &Tunnel>, report: &mut Report) {
+    let mut seen = HashMap::with_capacity(routes.len());
+    for draft in routes {
+        let prefix = draft.route.prefix;
+        if let Some(first) = seen.insert(prefix, draft.line) {
+            let remedy = "name all its tunnels in one via";
+            report.error_at_line(
+                draft.line,
+                "route.prefix",
+                conflict(format!("{prefix} is routed already"), first, remedy),
+            );
+        }
+        let host = prefix.prefix_len() == prefix.max_prefix_len();
+        if let Some(tunnel) = peers.get(&prefix.addr()).filter(|_| host) {
+            let remedy = "leave the route out: an inside peer is always reached through its own tunnel";
+            report.error_at_line(
+                draft.line,
+                "route.prefix",
+                conflict(
+                    format!("{} is the inside peer of {:?}", prefix.addr(), tunnel.name),
+                    tunnel.line,
+                    remedy,
+                ),
+            );
+        }
+    }
+}

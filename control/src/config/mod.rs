@@ -1,0 +1,272 @@
+//! The configuration file: TOML in, a checked [`Config`] or every error with its line out.
+//!
+//! A [`Config`] cannot be wrong in itself: names resolve, keys have their suite's length, inside
+//! networks are disjoint. What it cannot know is whether the machine allows it. Reading is pure
+//! but for [`load`], which opens the file. Not done: WireGuard, IKE, BGP, metrics and interface
+//! paths, whose keys are known and refused.
+
+mod check;
+mod error;
+mod gateway;
+mod route;
+mod section;
+mod tunnel;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use core::time::Duration;
+use std::{
+    fs::File,
+    io::Read,
+    net::IpAddr,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use braid_api::{DfPolicy, Encapsulation, Probe, Selectors, Spi, Suite};
+use ipnet::IpNet;
+use toml::de::DeTable;
+use zeroize::Zeroizing;
+
+pub use error::{ConfigError, Fault};
+
+use error::Report;
+use section::{Schema, Section};
+
+/// Most tunnels (the core's limit).
+pub const MAX_TUNNELS: usize = 65_536;
+/// Most `[[route]]` entries, and `protect` prefixes.
+pub const MAX_ROUTES: usize = 2_000_000;
+/// Longest file, in bytes.
+pub const MAX_FILE_LEN: u64 = 512 * 1024 * 1024;
+
+/// A whole configuration.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Where it was read.
+    pub file: PathBuf,
+    /// `[gateway]`.
+    pub gateway: Gateway,
+    /// `[core]`.
+    pub core: CoreSettings,
+    /// `[[tunnel]]`, in the order of the file.
+    pub tunnels: Vec<Tunnel>,
+    /// `[[route]]`, in the order of the file.
+    pub routes: Vec<Route>,
+}
+
+/// `[gateway]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Gateway {
+    /// Its name; default: the host's.
+    pub name: String,
+    /// Source addresses of the gateway's own traffic into the tunnels, at most one per family.
+    pub source: Vec<IpAddr>,
+    /// Never leaves in clear, besides every route's prefix.
+    pub protect: Vec<IpNet>,
+    /// May a packet that came out of one tunnel go into another.
+    pub transit: bool,
+    /// Seed of the flow hash; default: random, kept in the run directory.
+    pub hash_seed: Option<[u8; 16]>,
+    /// Both directions of a flow take the same tunnel, if the peer does the same.
+    pub symmetric_hash: bool,
+}
+
+/// `[core]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CoreSettings {
+    /// Name of the TUN device.
+    pub device: String,
+    /// Forwarding threads; default: 1 below four CPUs, else one per CPU less one.
+    pub workers: Option<u32>,
+    /// Whether segmentation offloads may be used.
+    pub offload: bool,
+    /// The run directory, unless the command line names one.
+    pub run_dir: Option<PathBuf>,
+}
+
+/// Who begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// We do.
+    Initiate,
+    /// The peer does.
+    Respond,
+}
+
+/// The peer's outer address.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Remote {
+    /// Fixed.
+    Address(IpAddr),
+    /// A DNS name.
+    Name(String),
+}
+
+/// `[[tunnel]]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tunnel {
+    /// Unique.
+    pub name: String,
+    /// Line of its table, from 1.
+    pub line: u32,
+    /// Outer address of ours; `None`: routing chooses.
+    pub local: Option<IpAddr>,
+    /// The peer; `None`: any (responder).
+    pub remote: Option<Remote>,
+    /// Our inside addresses with their networks, at most one per family.
+    pub inside: Vec<IpNet>,
+    /// The peer's inside addresses, at most one per family.
+    pub peer_inside: Vec<IpAddr>,
+    /// Outer packets leave by this interface; `None`: routing decides.
+    pub uplink: Option<String>,
+    /// Who begins; without meaning for fixed keys.
+    pub role: Role,
+    /// Share within a group, 1 to 65535.
+    pub weight: u16,
+    /// The highest that is up carries traffic.
+    pub priority: i32,
+    /// In-tunnel probes, if any.
+    pub probe: Option<Probe>,
+    /// Inner sources accepted; `None`: what is routed there.
+    pub allowed: Option<Vec<IpNet>>,
+    /// For packets that are too big.
+    pub df: DfPolicy,
+    /// `local-ts` and `remote-ts`; empty lists for any.
+    pub selectors: Selectors,
+    /// How long a tunnel that came back is watched before it carries again; doubles with each
+    /// failure that follows soon after.
+    pub hold_down: Duration,
+    /// `[tunnel.manual]`.
+    pub manual: Manual,
+}
+
+/// `[tunnel.manual]`: ESP with fixed keys.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Manual {
+    /// Encryption and integrity.
+    pub suite: Suite,
+    /// Of packets from the peer.
+    pub spi_in: Spi,
+    /// Of packets to the peer.
+    pub spi_out: Spi,
+    /// Keying material of packets from the peer.
+    pub key_in: Key,
+    /// Keying material of packets to the peer.
+    pub key_out: Key,
+    /// How ESP travels.
+    pub encapsulation: Encapsulation,
+    /// Anti-replay window in packets.
+    pub replay_window: u32,
+    /// Extended sequence numbers (RFC 4304).
+    pub esn: bool,
+    /// UDP port of ours.
+    pub port: u16,
+    /// UDP port of the peer.
+    pub remote_port: u16,
+}
+
+/// Keying material of one direction: zeroized on drop, never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key(Zeroizing<Vec<u8>>);
+
+impl Key {
+    /// Takes the material over.
+    pub fn new(material: Zeroizing<Vec<u8>>) -> Self {
+        Key(material)
+    }
+
+    /// The bytes.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl core::fmt::Debug for Key {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Key({} bytes)", self.0.len())
+    }
+}
+
+/// `[[route]]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// Inner destination.
+    pub prefix: IpNet,
+    /// Indexes into [`Config::tunnels`], ascending; one ECMP group.
+    pub via: Vec<u32>,
+    /// The lower wins between origins.
+    pub distance: u8,
+}
+
+impl Config {
+    /// The first tunnel with fixed keys, as the error that refuses it without
+    /// `--insecure-manual-keys`.
+    pub fn manual_keys(&self) -> Option<ConfigError> {
+        let tunnel = self.tunnels.first()?;
+        Some(ConfigError {
+            file: self.file.clone(),
+            line: tunnel.line,
+            key: "tunnel.manual".to_owned(),
+            fault: Fault::ManualKeys,
+        })
+    }
+}
+
+/// Reads and checks a file.
+///
+/// # Errors
+/// Every error found, by line.
+pub fn load(file: &Path) -> Result<Config, Vec<ConfigError>> {
+    let whole_file = |fault| vec![ConfigError { file: file.to_owned(), line: 0, key: String::new(), fault }];
+    let unreadable = |error: std::io::Error| whole_file(Fault::Unreadable { cause: error.to_string() });
+    let mut opened = File::open(file).map_err(unreadable)?;
+    let metadata = opened.metadata().map_err(unreadable)?;
+    if metadata.len() > MAX_FILE_LEN {
+        return Err(whole_file(Fault::TooLong { limit: MAX_FILE_LEN }));
+    }
+    // Sized first: a growing buffer would leave copies of keys in freed memory.
+    let mut text = Zeroizing::new(String::with_capacity(metadata.len() as usize + 1));
+    Read::by_ref(&mut opened).take(MAX_FILE_LEN).read_to_string(&mut text).map_err(unreadable)?;
+    parse(&text, file, metadata.mode())
+}
+
+/// Checks a file's text. `mode` are its permission bits.
+///
+/// # Errors
+/// Every error found, by line.
+pub fn parse(text: &str, file: &Path, mode: u32) -> Result<Config, Vec<ConfigError>> {
+    let mut report = Report::new(file, text);
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    for error in syntax {
+        let at = error.span().map_or(0, |span| span.start);
+        // The parser's own words, without the line it stands on, which may hold a key.
+        report.error(at..at, "", Fault::Syntax { problem: error.message().to_owned() });
+    }
+    if !report.is_clean() {
+        return Err(report.into_errors());
+    }
+    let root = Section::open(&ROOT, document.get_ref(), 0, &mut report);
+    let gateway = gateway::read_gateway(root, &mut report);
+    let core = gateway::read_core(root, &mut report);
+    let tunnels = tunnel::read_all(root, mode, &mut report);
+    let routes = route::read_all(root, &tunnels, &mut report);
+    check::cross_check(&tunnels, &routes, &mut report);
+    if !report.is_clean() {
+        return Err(report.into_errors());
+    }
+    let tunnels = tunnels.into_iter().filter_map(|draft| draft.tunnel).collect();
+    let routes = routes.into_iter().map(|draft| draft.route).collect();
+    Ok(Config { file: file.to_owned(), gateway, core, tunnels, routes })
+}
+
+static ROOT: Schema = Schema {
+    path: "",
+    keys: &["gateway", "core", "tunnel", "route"],
+    later: &[
+        ("bgp", "leave [bgp] out and use [[route]]"),
+        ("metrics", "leave [metrics] out and use `braid status --json`"),
+    ],
+};

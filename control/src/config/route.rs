@@ -1,0 +1,90 @@
+//! `[[route]]`.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{
+    MAX_ROUTES, Route,
+    error::{Fault, Report},
+    section::{Schema, Section},
+    tunnel::Draft as TunnelDraft,
+    value,
+};
+
+static ROUTE: Schema = Schema { path: "route", keys: &["prefix", "via", "distance"], later: &[] };
+
+/// Most members of a group (the core's limit).
+const MAX_MEMBERS: usize = 256;
+/// Below BGP's 20: a static route wins.
+const DEFAULT_DISTANCE: u8 = 1;
+
+/// A route with its line.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) route: Route,
+    pub(super) line: u32,
+}
+
+pub(super) fn read_all(root: Section<'_>, tunnels: &[TunnelDraft], report: &mut Report) -> Vec<Draft> {
+    let Some(item) = root.get("route") else {
+        return Vec::new();
+    };
+    let by_name: HashMap<&str, u32> = tunnels
+        .iter()
+        .enumerate()
+        .filter(|(_, tunnel)| !tunnel.name.is_empty())
+        .map(|(index, tunnel)| (tunnel.name.as_str(), index as u32))
+        .collect();
+    let mut known: Vec<String> = by_name.keys().map(|name| (*name).to_owned()).collect();
+    known.sort_unstable();
+    let names = Names { by_name, known: known.into() };
+    let sections = item.sections(&ROUTE, MAX_ROUTES, report);
+    sections.into_iter().filter_map(|section| read(section, &names, report)).collect()
+}
+
+/// The tunnels that a route may name.
+struct Names<'t> {
+    by_name: HashMap<&'t str, u32>,
+    known: Arc<[String]>,
+}
+
+fn read(section: Section<'_>, names: &Names<'_>, report: &mut Report) -> Option<Draft> {
+    let prefix = section
+        .require("prefix", "prefix = \"10.2.0.0/16\"", report)
+        .and_then(|item| item.parse(value::prefix, report));
+    let distance = section.get("distance").and_then(|item| item.integer(1, 255, report));
+    let mut via: Vec<u32> = Vec::new();
+    let list = section.require("via", "via = [\"aws-a\", \"aws-b\"]", report)?;
+    let items = if list.is_string() { vec![list] } else { list.list(MAX_MEMBERS, report) };
+    if items.is_empty() && list.is_empty_list() {
+        list.invalid(report, "an empty list", "name at least one tunnel");
+    }
+    for item in items {
+        if item.is_table() {
+            let instead = "name tunnels only; paths over an interface come later";
+            item.fault(report, Fault::NotYet { instead });
+            continue;
+        }
+        let Some(name) = item.string(report) else { continue };
+        match names.by_name.get(name) {
+            Some(index) if via.contains(index) => {
+                item.invalid(
+                    report,
+                    format!("{name:?} stands there twice"),
+                    "weight = 2 in its [[tunnel]] doubles its share",
+                );
+            }
+            Some(index) => via.push(*index),
+            None => {
+                let known = names.known.clone();
+                item.fault(report, Fault::UnknownName { kind: "tunnel", name: name.to_owned(), known });
+            }
+        }
+    }
+    via.sort_unstable();
+    let route = Route {
+        prefix: prefix?,
+        via,
+        distance: distance.map_or(DEFAULT_DISTANCE, |distance| distance as u8),
+    };
+    Some(Draft { route, line: report.line_of(section.start()) })
+}

@@ -1,0 +1,322 @@
+use std::path::Path;
+
+use super::*;
+
+const GOOD: &str = r#"
+[gateway]
+name = "branch-1"
+source = "10.1.0.1"
+protect = ["10.0.0.0/8"]
+
+[core]
+device = "braid7"
+workers = 2
+offload = "off"
+
+[[tunnel]]
+name = "a"
+type = "ipsec"
+local = "192.0.2.10"
+remote = "203.0.113.1"
+inside = "169.254.10.2/30"
+weight = 3
+probe = { interval = "100ms", multiplier = 5 }
+[tunnel.manual]
+suite = "aes128gcm16"
+spi-in = 0x1001
+spi-out = 0x1002
+key-in  = "000102030405060708090a0b0c0d0e0f10111213"
+key-out = "a00102030405060708090a0b0c0d0e0f10111213"
+
+[[tunnel]]
+name = "b"
+local = "192.0.2.10"
+remote = "vpn.example.com"
+inside = ["169.254.11.2/30", "fd00::1/126"]
+priority = -1
+probe = "off"
+[tunnel.manual]
+suite = "aes256-sha1"
+spi-in = 0x1003
+spi-out = 0x1004
+encapsulation = "esp"
+replay-window = 128
+esn = true
+key-in  = "b00102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f000102030405060708090a0b0c0d0e0f10111213"
+key-out = "c00102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f000102030405060708090a0b0c0d0e0f10111213"
+
+[[route]]
+prefix = "10.2.0.0/16"
+via = ["b", "a"]
+"#;
+
+fn errors(text: &str) -> Vec<String> {
+    match parse(text, Path::new("x.toml"), 0o100600) {
+        Ok(_) => Vec::new(),
+        Err(errors) => errors.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// The one error of the good file with `from` replaced by `to`, checked to be in the line of `to`.
+fn error_with(from: &str, to: &str) -> String {
+    assert!(GOOD.contains(from), "{from} is not in the file");
+    let text = GOOD.replacen(from, to, 1);
+    let errors = errors(&text);
+    assert_eq!(errors.len(), 1, "{from} -> {to}: {errors:#?}");
+    errors[0].clone()
+}
+
+/// Line, from 1, of the first occurrence.
+fn line_of(text: &str, part: &str) -> usize {
+    text[..text.find(part).unwrap()].matches('\n').count() + 1
+}
+
+#[test]
+fn a_good_file_means_what_it_says() {
+    let config = parse(GOOD, Path::new("x.toml"), 0o100600).unwrap();
+    assert_eq!(config.gateway.name, "branch-1");
+    assert_eq!(config.gateway.source, ["10.1.0.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(config.core.device, "braid7");
+    assert_eq!((config.core.workers, config.core.offload), (Some(2), false));
+    let [a, b] = &config.tunnels[..] else { panic!("two tunnels") };
+    assert_eq!((a.weight, a.priority, b.weight, b.priority), (3, 0, 1, -1));
+    assert_eq!(a.probe, Some(Probe { interval: Duration::from_millis(100), multiplier: 5 }));
+    assert_eq!(b.probe, None);
+    assert_eq!(a.peer_inside, ["169.254.10.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(
+        b.peer_inside,
+        ["169.254.11.1".parse::<IpAddr>().unwrap(), "fd00::2".parse::<IpAddr>().unwrap()]
+    );
+    assert_eq!(b.remote, Some(Remote::Name("vpn.example.com".to_owned())));
+    assert_eq!((a.manual.port, a.manual.remote_port), (4500, 4500));
+    assert_eq!((a.manual.esn, b.manual.esn, b.manual.replay_window), (false, true, 128));
+    assert_eq!(b.manual.encapsulation, Encapsulation::Esp);
+    assert_eq!(a.manual.key_in.expose()[..2], [0, 1]);
+    assert_eq!(config.routes[0].via, [0, 1]);
+    assert!(!format!("{config:?}").contains("0a0b"), "keys are not printed");
+}
+
+#[test]
+fn the_contracts_defaults_apply() {
+    let config = parse("[gateway]\n", Path::new("x.toml"), 0o100644).unwrap();
+    assert_eq!(
+        config.core,
+        CoreSettings { device: "braid0".into(), workers: None, offload: true, run_dir: None }
+    );
+    assert!(!config.gateway.transit && !config.gateway.symmetric_hash);
+}
+
+#[test]
+fn every_error_names_line_key_and_remedy() {
+    let cases = [
+        ("weight = 3", "weihgt = 3", "tunnel.weihgt: unknown key; did you mean `weight`?"),
+        ("spi-in = 0x1001", "spi_in = 0x1001", "did you mean `spi-in`?"),
+        ("weight = 3", "zzz = 3", "tunnel.zzz: unknown key; known here: name, type"),
+        ("weight = 3", "weight = 0", "tunnel.weight: 0 is out of range; 1 to 65535 is right"),
+        ("weight = 3", "weight = \"3\"", "tunnel.weight: a string stands where an integer belongs"),
+        ("weight = 3", "ike = { psk = \"x\" }", "tunnel.ike: this version does not do it yet"),
+        ("[core]", "[bgp]\nasn = 1\n[core]", "bgp: this version does not do it yet"),
+        ("[core]", "[metrics]\n[core]", "metrics: this version does not do it yet"),
+        ("type = \"ipsec\"", "type = \"wireguard\"", "tunnel.type: this version does not do it yet"),
+        ("type = \"ipsec\"", "type = \"gre\"", "tunnel.type: \"gre\" is no type; \"ipsec\" is right"),
+        ("aes128gcm16", "aes129gcm16", "no suite is named \"aes129gcm16\"; known: aes256gcm16, aes128gcm16"),
+        (
+            "aes128gcm16",
+            "aes256gcm16",
+            "tunnel.manual.key-in: 20 bytes; aes256gcm16 takes 36: a key of 32, then 4 of salt",
+        ),
+        ("key-in  = \"000", "key-in  = \"00", "tunnel.manual.key-in: an odd number of digits"),
+        (
+            "key-in  = \"000",
+            "key-in  = \"00x",
+            "tunnel.manual.key-in: something in it is no hexadecimal digit",
+        ),
+        ("0x1003", "0x1001", "tunnel.manual.spi-in: 0x00001001 is taken by the tunnel (line 12)"),
+        ("0x1001", "255", "tunnel.manual.spi-in: 255 is out of range; 256 to 4294967295"),
+        ("key-out = \"a0", "key-out = \"00", "tunnel.manual.key-out: the key is used twice"),
+        (
+            "169.254.11.2/30",
+            "169.254.10.1/30",
+            "overlaps 169.254.10.2/30 of tunnel \"a\" (line 12); give each tunnel its own network; on AWS, set another TunnelInsideCidr",
+        ),
+        (
+            "169.254.10.2/30",
+            "169.254.10.2",
+            "tunnel.inside: \"169.254.10.2\" is no address with a prefix length",
+        ),
+        ("169.254.10.2/30", "169.254.10.3/30", "169.254.10.3 is the network's own address"),
+        ("169.254.10.2/30", "169.254.10.2/24", "tunnel.probe: nothing to probe"),
+        ("via = [\"b\", \"a\"]", "via = [\"b\", \"c\"]", "route.via: no tunnel is named \"c\"; known: a, b"),
+        ("via = [\"b\", \"a\"]", "via = [\"b\", \"b\"]", "route.via: \"b\" stands there twice"),
+        ("via = [\"b\", \"a\"]", "via = []", "route.via: an empty list"),
+        (
+            "via = [\"b\", \"a\"]",
+            "via = [{ interface = \"dx0\" }]",
+            "route.via: this version does not do it yet",
+        ),
+        ("via = [\"b\", \"a\"]", "", "route.via: missing; for example via = [\"aws-a\", \"aws-b\"]"),
+        (
+            "prefix = \"10.2.0.0/16\"",
+            "prefix = \"10.2.0.1/16\"",
+            "has host bits set; \"10.2.0.0/16\" would be right",
+        ),
+        ("prefix = \"10.2.0.0/16\"", "prefix = \"10.2.0.1\"", "\"10.2.0.1/32\" would be right for one host"),
+        (
+            "prefix = \"10.2.0.0/16\"",
+            "prefix = \"169.254.10.1/32\"",
+            "169.254.10.1 is the inside peer of \"a\"",
+        ),
+        ("interval = \"100ms\"", "interval = \"100\"", "tunnel.probe.interval: \"100\" is no duration"),
+        ("interval = \"100ms\"", "interval = \"1ms\"", "tunnel.probe.interval: \"1ms\" is out of range"),
+        (
+            "device = \"braid7\"",
+            "device = \"braid-branch-north\"",
+            "core.device: \"braid-branch-north\" has 18 bytes; an interface name has at most 15",
+        ),
+        ("offload = \"off\"", "offload = \"on\"", "core.offload: \"on\" is no way to offload"),
+        (
+            "remote = \"203.0.113.1\"",
+            "remote = \"2001:db8::1\"",
+            "tunnel.remote: of another family than local",
+        ),
+        ("remote = \"203.0.113.1\"", "remote = \"192.0.2.10\"", "tunnel.remote: the same address as local"),
+        ("remote = \"203.0.113.1\"", "remote = \"203.0.113.1:4500\"", "is neither an address nor a DNS name"),
+        ("remote = \"203.0.113.1\"", "remote = \"203.0.113.300\"", "is neither an address nor a DNS name"),
+        ("remote = \"203.0.113.1\"\n", "\n", "tunnel.remote: missing"),
+        ("local = \"192.0.2.10\"\nremote = \"203.0.113.1\"\n", "", "tunnel.local: missing"),
+        ("encapsulation = \"esp\"", "encapsulation = \"auto\"", "fixed keys cannot find out about NAT"),
+        (
+            "encapsulation = \"esp\"",
+            "encapsulation = \"esp\"\nport = 4501",
+            "tunnel.manual.port: raw ESP has no ports",
+        ),
+        ("replay-window = 128", "replay-window = 100", "100 is no multiple of 64; 128 would be right"),
+        ("name = \"b\"", "name = \"a b\"", "tunnel.name: \"a b\" is no usable name"),
+        ("[[tunnel]]\nname = \"b\"", "[[tunnel]]", "tunnel.name: missing"),
+        (
+            "source = \"10.1.0.1\"",
+            "source = \"10.1.0.1/24\"",
+            "gateway.source: \"10.1.0.1/24\" is no address",
+        ),
+        ("weight = 3", "weight = 3\nweight = 4", "not TOML: duplicate key"),
+    ];
+    for (from, to, expected) in cases {
+        let text = GOOD.replacen(from, to, 1);
+        let found = errors(&text);
+        assert!(!found.is_empty(), "{to}: no error");
+        assert!(
+            found.iter().any(|error| error.contains(expected)),
+            "{to}: expected {expected:?}, found {found:#?}"
+        );
+        for error in &found {
+            assert!(error.starts_with("x.toml:") && !error.contains('\n'), "{error}");
+        }
+    }
+}
+
+#[test]
+fn the_line_is_the_values() {
+    let error = error_with("weight = 3", "weight = 0");
+    let line = line_of(GOOD, "weight = 3");
+    assert!(error.starts_with(&format!("x.toml:{line}: ")), "{error}");
+    let error = error_with("via = [\"b\", \"a\"]", "via = [\"b\",\n\"c\"]");
+    let line = line_of(GOOD, "via = ") + 1;
+    assert!(error.starts_with(&format!("x.toml:{line}: ")), "{error}");
+}
+
+#[test]
+fn all_errors_are_reported_at_once() {
+    let text = GOOD
+        .replace("weight = 3", "weight = 0")
+        .replace("offload = \"off\"", "offload = 1")
+        .replace("via = [\"b\", \"a\"]", "via = [\"x\"]");
+    let found = errors(&text);
+    assert_eq!(found.len(), 3, "{found:#?}");
+    assert!(found[0].contains("core.offload") && found[1].contains("tunnel.weight"));
+}
+
+#[test]
+fn a_broken_tunnel_does_not_break_its_routes() {
+    let found = errors(&GOOD.replace("suite = \"aes128gcm16\"\n", ""));
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].contains("tunnel.manual.suite: missing"), "{found:#?}");
+}
+
+#[test]
+fn secrets_that_others_can_read_are_refused() {
+    for mode in [0o100644, 0o100640, 0o100604, 0o100601] {
+        let found = parse(GOOD, Path::new("x.toml"), mode).unwrap_err();
+        assert_eq!(found.len(), 1, "once a file");
+        assert_eq!(found[0].fault, Fault::SecretExposed { mode: mode & 0o7777 });
+    }
+    assert!(parse(GOOD, Path::new("x.toml"), 0o100400).is_ok());
+}
+
+#[test]
+fn no_error_shows_a_key() {
+    let secret = "deadbeefdeadbeef";
+    for broken in [
+        format!("key-in = \"{secret}\""),
+        format!("key-in = \"{secret}zz\""),
+        format!("key-in = {secret}"),
+        format!("key-in = [\"{secret}\"]"),
+        format!("key-in = \"{secret}\n\""),
+    ] {
+        let text = GOOD.replacen("key-in  = \"000102030405060708090a0b0c0d0e0f10111213\"", &broken, 1);
+        let found = errors(&text);
+        assert!(!found.is_empty(), "{broken}");
+        assert!(found.iter().all(|error| !error.contains("deadbeef")), "{found:#?}");
+    }
+}
+
+#[test]
+fn peers_derive_from_small_networks() {
+    for (inside, peer) in [
+        ("10.0.0.1/30", "10.0.0.2"),
+        ("10.0.0.6/30", "10.0.0.5"),
+        ("10.0.0.0/31", "10.0.0.1"),
+        ("10.0.0.1/31", "10.0.0.0"),
+        ("fd00::1/126", "fd00::2"),
+        ("fd00::6/126", "fd00::5"),
+        ("fd00::/127", "fd00::1"),
+    ] {
+        let net = value::inside(inside).unwrap();
+        assert_eq!(value::other_host(net), Some(peer.parse().unwrap()), "{inside}");
+    }
+    for inside in ["10.0.0.1/29", "10.0.0.1/32", "fd00::3/126", "fd00::1/64"] {
+        assert_eq!(value::other_host(value::inside(inside).unwrap()), None, "{inside}");
+    }
+}
+
+#[test]
+fn the_number_of_errors_is_bounded() {
+    let mut text = String::new();
+    for n in 0..5000 {
+        text.push_str(&format!("unknown{n} = 1\n"));
+    }
+    let found = errors(&text);
+    assert_eq!(found.len(), 201);
+    assert!(found[200].contains("4800 more errors"), "{}", found[200]);
+}
+
+#[test]
+fn a_missing_file_is_one_line() {
+    let errors = load(Path::new("/nonexistent/braid.toml")).unwrap_err();
+    let text = errors[0].to_string();
+    assert!(text.starts_with("/nonexistent/braid.toml: cannot be read: No such file"), "{text}");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_panics(text in "[a-z\\[\\]\"= \n0-9./:{}#-]{0,200}") {
+        let _ = parse(&text, Path::new("x.toml"), 0o600);
+    }
+
+    #[test]
+    fn no_value_panics(key in "[a-z-]{1,12}", value in "\\PC{0,40}", at in 0usize..400) {
+        let at = GOOD.match_indices('\n').map(|(at, _)| at).take_while(|found| *found <= at).last().unwrap_or(0);
+        let mut text = GOOD.to_owned();
+        text.insert_str(at + 1, &format!("{key} = {value}\n"));
+        let _ = parse(&text, Path::new("x.toml"), 0o600);
+    }
+}
