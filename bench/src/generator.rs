@@ -13,7 +13,7 @@ use nix::sys::socket::{
 use std::io::IoSlice;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Destination port of every packet; the receiver counts by it.
@@ -42,6 +42,15 @@ pub struct Offer {
     pub flows: u16,
     /// Length of each IP packet, headers included, in bytes; at least [`HEADERS`].
     pub length: usize,
+}
+
+/// Shared with a generator at work.
+#[derive(Debug, Default)]
+pub struct Control {
+    /// Set to end it.
+    pub stop: AtomicBool,
+    /// Packets sent so far.
+    pub sent: AtomicU64,
 }
 
 /// What was sent.
@@ -75,7 +84,7 @@ pub struct FirstHop<'a> {
     pub gateway_device: &'a str,
 }
 
-/// Sends until the offer's duration is over or `stop` is set.
+/// Sends until the offer's duration is over or it is told to stop.
 ///
 /// # Errors
 /// When the devices are not there or the socket cannot be opened.
@@ -84,7 +93,7 @@ pub fn send(
     from: Ipv4Addr,
     to: Ipv4Addr,
     offer: &Offer,
-    stop: &AtomicBool,
+    control: &Control,
 ) -> Result<Sent> {
     let next = hop.gateway.enter(|| link_address(hop.gateway_device))??;
     hop.client.enter(|| {
@@ -97,11 +106,11 @@ pub fn send(
             .map_err(|errno| Error::io("cannot open a packet socket")(errno.into()))?;
         bind(socket.as_raw_fd(), &own)
             .map_err(|errno| Error::io("cannot bind the packet socket")(errno.into()))?;
-        paced(socket.as_raw_fd(), &frames, offer, stop)
+        paced(socket.as_raw_fd(), &frames, offer, control)
     })?
 }
 
-fn paced(socket: i32, frames: &[Vec<u8>], offer: &Offer, stop: &AtomicBool) -> Result<Sent> {
+fn paced(socket: i32, frames: &[Vec<u8>], offer: &Offer, control: &Control) -> Result<Sent> {
     let slices: Vec<[IoSlice<'_>; 1]> = frames.iter().map(|frame| [IoSlice::new(frame)]).collect();
     let addresses = [None::<LinkAddr>; BATCH];
     let mut sent = 0_u64;
@@ -113,7 +122,7 @@ fn paced(socket: i32, frames: &[Vec<u8>], offer: &Offer, stop: &AtomicBool) -> R
     let mut headers = MultiHeaders::<LinkAddr>::preallocate(BATCH, None);
     loop {
         let now = Instant::now();
-        if now - started >= offer.duration || stop.load(Ordering::Relaxed) {
+        if now - started >= offer.duration || control.stop.load(Ordering::Relaxed) {
             return Ok(Sent { packets: sent, elapsed: now - started });
         }
         let due = (now - schedule).as_secs_f64() * offer.rate - scheduled;
@@ -135,6 +144,7 @@ fn paced(socket: i32, frames: &[Vec<u8>], offer: &Offer, stop: &AtomicBool) -> R
                 let done = done.count();
                 flow = (flow + done) % slices.len();
                 sent += done as u64;
+                control.sent.store(sent, Ordering::Relaxed);
                 #[allow(clippy::cast_precision_loss)]
                 {
                     scheduled += done as f64;

@@ -1,8 +1,8 @@
 //! One system on one topology, measured: throughput, small packets, processor time, round trips.
 
-use crate::counter::Counter;
+use crate::counter::{Arrived, Counter};
 use crate::cpu::Busy;
-use crate::generator::{FirstHop, Offer, Sent, send};
+use crate::generator::{Control, FirstHop, Offer, Sent, send};
 use braid_netns::topology::{CLIENT, SERVER};
 use braid_netns::traffic::{IperfServer, PingResult, Pings, TcpLoad, ping};
 use braid_netns::{Error, Result, Topology};
@@ -10,8 +10,8 @@ use clap::ValueEnum;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 /// One kind of measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
@@ -53,6 +53,8 @@ pub type Figures = BTreeMap<String, f64>;
 
 /// Between two probes.
 const PROBE_INTERVAL: Duration = Duration::from_millis(10);
+/// Until queues are as full as they will be.
+const WARM_UP: Duration = Duration::from_millis(500);
 
 /// Measures all that the plan wants. A single measurement that fails is named in the error list
 /// and the others still count.
@@ -97,29 +99,82 @@ fn tcp(topology: &Topology, plan: &Plan, flows: u32, figures: &mut Figures) -> R
 fn small(topology: &Topology, plan: &Plan, figures: &mut Figures) -> Result<()> {
     for &kpps in &plan.offers_kpps {
         let counter = Counter::start(&topology.server, "eth0", plan.small_length)?;
-        let before = Busy::now()?;
-        let sent = offer(topology, plan, kpps, &AtomicBool::new(false))?;
-        let busy = before.seconds_until(Busy::now()?);
-        let arrived = counter.settle()?;
-        if arrived.datagrams > sent.packets {
-            let more = format!("{} arrived of {} sent", arrived.datagrams, sent.packets);
+        let (window, sent) = beside_overload(topology, plan, kpps, |control| {
+            std::thread::sleep(WARM_UP);
+            let from = Moment::now(&counter, control)?;
+            std::thread::sleep(Duration::from_secs(u64::from(plan.seconds)));
+            Ok((from, Moment::now(&counter, control)?))
+        })?;
+        let total = counter.settle()?.datagrams;
+        if total > sent.packets {
+            let more = format!("{total} arrived of {} sent", sent.packets);
             return Err(Error::parse("small packets", more));
         }
-        #[allow(clippy::cast_precision_loss)] // far below 2^52 packets
-        let (delivered, entries) = (arrived.datagrams as f64, arrived.entries as f64);
-        let seconds = sent.elapsed.as_secs_f64();
-        let mut put = |what: &str, value: f64| {
-            figures.insert(format!("small{kpps}_{what}"), value);
-        };
-        put("offered_kpps", sent.rate() / 1e3);
-        put("delivered_kpps", delivered / seconds / 1e3);
-        put("datagrams_per_entry", delivered / entries.max(1.0));
-        put("cpu_us_per_packet", busy * 1e6 / delivered.max(1.0));
+        put_small(figures, kpps, &window.0, &window.1);
     }
     Ok(())
 }
 
-fn offer(topology: &Topology, plan: &Plan, kpps: u32, stop: &AtomicBool) -> Result<Sent> {
+/// Counts at one moment, while packets are being sent: what drains from queues afterwards was
+/// not delivered at that rate.
+struct Moment {
+    at: Instant,
+    sent: u64,
+    arrived: Arrived,
+    busy: Busy,
+}
+
+impl Moment {
+    fn now(counter: &Counter<'_>, control: &Control) -> Result<Self> {
+        // Reading the counter takes milliseconds, the others nothing.
+        let arrived = counter.read()?;
+        Ok(Self {
+            at: Instant::now(),
+            sent: control.sent.load(Ordering::Relaxed),
+            arrived,
+            busy: Busy::now()?,
+        })
+    }
+}
+
+#[allow(clippy::cast_precision_loss)] // far below 2^52 packets
+fn put_small(figures: &mut Figures, kpps: u32, from: &Moment, to: &Moment) {
+    let seconds = (to.at - from.at).as_secs_f64();
+    let delivered = (to.arrived.datagrams - from.arrived.datagrams) as f64;
+    let entries = (to.arrived.entries - from.arrived.entries) as f64;
+    let mut put = |what: &str, value: f64| {
+        figures.insert(format!("small{kpps}_{what}"), value);
+    };
+    put("offered_kpps", (to.sent - from.sent) as f64 / seconds / 1e3);
+    put("delivered_kpps", delivered / seconds / 1e3);
+    put("datagrams_per_entry", delivered / entries.max(1.0));
+    let busy = from.busy.seconds_until(to.busy);
+    put("cpu_us_per_packet", busy * 1e6 / delivered.max(1.0));
+}
+
+/// Does `work` while small packets are being offered, then stops them.
+fn beside_overload<T>(
+    topology: &Topology,
+    plan: &Plan,
+    kpps: u32,
+    work: impl FnOnce(&Control) -> Result<T>,
+) -> Result<(T, Sent)> {
+    let control = Control::default();
+    // The load outlasts the work, so that no part of it goes without.
+    let longer = Plan { seconds: plan.seconds + 30, ..plan.clone() };
+    let (done, sent) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| offer(topology, &longer, kpps, &control));
+        let done = work(&control);
+        control.stop.store(true, Ordering::Relaxed);
+        (done, load.join())
+    });
+    match sent {
+        Ok(sent) => Ok((done?, sent?)),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+fn offer(topology: &Topology, plan: &Plan, kpps: u32, control: &Control) -> Result<Sent> {
     let hop = FirstHop {
         client: &topology.client,
         device: "eth0",
@@ -134,7 +189,7 @@ fn offer(topology: &Topology, plan: &Plan, kpps: u32, stop: &AtomicBool) -> Resu
     };
     let address =
         |text: &str| text.parse::<Ipv4Addr>().map_err(|bad| Error::parse(format!("address {text}"), bad));
-    send(&hop, address(CLIENT)?, address(SERVER)?, &offer, stop)
+    send(&hop, address(CLIENT)?, address(SERVER)?, &offer, control)
 }
 
 fn rtt_idle(topology: &Topology, plan: &Plan, figures: &mut Figures) -> Result<()> {
@@ -155,23 +210,13 @@ fn rtt_tcp(topology: &Topology, plan: &Plan, figures: &mut Figures) -> Result<()
 }
 
 fn rtt_overload(topology: &Topology, plan: &Plan, figures: &mut Figures) -> Result<()> {
-    let counter = Counter::start(&topology.server, "eth0", plan.small_length)?;
-    let stop = AtomicBool::new(false);
-    // The load outlasts the probes, so that none of them is timed without it.
-    let longer = Plan { seconds: plan.seconds + 30, ..plan.clone() };
-    let (sent, result) = std::thread::scope(|scope| {
-        let load = scope.spawn(|| offer(topology, &longer, plan.overload_kpps, &stop));
-        let pings = Pings { count: probes(plan.seconds), interval: PROBE_INTERVAL, ..Pings::default() };
-        let result = ping(&topology.client, SERVER, &pings);
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        (load.join(), result)
-    });
-    let sent = match sent {
-        Ok(sent) => sent?,
-        Err(panic) => std::panic::resume_unwind(panic),
-    };
-    drop(counter);
-    put_rtt(figures, "overload", &result?);
+    let _counter = Counter::start(&topology.server, "eth0", plan.small_length)?;
+    let pings = Pings { count: probes(plan.seconds), interval: PROBE_INTERVAL, ..Pings::default() };
+    let (result, sent) = beside_overload(topology, plan, plan.overload_kpps, |_| {
+        std::thread::sleep(WARM_UP);
+        ping(&topology.client, SERVER, &pings)
+    })?;
+    put_rtt(figures, "overload", &result);
     figures.insert("rtt_overload_offered_kpps".to_owned(), sent.rate() / 1e3);
     Ok(())
 }
