@@ -19,6 +19,11 @@ pub const TABLES_SOCKET: &str = "tables.sock";
 pub const PUNT_SOCKET: &str = "punt.sock";
 /// Longest message, in bytes.
 pub const MAX_MESSAGE_LEN: usize = 128 * 1024;
+/// Longest plan in a memory file, in bytes.
+pub const MAX_PLAN_LEN: usize = 256 * 1024 * 1024;
+/// Mark (`SO_MARK`) of every outer socket: routing rules let packets that carry it follow the
+/// ordinary routes, whatever the tunnels' routes cover.
+pub const OUTER_MARK: u32 = 0x000b_1a1d;
 
 /// From a process to the launcher.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -29,6 +34,12 @@ pub enum FromClient {
     Control,
     /// Control wants the kernel like this; answered by [`ToControl`].
     Plan(KernelPlan),
+    /// As [`FromClient::Plan`], for a plan that does not fit a message: one descriptor comes
+    /// along, a memory file that holds the [`KernelPlan`] in postcard's format from offset 0.
+    PlanFile {
+        /// Length of the plan, in bytes; at most [`MAX_PLAN_LEN`].
+        len: u32,
+    },
 }
 
 /// From the launcher to the core. The file descriptors come with the message, in this order.
