@@ -161,3 +161,43 @@ fn random_hex(bytes: usize) -> Result<String> {
         .map_err(Error::io("cannot read /dev/urandom"))?;
     Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(protocol: u8, port: u16, payload: &[u8]) -> Packet {
+        let mut ip = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0];
+        ip.extend([192, 0, 2, 1, 192, 0, 2, 2]);
+        ip.extend(port.to_be_bytes());
+        ip.extend(port.to_be_bytes());
+        ip.extend([0, 0, 0, 0]);
+        ip.extend(payload);
+        Packet { time: Duration::ZERO, wire_length: ip.len(), ip }
+    }
+
+    #[test]
+    fn traffic_in_clear_is_no_measurement() {
+        let esp = packet(17, 4500, &[0, 0, 0x10, 1, 0, 0, 0, 1]);
+        let ike = packet(17, 4500, &[0, 0, 0, 0, 1, 2, 3, 4]);
+        let data = packet(17, 51820, &[4, 0, 0, 0, 1, 2, 3, 4]);
+        let icmp = packet(1, 0, &[]);
+        assert!(is_as_expected(&esp, Wire::EspInUdp).unwrap());
+        assert!(!is_as_expected(&ike, Wire::EspInUdp).unwrap());
+        assert!(is_as_expected(&data, Wire::Wireguard(51820)).unwrap());
+        for wire in [Wire::EspInUdp, Wire::Wireguard(51820)] {
+            assert!(is_as_expected(&icmp, wire).is_err());
+        }
+        assert!(is_as_expected(&data, Wire::EspInUdp).is_err());
+    }
+
+    #[test]
+    fn names_are_unique_and_plain_comes_first() {
+        let mut names: Vec<String> = all().iter().map(|system| system.name()).collect();
+        assert_eq!(names[0], "plain");
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}
