@@ -1,0 +1,374 @@
+//! What really crossed the wire between the gateways: every packet that came into `net`, judged.
+//!
+//! A packet is accepted only if it is ESP in UDP (RFC 3948) between the gateways' outer addresses
+//! of that path with the SPI this run gave that tunnel and direction, and shows neither the
+//! marker nor an inner address. Everything else but ARP counts as a leak.
+//!
+//! The wire also tells which way each paced flow goes: flows differ by packet size, and ESP keeps
+//! sizes. So whether a flow was moved is seen, not asked.
+
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, socket};
+use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size, set_socket_timeout};
+
+use super::crossing::Marker;
+use super::error::Error;
+use super::net::Namespace;
+use super::paced::{FLOWS, payload_len};
+use super::stop::Stop;
+use super::topology::{PATHS, SITE_A, SITE_B};
+
+/// Which way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// From gateway A to gateway B.
+    AToB,
+    /// From gateway B to gateway A.
+    BToA,
+}
+
+/// What the failover was doing when a packet was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Both paths whole.
+    Before,
+    /// One path cut.
+    Cut,
+    /// Both whole again.
+    Restored,
+    /// The same, and only flows that began after that.
+    NewFlows,
+}
+
+/// SPIs by path, then from A to B and from B to A.
+pub(super) type Spis = [[u32; 2]; 2];
+
+/// A capture under way.
+#[derive(Debug)]
+pub(super) struct Capture {
+    seen: Arc<Mutex<Seen>>,
+    stop: Stop,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What has been seen.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    stage: Stage,
+    spis: Spis,
+    marker: Marker,
+    /// ESP packets by path and direction.
+    pub(super) esp: [[u64; 2]; 2],
+    /// Packets that are no ESP of this run.
+    pub(super) leaks: u64,
+    /// The first of them.
+    pub(super) first_leak: Option<String>,
+    /// Packets by stage, direction, flow and path.
+    flows: [[[[u32; 2]; FLOWS]; 2]; 4],
+}
+
+impl Capture {
+    /// Looks at everything that comes into `net` from now on.
+    ///
+    /// # Errors
+    /// When the kernel refuses a packet socket.
+    pub(super) fn start(net: &Namespace, spis: Spis, marker: Marker) -> Result<Self, Error> {
+        let (socket, devices) = net.run(move |inside| {
+            let socket = socket(
+                AddressFamily::Packet,
+                SockType::Datagram,
+                SockFlag::SOCK_CLOEXEC,
+                SockProtocol::EthAll,
+            )
+            .map_err(Error::system("cannot capture packets"))?;
+            let mut devices = Vec::new();
+            for (path, which) in PATHS.iter().enumerate() {
+                devices.push((inside.index(which.device_a)?, path, Direction::AToB));
+                devices.push((inside.index(which.device_b)?, path, Direction::BToA));
+            }
+            Ok((socket, devices))
+        })?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(READ_LIMIT))
+            .map_err(Error::system("cannot capture packets"))?;
+        // More than the limit is a wish only; a packet missed here is missed by nobody else.
+        let _ = set_socket_recv_buffer_size(&socket, BUFFER);
+        let seen = Arc::new(Mutex::new(Seen::new(spis, marker)));
+        let stop = Stop::default();
+        let thread = {
+            let (seen, stop) = (Arc::clone(&seen), stop.clone());
+            thread::spawn(move || watch(&socket, &devices, &seen, &stop))
+        };
+        Ok(Self { seen, stop, thread: Some(thread) })
+    }
+
+    /// Packets from now on belong to this stage.
+    pub(super) fn enter(&self, stage: Stage) {
+        lock(&self.seen).stage = stage;
+    }
+
+    /// What has been seen so far.
+    pub(super) fn so_far(&self) -> Seen {
+        lock(&self.seen).clone()
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.stop.set();
+        if let Some(thread) = self.thread.take() {
+            // A capture that panicked has seen too little, and the verdict says so.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Seen {
+    fn new(spis: Spis, marker: Marker) -> Self {
+        Self {
+            stage: Stage::Before,
+            spis,
+            marker,
+            esp: [[0; 2]; 2],
+            leaks: 0,
+            first_leak: None,
+            flows: [[[[0; 2]; FLOWS]; 2]; 4],
+        }
+    }
+
+    /// All ESP packets.
+    pub(super) fn packets(&self) -> u64 {
+        self.esp.iter().flatten().sum()
+    }
+
+    /// ESP packets of paced flows on a path in a stage, per direction.
+    pub(super) fn on_path(&self, stage: Stage, path: usize) -> [u64; 2] {
+        self.flows[stage as usize].map(|flows| flows.iter().map(|flow| u64::from(flow[path])).sum())
+    }
+
+    /// Flows of a direction that went over this path alone in a stage.
+    pub(super) fn flows_on(&self, stage: Stage, direction: Direction, path: usize) -> Vec<usize> {
+        let flows = &self.flows[stage as usize][direction as usize];
+        (0..FLOWS).filter(|flow| flows[*flow][path] > 0 && flows[*flow][1 - path] == 0).collect()
+    }
+
+    /// Flows that were not on this path before the cut, and were seen on it later.
+    pub(super) fn moved_to(&self, path: usize) -> usize {
+        let others = [Direction::AToB, Direction::BToA].map(|direction| {
+            self.flows_on(Stage::Before, direction, 1 - path).into_iter().filter(move |flow| {
+                [Stage::Cut, Stage::Restored]
+                    .iter()
+                    .any(|stage| self.flows[*stage as usize][direction as usize][*flow][path] > 0)
+            })
+        });
+        others.into_iter().map(Iterator::count).sum()
+    }
+
+    /// Judges one packet, from the IP header on.
+    fn judge(&mut self, path: usize, direction: Direction, packet: &[u8]) {
+        match self.accept(path, direction, packet) {
+            Ok(esp) => {
+                self.esp[path][direction as usize] += 1;
+                if let Some(flow) = flow_of(esp) {
+                    self.flows[self.stage as usize][direction as usize][flow][path] += 1;
+                }
+            }
+            Err(Refused::Keepalive) => {}
+            Err(Refused::Leak(what)) => {
+                self.leaks += 1;
+                let told = || format!("{what} on {} ({} bytes)", PATHS[path].name, packet.len());
+                self.first_leak.get_or_insert_with(told);
+            }
+        }
+    }
+
+    /// The ESP packet within, if it is one that may cross here.
+    fn accept<'p>(&self, path: usize, direction: Direction, packet: &'p [u8]) -> Result<&'p [u8], Refused> {
+        let hidden = [
+            (&self.marker[..], "a payload in clear"),
+            (&SITE_A.host6.octets()[..], "an inner address in clear"),
+            (&SITE_B.host6.octets()[..], "an inner address in clear"),
+            (&pair(SITE_A.host, SITE_B.host)[..], "an inner header in clear"),
+            (&pair(SITE_B.host, SITE_A.host)[..], "an inner header in clear"),
+        ];
+        for (secret, what) in hidden {
+            if contains(packet, secret) {
+                return Err(Refused::Leak(what));
+            }
+        }
+        let (a, b) = (PATHS[path].a, PATHS[path].b);
+        let ends = if direction == Direction::AToB { pair(a, b) } else { pair(b, a) };
+        let udp = match packet {
+            // RFC 791 section 3.1: version 4, no options, not a fragment, protocol 17.
+            [0x45, _, _, _, _, _, fragment, offset, _, 17, ..] if fragment & 0x3f == 0 && *offset == 0 => {
+                packet.get(20..).unwrap_or_default()
+            }
+            _ => return Err(Refused::Leak("a packet that is not UDP")),
+        };
+        if packet[12..20] != ends {
+            return Err(Refused::Leak("a packet between other addresses"));
+        }
+        // RFC 3948 section 2: both ports 4500; a single 0xff is a keepalive; SPI 0 is not ESP.
+        match udp {
+            [0x11, 0x94, 0x11, 0x94, _, _, _, _, 0xff] => Err(Refused::Keepalive),
+            [0x11, 0x94, 0x11, 0x94, _, _, _, _, esp @ ..] => match esp.first_chunk() {
+                Some(spi) if u32::from_be_bytes(*spi) == self.spis[path][direction as usize] => Ok(esp),
+                _ => Err(Refused::Leak("an SPI of nobody")),
+            },
+            _ => Err(Refused::Leak("a UDP packet that is not ESP")),
+        }
+    }
+}
+
+enum Refused {
+    Keepalive,
+    Leak(&'static str),
+}
+
+fn watch(socket: &OwnedFd, devices: &[(u32, usize, Direction)], seen: &Mutex<Seen>, stop: &Stop) {
+    let mut buffer = vec![0; 1 << 17];
+    while !stop.is_set() {
+        let Ok((length, Some(from))) = recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) else {
+            continue;
+        };
+        if from.pkttype() == PACKET_OUTGOING || from.protocol() == ETH_P_ARP.to_be() {
+            continue;
+        }
+        let device = devices.iter().find(|(index, ..)| *index as usize == from.ifindex());
+        if let Some((_, path, direction)) = device {
+            lock(seen).judge(*path, *direction, &buffer[..length]);
+        }
+    }
+}
+
+/// Which paced flow an ESP packet of this length belongs to, if any.
+fn flow_of(esp: &[u8]) -> Option<usize> {
+    (0..FLOWS).find(|flow| esp_len(payload_len(*flow)) == esp.len())
+}
+
+/// Length of the ESP packet around an IPv4 UDP packet with this payload, for AES-GCM-16: RFC 4303
+/// section 2 (SPI, sequence number; padding to four bytes with the two bytes of trailer), RFC 4106
+/// (eight bytes of IV, sixteen of ICV).
+fn esp_len(payload: usize) -> usize {
+    8 + 8 + (20 + 8 + payload + 2).next_multiple_of(4) + 16
+}
+
+fn pair(from: Ipv4Addr, to: Ipv4Addr) -> [u8; 8] {
+    let mut pair = [0; 8];
+    pair[..4].copy_from_slice(&from.octets());
+    pair[4..].copy_from_slice(&to.octets());
+    pair
+}
+
+fn contains(packet: &[u8], wanted: &[u8]) -> bool {
+    packet.windows(wanted.len()).any(|window| window == wanted)
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    // Counters are whole at any moment, whoever panicked.
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const PACKET_OUTGOING: u8 = 4;
+const ETH_P_ARP: u16 = 0x0806;
+const READ_LIMIT: Duration = Duration::from_millis(50);
+const BUFFER: usize = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPIS: Spis = [[0x1001, 0x1002], [0x2001, 0x2002]];
+    const MARKER: Marker = *b"0123456789abcdef";
+
+    fn outer(ends: [u8; 8], spi: u32, esp: usize) -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0];
+        packet.extend(ends);
+        packet.extend([0x11, 0x94, 0x11, 0x94, 0, 0, 0, 0]);
+        packet.extend(spi.to_be_bytes());
+        packet.resize(28 + esp, 0xee);
+        packet
+    }
+
+    fn judged(packet: &[u8]) -> Seen {
+        let mut seen = Seen::new(SPIS, MARKER);
+        seen.judge(0, Direction::AToB, packet);
+        seen
+    }
+
+    fn ends() -> [u8; 8] {
+        pair(PATHS[0].a, PATHS[0].b)
+    }
+
+    #[test]
+    fn esp_of_this_run_is_accepted_and_told_by_its_size() {
+        let seen = judged(&outer(ends(), 0x1001, esp_len(payload_len(5))));
+        assert_eq!((seen.packets(), seen.leaks), (1, 0));
+        assert_eq!(seen.flows_on(Stage::Before, Direction::AToB, 0), [5]);
+        assert_eq!(seen.on_path(Stage::Before, 0), [1, 0]);
+    }
+
+    #[test]
+    fn everything_else_is_a_leak() {
+        let with = |secret: &[u8]| {
+            let mut packet = outer(ends(), 0x1001, 300);
+            packet[100..100 + secret.len()].copy_from_slice(secret);
+            packet
+        };
+        let mut tcp = outer(ends(), 0x1001, 300);
+        tcp[9] = 6;
+        let mut port = outer(ends(), 0x1001, 300);
+        port[23] = 0;
+        for packet in [
+            outer(ends(), 0x1002, 300),
+            outer(ends(), 0, 300),
+            outer(pair(PATHS[0].b, PATHS[0].a), 0x1001, 300),
+            outer(pair(SITE_A.plain_host, SITE_B.plain_host), 0x1001, 300),
+            with(&MARKER),
+            with(&SITE_B.host6.octets()),
+            with(&pair(SITE_A.host, SITE_B.host)),
+            tcp,
+            port,
+            Vec::new(),
+            vec![0x60; 60],
+            outer(ends(), 0x1001, 300)[..22].to_vec(),
+        ] {
+            let seen = judged(&packet);
+            assert_eq!((seen.packets(), seen.leaks), (0, 1), "{packet:02x?}");
+            assert!(seen.first_leak.is_some());
+        }
+    }
+
+    #[test]
+    fn a_nat_keepalive_is_neither() {
+        let mut packet = outer(ends(), 0, 4);
+        packet.truncate(28);
+        packet.push(0xff);
+        let seen = judged(&packet);
+        assert_eq!((seen.packets(), seen.leaks), (0, 0));
+    }
+
+    #[test]
+    fn only_a_healthy_flow_that_changes_over_is_moved() {
+        let mut seen = Seen::new(SPIS, MARKER);
+        let mut packet = |path: usize, flow: usize, stage: Stage| {
+            seen.stage = stage;
+            let ends = pair(PATHS[path].a, PATHS[path].b);
+            let packet = outer(ends, SPIS[path][0], esp_len(payload_len(flow)));
+            seen.judge(path, Direction::AToB, &packet);
+        };
+        packet(0, 1, Stage::Before);
+        packet(1, 2, Stage::Before);
+        packet(1, 3, Stage::Before);
+        packet(1, 1, Stage::Cut);
+        packet(1, 2, Stage::Cut);
+        packet(0, 1, Stage::Restored);
+        packet(0, 3, Stage::Restored);
+        assert_eq!(seen.leaks, 0);
+        assert_eq!(seen.moved_to(0), 1);
+    }
+}
