@@ -13,8 +13,8 @@ use std::{
 };
 
 use braid_api::{
-    BootId, Encapsulation, Epoch, Generation, GroupId, MAX_OPS, MAX_STASH_ENTRIES, MAX_STASH_LEN, Member, Op,
-    RejectReason, Rejected, Sa, SaId, StashValue, Target, Transaction, TunnelId,
+    BootId, Encapsulation, Epoch, GatewaySettings, Generation, GroupId, MAX_OPS, MAX_STASH_ENTRIES,
+    MAX_STASH_LEN, Member, Op, RejectReason, Rejected, Sa, SaId, StashValue, Target, Transaction, TunnelId,
 };
 use ipnet::IpNet;
 
@@ -64,8 +64,11 @@ impl Writer {
     /// Empty tables for this life of the core. `iv_secret` is 32 random bytes, never used before.
     pub fn new(workers: usize, boot: BootId, engine: Engine, iv_secret: &[u8; 32]) -> Self {
         let states = TunnelStates::new();
+        let settings =
+            Arc::new(GatewaySettings { hash_seed: [0; 16], symmetric_hash: false, icmp_source: Vec::new() });
+        let copy = || Tables::new(states.clone(), settings.clone());
         Writer {
-            tables: LeftRight::new(Tables::new(states.clone()), Tables::new(states.clone())),
+            tables: LeftRight::new(copy(), copy()),
             states,
             ledger: Ledger::default(),
             foundry: Foundry::new(boot, engine, iv_secret),
@@ -168,28 +171,34 @@ impl Writer {
     }
 
     fn commit(&mut self, done: Done) -> Vec<TunnelId> {
-        if done.visible {
-            self.table_generation += 1;
-        }
-        self.tables.passive().generation = self.table_generation;
         for (&tunnel, bits) in &done.states {
             self.states.set(tunnel, bits.set);
         }
-        self.tables.publish();
+        if !done.redo.is_empty() {
+            self.swap(done.redo, done.visible);
+        }
         for (&tunnel, bits) in &done.states {
             self.states.clear(tunnel, bits.clear);
         }
         for (live, remote) in &done.remotes {
             live.set_remote(Some(*remote));
         }
+        self.ledger.commit();
+        done.tunnels
+    }
+
+    /// Publishes the passive copy, and brings the other one up to it.
+    fn swap(&mut self, changes: Vec<Change>, visible: bool) {
+        if visible {
+            self.table_generation += 1;
+        }
+        self.tables.passive().generation = self.table_generation;
+        self.tables.publish();
         let mut other = self.tables.passive();
-        for change in done.redo {
+        for change in changes {
             other.set(change);
         }
         other.generation = self.table_generation;
-        drop(other);
-        self.ledger.commit();
-        done.tunnels
     }
 }
 

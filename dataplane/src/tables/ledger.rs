@@ -186,6 +186,18 @@ impl Ledger {
         self.journal.extend(undo);
     }
 
+    /// All that is in neither tunnels nor groups, for tests to compare.
+    #[cfg(test)]
+    pub(super) fn digest(&self) -> String {
+        let sas: Vec<_> = self.sas.iter().map(|(id, sa)| (id, sa.spi(), sa.tunnel())).collect();
+        let names: BTreeMap<_, _> = self.names.iter().collect();
+        let keys: std::collections::BTreeSet<_> = self.keys.iter().collect();
+        let stash: Vec<_> = self.stash.iter().map(|(key, value)| (key, &value.0)).collect();
+        assert!(self.journal.is_empty());
+        assert_eq!(keys, self.keys_by_age.iter().collect());
+        format!("{sas:?} {names:?} {keys:?} {stash:?} {:?}", self.highest_sa)
+    }
+
     /// The transaction is in force.
     pub(super) fn commit(&mut self) {
         self.journal.clear();

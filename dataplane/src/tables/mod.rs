@@ -73,11 +73,10 @@ enum Change {
 }
 
 impl Tables {
-    fn new(states: TunnelStates) -> Self {
-        let settings = GatewaySettings { hash_seed: [0; 16], symmetric_hash: false, icmp_source: Vec::new() };
+    fn new(states: TunnelStates, settings: Arc<GatewaySettings>) -> Self {
         Tables {
             generation: 0,
-            settings: Arc::new(settings),
+            settings,
             fib: Fib::default(),
             tunnels: Vec::new(),
             groups: Vec::new(),
@@ -178,9 +177,7 @@ impl Tables {
 fn replace_at<T>(list: &mut Vec<Option<T>>, index: u32, value: Option<T>) -> Option<T> {
     let index = index as usize;
     if index >= list.len() {
-        if value.is_none() {
-            return None;
-        }
+        value.as_ref()?;
         list.resize_with(index + 1, || None);
     }
     std::mem::replace(&mut list[index], value)

@@ -142,7 +142,7 @@ impl Foundry {
             }
             Direction::In => {
                 let window = sa.replay_window as usize;
-                if !(Replay::MIN..=Replay::MAX).contains(&window) || window % 64 != 0 {
+                if !(Replay::MIN..=Replay::MAX).contains(&window) || !window.is_multiple_of(64) {
                     return Err(RejectReason::BadReplayWindow);
                 }
                 let opener =
