@@ -7,7 +7,7 @@ use braid_api::Suite;
 
 use super::cbc::CbcOpener;
 use super::engine::{Aead, Engine};
-use super::seal::{AeadParameters, Salt};
+use super::seal::{AeadParameters, Salt, word};
 use super::suite::{AEAD_IV, CBC_BLOCK, FIXED_HEADER, KeyError, Layout, TRAILER, Transform, split_key};
 
 /// Opens the packets of one inbound SA. Its keys are expanded once; it can be shared between threads.
@@ -110,9 +110,9 @@ impl Opener {
         let (packet, icv) = esp.split_at_mut(esp.len() - self.layout.icv_len);
         let text = match &self.cipher {
             Cipher::Aead { key, salt } => {
-                let opening = AeadParameters::new(packet, salt, seq_high);
+                let opening = aead_parameters(packet, salt, seq, self.esn);
                 let text = &mut packet[FIXED_HEADER + AEAD_IV..];
-                key.open(opening.nonce, opening.aad.bytes(), text, icv).map_err(|_| OpenError::BadIcv)?;
+                key.open(opening.nonce, opening.aad(), text, icv).map_err(|_| OpenError::BadIcv)?;
                 text
             }
             Cipher::Cbc(cbc) => {
@@ -143,9 +143,8 @@ impl Opener {
         let out = &mut out[..text.len()];
         match &self.cipher {
             Cipher::Aead { key, salt } => {
-                let opening = AeadParameters::new(header, salt, seq_high);
-                key.open_into(opening.nonce, opening.aad.bytes(), text, icv, out)
-                    .map_err(|_| OpenError::BadIcv)?;
+                let opening = aead_parameters(header, salt, seq, self.esn);
+                key.open_into(opening.nonce, opening.aad(), text, icv, out).map_err(|_| OpenError::BadIcv)?;
             }
             Cipher::Cbc(cbc) => {
                 cbc.verify(packet, seq_high, icv).map_err(|_| OpenError::BadIcv)?;
@@ -162,6 +161,14 @@ impl fmt::Debug for Opener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Opener").field("layout", &self.layout).field("esn", &self.esn).finish_non_exhaustive()
     }
+}
+
+/// From the packet's own header, save for the high half of the sequence number.
+#[inline]
+fn aead_parameters(packet: &[u8], salt: &Salt, seq: u64, esn: bool) -> AeadParameters {
+    let seq = seq >> 32 << 32 | u64::from(word(packet, 4));
+    let iv = u64::from(word(packet, 8)) << 32 | u64::from(word(packet, 12));
+    AeadParameters::new(salt, iv, word(packet, 0), seq, esn)
 }
 
 /// The IV at the end of a CBC suite's header.
