@@ -239,7 +239,11 @@ impl Kernel {
         self.set_up_device(plan, slot, index, attempt)?;
         let wanted = Layout::of(plan, slot, ipv6);
         let found = self.netlink.layout(slot, Some(index)).map_err(kernel("reading routes and rules"))?;
-        for step in steps(&found, &wanted) {
+        let steps = steps(&found, &wanted);
+        if self.plan.as_ref() == Some(plan) && !steps.is_empty() {
+            tracing::warn!("{} routes, rules or addresses were changed by others: put back", steps.len());
+        }
+        for step in steps {
             match self.netlink.execute(&step, index) {
                 Ok(()) => attempt.steps.push(step),
                 // The new plan is complete without it; what is left over goes at the next chance.

@@ -12,8 +12,9 @@
 //!   exit removes them.
 //! - A plan is in force whole or not at all.
 //!
-//! Not done: watching the kernel for routes or rules that others remove while braid runs; a
-//! reload, or a restart of the core, puts them back.
+//! - What others remove of ours while braid runs is put back ([`watch`]).
+//!
+//! Not done: sysctls that others change while braid runs stay so until the next plan.
 
 mod error;
 mod kernel;
@@ -26,6 +27,7 @@ mod sockets;
 mod sysctl;
 #[cfg(test)]
 mod tests;
+mod watch;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,7 +37,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use braid_api::launcher::{
     FromClient, KernelPlan, LAUNCHER_SOCKET, PUNT_SOCKET, TABLES_SOCKET, ToControl, ToCoreProcess,
@@ -58,6 +60,8 @@ use wire::{Connection, Listener};
 const EXIT_USAGE: u8 = 2;
 /// How long a process may take to stop before it is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
+/// Between two repairs of the kernel's state.
+const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
 /// Deaths of a process before the first plan is in force after which there is no point.
 const MAX_EARLY_DEATHS: u32 = 10;
 
@@ -112,6 +116,10 @@ enum Event {
     Ended(Role, io::Result<ExitStatus>),
     Restart(Role),
     HandedOver,
+    /// Something of ours may be missing in the kernel.
+    Missing,
+    /// Time to look.
+    Repair,
 }
 
 /// What a connected core was sent.
@@ -141,6 +149,8 @@ struct Launcher {
     /// A plan has come into force.
     ready: bool,
     watches_slot: bool,
+    missing: Option<watch::Pending>,
+    last_repair: Option<Instant>,
 }
 
 async fn launch(mut args: RunArgs) -> Result<u8, StartError> {
@@ -176,6 +186,8 @@ async fn launch(mut args: RunArgs) -> Result<u8, StartError> {
         owes_done: false,
         ready: false,
         watches_slot: false,
+        missing: None,
+        last_repair: None,
     };
     let mut outcome = launcher.start(Role::Core).and_then(|()| launcher.start(Role::Control)).map(|()| None);
     while let Ok(None) = outcome {
@@ -257,6 +269,8 @@ impl Launcher {
                 }
             }
             Event::HandedOver => self.kernel.inherit(&self.dir),
+            Event::Missing => self.repair_later(),
+            Event::Repair => self.repair().await,
         }
         Ok(None)
     }
@@ -298,10 +312,7 @@ impl Launcher {
             FromClient::Core => {
                 self.core_connection = Some(id);
                 self.sent = Sent::default();
-                if let Err(error) = self.kernel.repair(&self.dir) {
-                    tracing::error!("{error}");
-                }
-                self.supply_core().await;
+                self.repair().await;
             }
             FromClient::Control => self.control_connection = Some(id),
             FromClient::Plan(plan) if self.control_connection == Some(id) => self.plan(plan).await,
@@ -316,6 +327,7 @@ impl Launcher {
             return;
         }
         self.watch_slot();
+        self.watch_kernel();
         self.owes_done = true;
         self.supply_core().await;
     }
@@ -339,6 +351,38 @@ impl Launcher {
                 let _ = socket.try_io(Interest::READABLE, nothing);
             }
         });
+    }
+
+    fn watch_kernel(&mut self) {
+        if self.missing.is_some() {
+            return;
+        }
+        let events = self.events.clone();
+        match watch::start(move || events.send(Event::Missing).is_ok()) {
+            Ok(pending) => self.missing = Some(pending),
+            Err(error) => tracing::warn!("cannot watch routes and rules: {error}"),
+        }
+    }
+
+    /// At most once in [`REPAIR_INTERVAL`]: another program may remove again what we put back.
+    fn repair_later(&mut self) {
+        let since = self.last_repair.map_or(REPAIR_INTERVAL, |last| last.elapsed());
+        let events = self.events.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(REPAIR_INTERVAL.saturating_sub(since)).await;
+            let _ = events.send(Event::Repair);
+        });
+    }
+
+    async fn repair(&mut self) {
+        self.last_repair = Some(Instant::now());
+        if let Some(pending) = &self.missing {
+            pending.clear();
+        }
+        if let Err(error) = self.kernel.repair(&self.dir) {
+            tracing::error!("{error}");
+        }
+        self.supply_core().await;
     }
 
     async fn answer(&mut self, answer: &ToControl) {
