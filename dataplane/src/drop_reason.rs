@@ -64,8 +64,8 @@ drop_reasons! {
     SelectorIn = "selector_in",
     /// From the wire: an inner source that this tunnel may not send.
     SourceNotAllowed = "source_not_allowed",
-    /// From the wire: an IKE datagram, while nobody listens or the queue is full.
-    PuntFull = "punt_full",
+    /// From the wire: an IKE datagram, for which nobody listens.
+    NobodyListens = "nobody_listens",
     /// From the wire: CE marked outside a tunnel whose inner packet is not ECN-capable (RFC 6040 section 4.2).
     EcnIllegal = "ecn_illegal",
     /// To the LAN: shed in overload so that probes and control traffic live.

@@ -8,7 +8,7 @@
 mod ecn;
 mod flow_cache;
 mod fragment;
-mod icmp;
+pub(crate) mod icmp;
 mod inward;
 mod mss;
 mod outward;
@@ -79,8 +79,6 @@ pub struct Forwarder {
     pub errors: Vec<Vec<u8>>,
     /// Probes' replies for the liveness thread.
     pub probe_replies: Vec<ProbeReply>,
-    /// IKE datagrams for control: the slot's number and the bytes behind the non-ESP marker.
-    pub punts: Vec<(usize, core::ops::Range<usize>)>,
     /// Data for the LAN is shed.
     pub overloaded: bool,
     worker: usize,
@@ -107,7 +105,6 @@ impl Forwarder {
             lan: Coalescer::new(offload),
             errors: Vec::with_capacity(MAX_REPLIES),
             probe_replies: Vec::with_capacity(MAX_REPLIES),
-            punts: Vec::with_capacity(MAX_REPLIES),
             overloaded: false,
             worker,
             states,

@@ -13,16 +13,17 @@ use std::{
     time::Duration,
 };
 
-use braid_api::{Encapsulation, SaId, TunnelId};
+use braid_api::{Encapsulation, Event, SaId, TunnelId};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::{
     drop_reason::DropReason,
-    forward::{Arrival, Departure, Drops, Forwarder, Now, ProbeReply, Progress, Wire},
+    forward::{Arrival, Departure, Drops, Forwarder, Now, Progress, Wire},
     io::{
         batch::{MAX_MESSAGES, Outgoing, ReceivePool, SendBatch},
         tun::{TunDevice, TunQueue},
     },
+    liveness::Input,
     offload::{
         MAX_HEADERS,
         coalesce::{Coalescer, Pending, Slots},
@@ -39,9 +40,13 @@ const RECEIVE_LIMIT: usize = 16;
 /// Bytes and packets read from the device before the sockets are looked at again.
 const TRANSMIT_BYTES: usize = 512 * 1024;
 const TRANSMIT_PACKETS: usize = 256;
-/// Packets opened in one phase before data for the LAN is shed: at 2 us a write to the device, a few
+/// Writes to the device in one phase before data for the LAN is shed: at 2 us each, a few
 /// milliseconds, less than what in-tunnel probes may wait.
-const OVERLOAD_PENDING: usize = 1024;
+const OVERLOAD_WRITES: usize = 1024;
+
+/// How long a worker that has run dry looks again before it sleeps. A wake-up costs more than this
+/// saves anybody else, who is yielded to: TCP gains a twentieth.
+const LINGER_NANOS: u64 = 50_000;
 
 /// To a worker.
 #[derive(Debug)]
@@ -56,20 +61,11 @@ pub enum Command {
     Stop,
 }
 
-/// From a worker to the core's other threads.
+/// From a worker to the core's service thread.
 #[derive(Debug)]
 pub enum Notice {
-    /// A probe came back.
-    Probe(ProbeReply),
-    /// IKE for control.
-    Punt {
-        /// Socket that it came to.
-        local: SocketAddr,
-        /// Sender.
-        from: SocketAddr,
-        /// Without the non-ESP marker.
-        datagram: Vec<u8>,
-    },
+    /// For control, as it is.
+    Event(Event),
     /// The SA has used up its sequence numbers.
     Exhausted(SaId),
     /// A packet was larger than the outer path takes.
@@ -79,6 +75,27 @@ pub enum Notice {
         /// One line.
         what: String,
     },
+}
+
+/// Where notices go: a bounded queue, and an eventfd that wakes its reader.
+#[derive(Clone, Debug)]
+pub struct Notices {
+    queue: mpsc::SyncSender<Notice>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Notices {
+    /// Into `queue`, whose reader polls `wake`.
+    pub fn new(queue: mpsc::SyncSender<Notice>, wake: Arc<OwnedFd>) -> Self {
+        Notices { queue, wake }
+    }
+
+    /// Sends a notice; when the queue is full it is lost, and its cause will speak again.
+    pub fn send(&self, notice: Notice) {
+        if self.queue.try_send(notice).is_ok() {
+            let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        }
+    }
 }
 
 /// An outer socket and what comes out of it.
@@ -205,8 +222,11 @@ pub struct Worker {
     packet: Vec<u8>,
     commands: mpsc::Receiver<Command>,
     wake: OwnedFd,
-    notices: mpsc::SyncSender<Notice>,
+    notices: Notices,
+    probes: mpsc::SyncSender<Input>,
     now: Now,
+    /// To the device, in this phase.
+    writes: usize,
 }
 
 /// What a worker is told at its start.
@@ -227,8 +247,10 @@ pub struct Setup {
     pub commands: mpsc::Receiver<Command>,
     /// An eventfd.
     pub wake: OwnedFd,
-    /// Bounded; what does not fit is counted or repeated by its source.
-    pub notices: mpsc::SyncSender<Notice>,
+    /// To the service thread.
+    pub notices: Notices,
+    /// To the liveness thread; bounded, a reply that does not fit is a probe lost.
+    pub probes: mpsc::SyncSender<Input>,
 }
 
 impl Worker {
@@ -251,17 +273,24 @@ impl Worker {
             commands: setup.commands,
             wake: setup.wake,
             notices: setup.notices,
+            probes: setup.probes,
             now: monotonic(),
+            writes: 0,
         }
     }
 
     /// Forwards until told to stop.
     pub fn run(mut self) {
+        let mut last_work = 0;
         loop {
             self.now = monotonic();
             let received = self.receive();
             let transmitted = self.transmit();
-            if !received && !transmitted && !self.wait() {
+            if received || transmitted {
+                last_work = self.now.nanos;
+            } else if self.now.nanos.saturating_sub(last_work) < LINGER_NANOS {
+                std::thread::yield_now();
+            } else if !self.wait() {
                 return;
             }
         }
@@ -299,13 +328,13 @@ impl Worker {
     /// Drains the sockets and writes to the LAN; false when nothing was there.
     fn receive(&mut self) -> bool {
         let mut any = false;
-        let mut opened = 0;
         let mut reader = self.reader.clone();
+        self.writes = 0;
         loop {
             let before = self.pool.free();
             let tables = reader.enter();
             for index in 0..self.sender.sockets.len() {
-                opened += self.receive_from(index, &tables);
+                self.receive_from(index, &tables);
             }
             drop(tables);
             let received = before - self.pool.free();
@@ -313,11 +342,10 @@ impl Worker {
             if received == 0 {
                 break;
             }
-            self.forwarder.overloaded = opened > OVERLOAD_PENDING;
             if self.pool.free() == 0 {
                 self.write_lan();
                 self.pool.clear();
-                if opened <= OVERLOAD_PENDING {
+                if !self.forwarder.overloaded {
                     break;
                 }
             }
@@ -331,26 +359,24 @@ impl Worker {
         any
     }
 
-    /// Receives from one socket into the pools; packets seen.
-    fn receive_from(&mut self, index: usize, tables: &Tables) -> usize {
+    /// Receives from one socket into the pools.
+    fn receive_from(&mut self, index: usize, tables: &Tables) {
         let socket = &self.sender.sockets[index];
         let (wire, local) = (socket.wire(), socket.local);
         let slots = match self.pool.receive(socket.fd.as_fd(), RECEIVE_LIMIT) {
             Ok(slots) => slots,
             Err(error) => {
                 self.sender.remove(local);
-                let _ = self.notices.try_send(Notice::Lost { what: format!("socket {local}: {error}") });
-                return 0;
+                self.notices.send(Notice::Lost { what: format!("socket {local}: {error}") });
+                return;
             }
         };
-        let mut packets = 0;
         for slot in slots {
             let Some(got) = self.pool.received(slot) else { continue };
             if got.truncated {
                 self.forwarder.drop(DropReason::Truncated, 1);
                 continue;
             }
-            packets += got.len.div_ceil(got.segment);
             let mut arrival = Arrival::new(slot, got.len, got.segment, got.from, got.tos, wire);
             loop {
                 match self.forwarder.inward(tables, &mut self.pool, &mut arrival, self.now) {
@@ -358,23 +384,10 @@ impl Worker {
                     Progress::Full => self.write_lan(),
                 }
             }
-            self.hand_over(local, got.from);
-        }
-        packets
-    }
-
-    /// What is for other threads leaves the pools.
-    fn hand_over(&mut self, local: SocketAddr, from: SocketAddr) {
-        for reply in self.forwarder.probe_replies.drain(..) {
-            let _ = self.notices.try_send(Notice::Probe(reply));
-        }
-        let mut lost = 0;
-        for (slot, range) in self.forwarder.punts.drain(..) {
-            let datagram = self.pool.slot(slot)[range].to_vec();
-            lost += u64::from(self.notices.try_send(Notice::Punt { local, from, datagram }).is_err());
-        }
-        if lost > 0 {
-            self.forwarder.drop(DropReason::PuntFull, lost);
+            for reply in self.forwarder.probe_replies.drain(..) {
+                let _ = self.probes.try_send(Input::Reply(reply));
+            }
+            self.forwarder.overloaded = self.writes + self.forwarder.lan.pending().len() > OVERLOAD_WRITES;
         }
     }
 
@@ -403,6 +416,7 @@ impl Worker {
                 Err(_) => lost += pending.count(),
             }
         }
+        self.writes += self.forwarder.lan.pending().len();
         self.forwarder.lan.clear();
         if lost > 0 {
             self.forwarder.drop(DropReason::DeviceFull, lost as u64);
@@ -425,7 +439,7 @@ impl Worker {
                 Ok(None) => break,
                 Err(error) => {
                     self.device = None;
-                    let _ = self.notices.try_send(Notice::Lost { what: format!("TUN device: {error}") });
+                    self.notices.send(Notice::Lost { what: format!("TUN device: {error}") });
                     break;
                 }
             };
@@ -477,13 +491,7 @@ impl Worker {
 }
 
 /// Seals a run and sends it, under the SA's guard, so that wire order is sequence order.
-fn leave(
-    run: &mut Run,
-    sender: &mut Sender,
-    drops: &Drops,
-    number: usize,
-    notices: &mpsc::SyncSender<Notice>,
-) {
+fn leave(run: &mut Run, sender: &mut Sender, drops: &Drops, number: usize, notices: &Notices) {
     let sa = Arc::clone(&run.sa);
     let mut sequence = sa.lock();
     let (to, segment, tos, count) = (run.to, run.segment, run.tos, run.count);
@@ -493,7 +501,7 @@ fn leave(
     };
     let Ok(bytes) = run.seal(&mut sequence) else {
         drops.add(number, DropReason::Exhausted as usize, u64::from(count));
-        let _ = notices.try_send(Notice::Exhausted(sa.id));
+        notices.send(Notice::Exhausted(sa.id));
         return;
     };
     let sent = sender.send(local, to, bytes, segment, tos);
@@ -507,7 +515,7 @@ fn leave(
             drops.add(number, reason as usize, u64::from(packets));
         }
         if sent.too_big > 0 {
-            let _ = notices.try_send(Notice::TooBigOutside(sa.tunnel));
+            notices.send(Notice::TooBigOutside(sa.tunnel));
         }
     }
     let delivered = u64::from(count - sent.all().min(count));

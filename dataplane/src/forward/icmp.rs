@@ -10,6 +10,8 @@ use crate::{
 
 /// What a probe carries in front, so that its reply is told from a person's ping.
 const PROBE_MAGIC: [u8; 8] = *b"braidprb";
+/// CS6, network control (RFC 2474 section 4.2.2.2): not what a congested path drops first.
+pub(crate) const PROBE_TOS: u8 = 0xC0;
 /// Payload of a probe: the magic and the cookie.
 const PROBE_LEN: usize = 16;
 
@@ -163,7 +165,7 @@ pub(super) fn turn_round(bytes: &mut [u8], packet: &Packet) {
 }
 
 /// An echo request that carries a cookie; `None` when the families differ.
-pub fn probe(source: IpAddr, destination: IpAddr, cookie: u64) -> Option<Vec<u8>> {
+pub(crate) fn probe(source: IpAddr, destination: IpAddr, cookie: u64) -> Option<Vec<u8>> {
     let mut icmp = [0; 8 + PROBE_LEN];
     icmp[4..8].copy_from_slice(&(cookie as u32).to_be_bytes());
     icmp[8..16].copy_from_slice(&PROBE_MAGIC);
@@ -174,8 +176,7 @@ pub fn probe(source: IpAddr, destination: IpAddr, cookie: u64) -> Option<Vec<u8>
             icmp[0] = 8;
             out = vec![0; 20];
             out[0] = 0x45;
-            // CS6, network control: not what a congested path drops first.
-            out[1] = 0xC0;
+            out[1] = PROBE_TOS;
             out[2..4].copy_from_slice(&((20 + icmp.len()) as u16).to_be_bytes());
             out[6] = 0x40;
             out[8] = 64;
@@ -189,7 +190,7 @@ pub fn probe(source: IpAddr, destination: IpAddr, cookie: u64) -> Option<Vec<u8>
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             icmp[0] = 128;
             out = vec![0; 40];
-            (out[0], out[1]) = (0x6C, 0x00);
+            (out[0], out[1]) = (0x60 | PROBE_TOS >> 4, PROBE_TOS << 4);
             out[4..6].copy_from_slice(&(icmp.len() as u16).to_be_bytes());
             out[6] = protocol::ICMPV6;
             out[7] = 64;

@@ -137,11 +137,7 @@ impl Forwarder {
                 }
                 // RFC 3948 section 2.2: four zero bytes before IKE, where ESP has its SPI.
                 if datagram.len() > 4 && datagram[..4] == [0; 4] {
-                    if self.punts.len() < MAX_REPLIES {
-                        self.punts.push((arrival.slot, start + 4..end));
-                    } else {
-                        self.drop(DropReason::PuntFull, 1);
-                    }
+                    self.drop(DropReason::NobodyListens, 1);
                     return None;
                 }
                 if datagram.len() < 8 {

@@ -1,0 +1,240 @@
+//! One tunnel's probes: what to do next, and what the silence means. No I/O, no clock.
+
+use std::time::Duration;
+
+use braid_api::{Probe, Verdict};
+
+/// A NAT's UDP mapping may be dropped after less than half a minute (RFC 3948 section 4: 20 seconds).
+const KEEPALIVE_NANOS: u64 = 20_000_000_000;
+/// Probes whose reply can still be told.
+const OUTSTANDING: usize = 16;
+
+/// What to do when a session is due.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Turn {
+    /// Send a probe with this cookie; and the tunnel may have died.
+    Probe {
+        /// Its reply brings it back.
+        cookie: u64,
+        /// Set when the tunnel has just died: for how long it was silent.
+        down: Option<Duration>,
+    },
+    /// The tunnel has died.
+    Down {
+        /// For how long it was silent.
+        silent: Duration,
+    },
+    /// Send a NAT keepalive.
+    Keepalive,
+    /// Nothing yet.
+    Nothing,
+}
+
+/// The probes of one tunnel.
+#[derive(Debug)]
+pub(super) struct Session {
+    probe: Option<Probe>,
+    keepalive: bool,
+    next_probe: u64,
+    next_keepalive: u64,
+    sent_packets: u64,
+    sequence: u64,
+    outstanding: [(u64, u64); OUTSTANDING],
+    /// When the last reply came; `None` before the first: then silence means nothing.
+    replied: Option<u64>,
+    /// When a packet or a reply was last heard, as far as this session knows.
+    life: u64,
+    up: bool,
+    smoothed: Option<u64>,
+}
+
+impl Session {
+    pub(super) fn new(now: u64) -> Self {
+        Session {
+            probe: None,
+            keepalive: false,
+            next_probe: u64::MAX,
+            next_keepalive: u64::MAX,
+            sent_packets: 0,
+            sequence: 0,
+            outstanding: [(0, 0); OUTSTANDING],
+            replied: None,
+            life: now,
+            up: false,
+            smoothed: None,
+        }
+    }
+
+    /// New settings; what was heard stays heard.
+    pub(super) fn configure(&mut self, probe: Option<Probe>, keepalive: bool, now: u64) {
+        if self.probe != probe {
+            self.probe = probe;
+            self.next_probe = if probe.is_some() { now } else { u64::MAX };
+        }
+        if self.keepalive != keepalive || self.next_keepalive == u64::MAX {
+            self.keepalive = keepalive;
+            self.next_keepalive = if keepalive { now + KEEPALIVE_NANOS } else { u64::MAX };
+        }
+    }
+
+    /// When [`Session::turn`] wants to be called, in monotonic nanoseconds.
+    pub(super) fn due(&self) -> u64 {
+        self.next_probe.min(self.next_keepalive).min(self.dies().unwrap_or(u64::MAX))
+    }
+
+    /// When the tunnel dies unless it is heard.
+    fn dies(&self) -> Option<u64> {
+        let probe = self.probe?;
+        (self.up && self.replied.is_some())
+            .then(|| self.life + probe.interval.as_nanos() as u64 * u64::from(probe.multiplier))
+    }
+
+    /// Does what is due. `heard` is when the tunnel last authenticated a packet, `sent` how many it
+    /// has sent in all.
+    pub(super) fn turn(&mut self, now: u64, heard: Option<u64>, sent: u64) -> Turn {
+        // A timer that fires although the tunnel has authenticated a packet is late, not right.
+        self.life = self.life.max(heard.unwrap_or(0));
+        let down = match self.dies() {
+            Some(dies) if dies <= now => {
+                self.up = false;
+                Some(Duration::from_nanos(now - self.life))
+            }
+            _ => None,
+        };
+        if now >= self.next_probe
+            && let Some(probe) = self.probe
+        {
+            let interval = (probe.interval.as_nanos() as u64).max(1);
+            // After a pause the probes that were missed are not made up for.
+            self.next_probe = (self.next_probe + interval).max(now + interval / 2);
+            self.sequence += 1;
+            self.outstanding[self.sequence as usize % OUTSTANDING] = (self.sequence, now);
+            return Turn::Probe { cookie: self.sequence, down };
+        }
+        if let Some(silent) = down {
+            return Turn::Down { silent };
+        }
+        if now >= self.next_keepalive {
+            self.next_keepalive = now + KEEPALIVE_NANOS;
+            if self.sent_packets == sent {
+                return Turn::Keepalive;
+            }
+            self.sent_packets = sent;
+        }
+        Turn::Nothing
+    }
+
+    /// A probe came back at `now`; `Up` when the tunnel was not known to be alive.
+    pub(super) fn reply(&mut self, cookie: u64, now: u64) -> Option<Verdict> {
+        let (sequence, sent) = self.outstanding[cookie as usize % OUTSTANDING];
+        if sequence != cookie || sequence == 0 {
+            return None;
+        }
+        self.outstanding[cookie as usize % OUTSTANDING] = (0, 0);
+        let sample = now.saturating_sub(sent);
+        // RFC 6298 section 2: alpha is 1/8.
+        self.smoothed = Some(self.smoothed.map_or(sample, |smoothed| smoothed - smoothed / 8 + sample / 8));
+        self.replied = Some(now);
+        self.life = self.life.max(now);
+        let was = core::mem::replace(&mut self.up, true);
+        (!was).then_some(Verdict::Up)
+    }
+
+    /// Smoothed round-trip time.
+    pub(super) fn latency(&self) -> Option<Duration> {
+        self.smoothed.map(Duration::from_nanos)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+    const PROBE: Probe = Probe { interval: Duration::from_millis(100), multiplier: 3 };
+
+    fn session() -> Session {
+        let mut session = Session::new(0);
+        session.configure(Some(PROBE), false, 0);
+        session
+    }
+
+    /// Runs the session up to `until`, answering probes after `delay` where `answers` says so.
+    fn play(session: &mut Session, from: u64, until: u64, delay: u64, answers: bool) -> Vec<(u64, Verdict)> {
+        let mut verdicts = Vec::new();
+        let mut replies = Vec::new();
+        loop {
+            let next = replies.first().map_or(u64::MAX, |&(at, _)| at).min(session.due().max(from));
+            if next > until {
+                return verdicts;
+            }
+            if replies.first().is_some_and(|&(at, _)| at == next) {
+                let (at, cookie) = replies.remove(0);
+                verdicts.extend(session.reply(cookie, at).map(|verdict| (at, verdict)));
+                continue;
+            }
+            match session.turn(next, None, 0) {
+                Turn::Probe { cookie, down } => {
+                    verdicts.extend(down.map(|_| (next, Verdict::Down)));
+                    if answers {
+                        replies.push((next + delay, cookie));
+                    }
+                }
+                Turn::Down { .. } => verdicts.push((next, Verdict::Down)),
+                Turn::Keepalive | Turn::Nothing => {}
+            }
+        }
+    }
+
+    #[test]
+    fn a_tunnel_dies_after_the_detection_time_and_comes_back_with_the_next_reply() {
+        let mut session = session();
+        assert_eq!(play(&mut session, 0, 1000 * MS, MS, true), [(MS, Verdict::Up)]);
+        // The last reply came at 1001 ms at most; the detection time is 300 ms.
+        let down = play(&mut session, 1000 * MS, 2000 * MS, MS, false);
+        assert_eq!(down.len(), 1);
+        assert!((1300 * MS - 100 * MS..=1301 * MS).contains(&down[0].0), "{down:?}");
+        let up = play(&mut session, 2000 * MS, 3000 * MS, MS, true);
+        assert_eq!(up.len(), 1);
+        assert_eq!(up[0].1, Verdict::Up);
+        assert!(session.latency().unwrap() <= Duration::from_millis(2));
+    }
+
+    #[test]
+    fn a_peer_that_never_answers_is_not_dead() {
+        let mut session = session();
+        assert_eq!(play(&mut session, 0, 5000 * MS, MS, false), []);
+    }
+
+    #[test]
+    fn an_authenticated_packet_is_a_sign_of_life() {
+        let mut session = session();
+        play(&mut session, 0, 1000 * MS, MS, true);
+        let mut at = 1000 * MS;
+        for _ in 0..20 {
+            at = session.due().max(at);
+            let turn = session.turn(at, Some(at - 1), 0);
+            assert!(!matches!(turn, Turn::Down { .. } | Turn::Probe { down: Some(_), .. }), "{turn:?}");
+        }
+    }
+
+    #[test]
+    fn a_reply_counts_once_and_only_to_its_probe() {
+        let mut session = session();
+        let Turn::Probe { cookie, .. } = session.turn(0, None, 0) else { panic!("no probe") };
+        assert_eq!(session.reply(cookie + 1, MS), None);
+        assert_eq!(session.reply(cookie, MS), Some(Verdict::Up));
+        assert_eq!(session.reply(cookie, 2 * MS), None);
+        assert_eq!(session.latency(), Some(Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn an_idle_tunnel_is_kept_alive_through_a_nat() {
+        let mut session = Session::new(0);
+        session.configure(None, true, 0);
+        assert_eq!(session.due(), KEEPALIVE_NANOS);
+        assert_eq!(session.turn(KEEPALIVE_NANOS, None, 0), Turn::Keepalive);
+        assert_eq!(session.turn(2 * KEEPALIVE_NANOS, None, 7), Turn::Nothing);
+        assert_eq!(session.turn(3 * KEEPALIVE_NANOS, None, 7), Turn::Keepalive);
+    }
+}

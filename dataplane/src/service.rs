@@ -1,0 +1,434 @@
+//! The core's own thread: takes devices and sockets from the launcher, transactions and questions
+//! from control, notices from the workers, and passes each on.
+//!
+//! One control at a time: a new connection takes the place of the old one, whose process is gone or
+//! will be. A control that does not read, sends what does not decode, or has another version, is cut
+//! off; the workers notice nothing.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use braid_api::{
+    Answer, Encapsulation, Event, FRAME_HEADER_LEN, FromCore, Hello, Query, ToCore, TunnelId, VERSION,
+    decode, encode, frame_len,
+    launcher::{OUTER_MARK, ToCoreProcess},
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    net::{SocketFlags, sockopt},
+};
+
+use crate::{
+    drop_reason::DropReason,
+    forward::Drops,
+    io::{tun::TunQueue, udp},
+    liveness::Input,
+    packet::FlowKey,
+    run::Launcher,
+    tables::{Ticks, Writer},
+    worker::{Command, Notice, OuterSocket, monotonic},
+};
+
+/// Bytes that may wait for a control that does not read.
+const MAX_BACKLOG: usize = 64 << 20;
+/// How often SA lifetimes and path MTUs are looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How long a lowered path MTU is believed (RFC 1191 section 6.3 wants at least ten minutes before
+/// a larger one is tried; the kernel forgets after ten).
+const PATH_MTU_AGE: Duration = Duration::from_secs(600);
+
+/// The threads and how they are reached.
+pub(crate) struct Threads {
+    pub(crate) commands: Vec<(mpsc::Sender<Command>, OwnedFd)>,
+    pub(crate) inputs: mpsc::SyncSender<Input>,
+    pub(crate) drops: Arc<Drops>,
+    pub(crate) max_segments: u16,
+}
+
+impl Threads {
+    fn command(&self, number: usize, command: Command) {
+        if let Some((sender, wake)) = self.commands.get(number)
+            && sender.send(command).is_ok()
+        {
+            let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+/// The state of the service thread.
+pub(crate) struct Service {
+    writer: Writer,
+    threads: Threads,
+    listener: OwnedFd,
+    launcher: Launcher,
+    notices: mpsc::Receiver<Notice>,
+    wake: Arc<OwnedFd>,
+    control: Option<Connection>,
+    sockets: HashSet<SocketAddr>,
+    lowered: BTreeMap<TunnelId, Instant>,
+    started: Instant,
+    offload: bool,
+}
+
+impl Service {
+    pub(crate) fn new(
+        writer: Writer,
+        threads: Threads,
+        listener: OwnedFd,
+        launcher: Launcher,
+        notices: mpsc::Receiver<Notice>,
+        wake: Arc<OwnedFd>,
+        offload: bool,
+    ) -> Self {
+        Service {
+            writer,
+            threads,
+            listener,
+            launcher,
+            notices,
+            wake,
+            control: None,
+            sockets: HashSet::new(),
+            lowered: BTreeMap::new(),
+            started: Instant::now(),
+            offload,
+        }
+    }
+
+    /// Serves until the launcher is gone.
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        let mut housekeeping = Instant::now();
+        loop {
+            let ready = self.wait()?;
+            if ready.launcher && !self.from_launcher()? {
+                return Ok(());
+            }
+            if ready.notices {
+                self.from_workers();
+            }
+            if ready.listener {
+                self.accept();
+            }
+            if ready.control {
+                self.from_control();
+            }
+            if housekeeping.elapsed() >= HOUSEKEEPING {
+                housekeeping = Instant::now();
+                self.housekeeping();
+            }
+            self.flush_control();
+        }
+    }
+
+    fn wait(&self) -> io::Result<Ready> {
+        let mut polled = vec![
+            PollFd::new(&self.launcher, PollFlags::IN),
+            PollFd::new(&self.wake, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
+        if let Some(control) = &self.control {
+            let wants =
+                if control.backlog.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
+            polled.push(PollFd::new(&control.socket, wants));
+        }
+        let timeout = Timespec { tv_sec: HOUSEKEEPING.as_secs() as i64, tv_nsec: 0 };
+        match rustix::event::poll(&mut polled, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready = |index: usize| polled.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        Ok(Ready { launcher: ready(0), notices: ready(1), listener: ready(2), control: ready(3) })
+    }
+
+    /// False when the launcher is gone.
+    fn from_launcher(&mut self) -> io::Result<bool> {
+        let Some((message, fds)) = self.launcher.receive()? else { return Ok(false) };
+        match message {
+            ToCoreProcess::Start { .. } => {}
+            ToCoreProcess::Tun { vnet_hdr, .. } => {
+                for (number, fd) in fds.into_iter().enumerate() {
+                    self.threads.command(number, Command::Tun(TunQueue::new(fd, vnet_hdr)));
+                }
+            }
+            ToCoreProcess::Udp { local } => self.add_socket(local, fds)?,
+            ToCoreProcess::RawEsp { local } => self.add_socket(SocketAddr::new(local, 0), fds)?,
+            ToCoreProcess::Close { local } => {
+                self.sockets.remove(&local);
+                for number in 0..self.threads.commands.len() {
+                    self.threads.command(number, Command::Close(local));
+                }
+                let _ = self.threads.inputs.send(Input::Close(local));
+            }
+        }
+        let encapsulation = |local: &SocketAddr| match local.port() {
+            0 => Encapsulation::Esp,
+            _ => Encapsulation::Udp,
+        };
+        self.writer.set_sockets(self.sockets.iter().map(|local| (*local, encapsulation(local))).collect());
+        Ok(true)
+    }
+
+    /// A socket for each worker, or one for all, and a second handle for the liveness thread.
+    fn add_socket(&mut self, local: SocketAddr, fds: Vec<OwnedFd>) -> io::Result<()> {
+        self.sockets.insert(local);
+        if let Some(first) = fds.first() {
+            let _ = self.threads.inputs.send(Input::Socket(OuterSocket { local, fd: first.try_clone()? }));
+        }
+        let shared = match fds.as_slice() {
+            [only] => Some(only.try_clone()?),
+            _ => None,
+        };
+        for (number, fd) in fds.into_iter().enumerate() {
+            self.threads.command(number, Command::Socket(OuterSocket { local, fd }));
+        }
+        if let Some(shared) = shared {
+            for number in 1..self.threads.commands.len() {
+                let fd = shared.try_clone()?;
+                self.threads.command(number, Command::Socket(OuterSocket { local, fd }));
+            }
+        }
+        Ok(())
+    }
+
+    fn from_workers(&mut self) {
+        let _ = rustix::io::read(&self.wake, &mut [0_u8; 8]);
+        while let Ok(notice) = self.notices.try_recv() {
+            match notice {
+                Notice::Event(event) => self.tell(&FromCore::Event(event)),
+                Notice::Exhausted(_) => self.report_lifetimes(),
+                Notice::TooBigOutside(tunnel) => self.ask_path_mtu(tunnel),
+                Notice::Lost { what } => tracing::error!("lost {what}"),
+            }
+        }
+    }
+
+    fn report_lifetimes(&mut self) {
+        for event in self.writer.lifetimes() {
+            self.tell(&FromCore::Event(event));
+        }
+    }
+
+    /// The kernel refused a packet as too big for its path: it knows what the path takes.
+    fn ask_path_mtu(&mut self, tunnel: TunnelId) {
+        let mut reader = self.writer.reader();
+        let Some(ends) = reader
+            .enter()
+            .tunnel(tunnel)
+            .and_then(|found| Some((found.settings.local, found.live.remote()?, found.settings.path_mtu)))
+        else {
+            return;
+        };
+        let (local, remote, configured) = ends;
+        let Ok(path_mtu) = udp::path_mtu(local, remote, None, OUTER_MARK) else { return };
+        let path_mtu = path_mtu.min(configured);
+        self.lowered.insert(tunnel, Instant::now());
+        self.writer.set_path_mtu(tunnel, Some(path_mtu));
+        self.tell(&FromCore::Event(Event::PathMtu { tunnel, path_mtu }));
+    }
+
+    fn housekeeping(&mut self) {
+        self.report_lifetimes();
+        let due: Vec<TunnelId> = self
+            .lowered
+            .iter()
+            .filter(|(_, since)| since.elapsed() > PATH_MTU_AGE)
+            .map(|(id, _)| *id)
+            .collect();
+        for tunnel in due {
+            self.lowered.remove(&tunnel);
+            self.writer.set_path_mtu(tunnel, None);
+        }
+    }
+
+    fn accept(&mut self) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let Ok(socket) = rustix::net::acceptfrom_with(&self.listener, flags) else { return };
+        let socket = socket.0;
+        let ours = rustix::process::getuid();
+        let allowed =
+            sockopt::socket_peercred(&socket).is_ok_and(|peer| peer.uid == ours || peer.uid.is_root());
+        if allowed {
+            self.control =
+                Some(Connection { socket, greeted: false, input: Vec::new(), backlog: Vec::new() });
+        }
+    }
+
+    fn from_control(&mut self) {
+        let Some(mut control) = self.control.take() else { return };
+        let mut open = control.fill().is_ok();
+        while let Some(message) = control.next_frame() {
+            match message {
+                Ok(message) if open => open = self.serve(&mut control, message),
+                _ => {
+                    open = false;
+                    break;
+                }
+            }
+        }
+        // What was read last, such as a last transaction, is served even when the peer is gone.
+        if open && !control.ended() {
+            self.control = Some(control);
+        }
+    }
+
+    /// Serves one message; false to end the connection.
+    fn serve(&mut self, control: &mut Connection, message: ToCore) -> bool {
+        match message {
+            ToCore::Hello { version } => {
+                control.greeted = true;
+                let hello = self.hello();
+                control.put(&FromCore::Hello(hello)) && version == VERSION
+            }
+            _ if !control.greeted => false,
+            ToCore::Apply(transaction) => match self.writer.apply(transaction, monotonic().nanos) {
+                Ok(applied) => {
+                    let _ = self.threads.inputs.send(Input::Changed(applied.tunnels));
+                    control.put(&FromCore::Applied { epoch: applied.epoch })
+                }
+                Err(rejected) => control.put(&FromCore::Rejected(rejected)),
+            },
+            ToCore::Query { number, query } => {
+                let answer = self.answer(query);
+                control.put(&FromCore::Answer { number, answer })
+            }
+        }
+    }
+
+    fn hello(&mut self) -> Hello {
+        let generation = self.writer.begin_sync();
+        let (tunnels, sas, groups) = self.writer.summary();
+        Hello {
+            version: VERSION,
+            boot: self.writer.boot(),
+            generation,
+            uptime: self.started.elapsed(),
+            workers: self.threads.commands.len() as u32,
+            offload: self.offload && self.threads.max_segments > 1,
+            tunnels,
+            sas,
+            groups,
+            stash_entries: self.writer.stash_entries(),
+        }
+    }
+
+    fn answer(&mut self, query: Query) -> Answer {
+        let now = monotonic().nanos;
+        match query {
+            Query::Stats => {
+                let mut stats = self.writer.stats(now);
+                let drops = |reason: &DropReason| {
+                    (reason.name().to_owned(), self.threads.drops.sum(*reason as usize))
+                };
+                stats.drops = DropReason::ALL.iter().map(drops).collect();
+                Answer::Stats(stats)
+            }
+            Query::Path(flow) => {
+                let mut reader = self.writer.reader();
+                let tables = reader.enter();
+                let settings = tables.settings();
+                let hash = FlowKey::of(&flow).hash(&settings.hash_seed, settings.symmetric_hash);
+                Answer::Path(tables.path(&flow, hash, Ticks::from_nanos(now)))
+            }
+            Query::Stash { from } => Answer::Stash(self.writer.stash(from)),
+        }
+    }
+
+    fn tell(&mut self, message: &FromCore) {
+        if let Some(control) = &mut self.control
+            && control.greeted
+            && !control.put(message)
+        {
+            self.control = None;
+        }
+    }
+
+    fn flush_control(&mut self) {
+        if let Some(control) = &mut self.control
+            && control.flush().is_err()
+        {
+            self.control = None;
+        }
+    }
+}
+
+struct Ready {
+    launcher: bool,
+    notices: bool,
+    listener: bool,
+    control: bool,
+}
+
+/// Control's connection.
+struct Connection {
+    socket: OwnedFd,
+    greeted: bool,
+    /// Read and not yet decoded; may hold keys.
+    input: Vec<u8>,
+    backlog: Vec<u8>,
+}
+
+impl Connection {
+    /// Reads what waits.
+    fn fill(&mut self) -> io::Result<()> {
+        let mut chunk = zeroize::Zeroizing::new([0; 65_536]);
+        // At most one frame and a chunk are held.
+        while self.input.len() <= braid_api::MAX_FRAME_LEN {
+            match rustix::io::read(self.socket.as_fd(), &mut chunk[..]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(len) => self.input.extend_from_slice(&chunk[..len]),
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next whole message; an error ends the connection.
+    fn next_frame(&mut self) -> Option<Result<ToCore, ()>> {
+        let header: [u8; FRAME_HEADER_LEN] = self.input.get(..FRAME_HEADER_LEN)?.try_into().ok()?;
+        let Ok(len) = frame_len(header) else { return Some(Err(())) };
+        let end = FRAME_HEADER_LEN + len;
+        let message = decode(self.input.get(FRAME_HEADER_LEN..end)?).map_err(|_| ());
+        // Behind a message with keys nothing of it stays.
+        zeroize::Zeroize::zeroize(&mut self.input[..end]);
+        self.input.drain(..end);
+        Some(message)
+    }
+
+    fn ended(&self) -> bool {
+        let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let _ = rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        polled[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR)
+    }
+
+    /// Queues a message; false when too much waits already.
+    fn put(&mut self, message: &FromCore) -> bool {
+        let Ok(frame) = encode(message) else { return false };
+        if self.backlog.len() + frame.len() > MAX_BACKLOG {
+            return false;
+        }
+        self.backlog.extend_from_slice(&frame);
+        self.flush().is_ok()
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while !self.backlog.is_empty() {
+            match rustix::net::send(&self.socket, &self.backlog, rustix::net::SendFlags::NOSIGNAL) {
+                Ok(sent) => {
+                    self.backlog.drain(..sent);
+                }
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
