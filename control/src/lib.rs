@@ -6,7 +6,21 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod core_client;
 pub mod demo;
+pub mod desired;
+pub mod failover;
+pub mod keys;
 pub mod launcher;
+pub mod launcher_client;
+pub mod logging;
+pub mod memory;
+pub mod mirror;
+pub mod outer;
+pub mod process;
+pub mod status;
+pub mod turn;
+pub mod watch;

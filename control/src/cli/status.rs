@@ -1,0 +1,336 @@
+//! `braid status`.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use crossterm::{
+    cursor,
+    event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
+    execute, queue, terminal,
+};
+
+use super::{
+    FAILED, RunDir,
+    ask::{ask, print},
+};
+use crate::{
+    admin::Request,
+    status::{Status, Tunnel},
+};
+
+/// Between two looks of `--watch`.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Says what is up, what is not and why.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Exits with 0 when the gateway answers, whatever its tunnels do; --json says it all to programs.
+
+Examples: braid status
+          braid status --watch
+          braid status --json | jq '.tunnels[] | {name, state, reason}'")]
+pub(super) struct Args {
+    /// Print one JSON document and nothing else
+    #[arg(long, conflicts_with = "watch")]
+    json: bool,
+    /// Look again every second, until q or Ctrl-C
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    run_dir: RunDir,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    if args.watch {
+        return watch(&args.run_dir.path);
+    }
+    let value = match ask(&args.run_dir.path, &Request::Status) {
+        Ok(value) => value,
+        Err(code) => return code,
+    };
+    if args.json {
+        print(&format!("{value}\n"));
+        return ExitCode::SUCCESS;
+    }
+    match serde_json::from_value::<Status>(value) {
+        Ok(status) => {
+            print(&table(&status, None));
+            ExitCode::SUCCESS
+        }
+        Err(error) => other_version(&error),
+    }
+}
+
+fn other_version(error: &serde_json::Error) -> ExitCode {
+    eprintln!("braid: the gateway is of another version: {error}");
+    ExitCode::from(FAILED)
+}
+
+fn watch(run_dir: &Path) -> ExitCode {
+    if !io::stdout().is_terminal() {
+        return watch_lines(run_dir);
+    }
+    let mut screen = match Screen::enter() {
+        Ok(screen) => screen,
+        Err(_) => return watch_lines(run_dir),
+    };
+    let mut before: Option<(Instant, Status)> = None;
+    loop {
+        let at = Instant::now();
+        let value = match ask_quietly(run_dir) {
+            Ok(value) => value,
+            Err(line) => {
+                drop(screen);
+                eprintln!("{line}");
+                return ExitCode::from(FAILED);
+            }
+        };
+        let status: Status = match serde_json::from_value(value) {
+            Ok(status) => status,
+            Err(error) => {
+                drop(screen);
+                return other_version(&error);
+            }
+        };
+        let rates = before.as_ref().map(|(then, status)| (at - *then, status));
+        if screen.show(&table(&status, rates)).is_err() {
+            return ExitCode::SUCCESS;
+        }
+        before = Some((at, status));
+        match wait_for_key(at + INTERVAL) {
+            Ok(true) => return ExitCode::SUCCESS,
+            Ok(false) => {}
+            Err(_) => return ExitCode::SUCCESS,
+        }
+    }
+}
+
+fn ask_quietly(run_dir: &Path) -> Result<serde_json::Value, String> {
+    match crate::admin::request(run_dir, &Request::Status)? {
+        crate::admin::Response::Ok(value) => Ok(value),
+        crate::admin::Response::Failed { lines, .. } => Err(lines.join("; ")),
+    }
+}
+
+/// Where there is no terminal: a table every second, until nobody reads.
+fn watch_lines(run_dir: &Path) -> ExitCode {
+    let mut before: Option<(Instant, Status)> = None;
+    loop {
+        let at = Instant::now();
+        let value = match ask(run_dir, &Request::Status) {
+            Ok(value) => value,
+            Err(code) => return code,
+        };
+        let status: Status = match serde_json::from_value(value) {
+            Ok(status) => status,
+            Err(error) => return other_version(&error),
+        };
+        let rates = before.as_ref().map(|(then, status)| (at - *then, status));
+        let text = format!("{}\n", table(&status, rates));
+        if io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).is_err() {
+            return ExitCode::SUCCESS;
+        }
+        before = Some((at, status));
+        std::thread::sleep(INTERVAL.saturating_sub(at.elapsed()));
+    }
+}
+
+/// True when the user wants to leave.
+fn wait_for_key(until: Instant) -> io::Result<bool> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if !event::poll(left)? {
+            return Ok(false);
+        }
+        if let Event::Key(key) = event::read()?
+            && key.kind == KeyEventKind::Press
+        {
+            let control_c = key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
+            if control_c || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc) {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+/// The alternate screen; what was there before comes back when it is dropped.
+struct Screen(io::Stdout);
+
+impl Screen {
+    fn enter() -> io::Result<Self> {
+        terminal::enable_raw_mode()?;
+        let mut screen = Screen(io::stdout());
+        execute!(screen.0, terminal::EnterAlternateScreen, cursor::Hide)?;
+        Ok(screen)
+    }
+
+    fn show(&mut self, text: &str) -> io::Result<()> {
+        let (width, height) = terminal::size()?;
+        queue!(self.0, cursor::MoveTo(0, 0))?;
+        let lines = text.lines().chain(["", "q leaves"]).take(usize::from(height));
+        for (row, line) in lines.enumerate() {
+            let line: String = line.chars().take(usize::from(width)).collect();
+            queue!(self.0, cursor::MoveTo(0, row as u16), terminal::Clear(terminal::ClearType::CurrentLine))?;
+            self.0.write_all(line.as_bytes())?;
+        }
+        queue!(self.0, terminal::Clear(terminal::ClearType::FromCursorDown))?;
+        self.0.flush()
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no restoring.
+        let _ = execute!(self.0, cursor::Show, terminal::LeaveAlternateScreen);
+        let _ = terminal::disable_raw_mode();
+    }
+}
+
+/// The page for people. `before` gives rates instead of totals.
+fn table(status: &Status, before: Option<(Duration, &Status)>) -> String {
+    /// More routes than fit a screen are counted only.
+    const MAX_ROUTES: usize = 20;
+    let up = status.tunnels.iter().filter(|tunnel| tunnel.state == "up").count();
+    let mut text = format!(
+        "{}: {up} of {} tunnels up, running for {}{}\n\n",
+        status.gateway,
+        status.tunnels.len(),
+        time(status.uptime_s),
+        if status.core { "" } else { "; THE FORWARDING CORE DOES NOT ANSWER" },
+    );
+    let titles = match before {
+        Some(_) => ["TUNNEL", "STATE", "FOR", "OUT", "IN", "RTT", "MTU", "LOCAL", "REMOTE", ""],
+        None => ["TUNNEL", "STATE", "FOR", "SENT", "RECEIVED", "RTT", "MTU", "LOCAL", "REMOTE", ""],
+    };
+    let mut rows = vec![titles.map(str::to_owned)];
+    for tunnel in &status.tunnels {
+        let earlier = before.and_then(|(elapsed, status)| {
+            Some((elapsed, status.tunnels.iter().find(|earlier| earlier.name == tunnel.name)?))
+        });
+        rows.push(row(tunnel, earlier));
+    }
+    text.push_str(&align(&rows));
+    if !status.routes.is_empty() {
+        let mut rows = vec![["ROUTE", "ORIGIN", "PATHS"].map(str::to_owned)];
+        for route in status.routes.iter().take(MAX_ROUTES) {
+            let path = |path: &crate::status::Path| {
+                let weight = if path.weight == 1 { String::new() } else { format!(" x{}", path.weight) };
+                format!("{}{weight}{}", path.tunnel, if path.active { "" } else { " (idle)" })
+            };
+            let paths = route.paths.iter().map(path).collect::<Vec<_>>().join(", ");
+            rows.push([route.prefix.clone(), route.origin.clone(), paths]);
+        }
+        text.push_str(&format!("\n{}", align(&rows)));
+        if status.routes.len() > MAX_ROUTES {
+            text.push_str(&format!("and {} more routes\n", status.routes.len() - MAX_ROUTES));
+        }
+    }
+    let drops: Vec<String> = status
+        .drops
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(reason, count)| format!("{reason} {count}"))
+        .collect();
+    text.push_str(&format!(
+        "\nDROPS   {}\n",
+        if drops.is_empty() { "none".to_owned() } else { drops.join(", ") }
+    ));
+    text
+}
+
+fn row(tunnel: &Tunnel, before: Option<(Duration, &Tunnel)>) -> [String; 10] {
+    let amounts = match before {
+        Some((elapsed, earlier)) => {
+            let rate =
+                |now: u64, then: u64| bits(now.saturating_sub(then) as f64 * 8.0 / elapsed.as_secs_f64());
+            [rate(tunnel.tx_bytes, earlier.tx_bytes), rate(tunnel.rx_bytes, earlier.rx_bytes)]
+        }
+        None => [bytes(tunnel.tx_bytes), bytes(tunnel.rx_bytes)],
+    };
+    let [out, inward] = amounts;
+    let address = |address: &Option<String>| address.clone().unwrap_or_else(|| "any".to_owned());
+    [
+        tunnel.name.clone(),
+        tunnel.state.clone(),
+        time(tunnel.since_s),
+        out,
+        inward,
+        tunnel.latency_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms")),
+        tunnel.mtu.to_string(),
+        address(&tunnel.local),
+        address(&tunnel.remote),
+        tunnel.reason.clone(),
+    ]
+}
+
+/// Columns as wide as their widest cell, two blanks between them.
+fn align<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            line.push_str(&format!("{cell:width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn time(seconds: f64) -> String {
+    let whole = seconds as u64;
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        3600..86_400 => format!("{} h {} min", whole / 3600, whole / 60 % 60),
+        _ => format!("{} d {} h", whole / 86_400, whole / 3600 % 24),
+    }
+}
+
+fn bytes(count: u64) -> String {
+    scaled(count as f64, "B")
+}
+
+fn bits(rate: f64) -> String {
+    scaled(rate, "bit/s")
+}
+
+fn scaled(value: f64, unit: &str) -> String {
+    let steps = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
+    match steps.into_iter().find(|(step, _)| value >= *step) {
+        Some((step, prefix)) => format!("{:.1} {prefix}{unit}", value / step),
+        None => format!("{value:.0} {unit}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_readable() {
+        assert_eq!(scaled(0.0, "B"), "0 B");
+        assert_eq!(scaled(1_500_000.0, "bit/s"), "1.5 Mbit/s");
+        assert_eq!(scaled(2.5e9, "B"), "2.5 GB");
+        assert_eq!(
+            (time(9.25), time(61.0), time(7300.0), time(90_000.0)),
+            ("9.2 s".into(), "1 min 1 s".into(), "2 h 1 min".into(), "1 d 1 h".into())
+        );
+    }
+
+    #[test]
+    fn columns_align() {
+        let rows = [["a".to_owned(), "bb".to_owned()], ["ccc".to_owned(), "d".to_owned()]];
+        assert_eq!(align(&rows), "a    bb\nccc  d\n");
+    }
+}

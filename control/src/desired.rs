@@ -1,0 +1,390 @@
+//! From a configuration and what the machine says to what the kernel and the core should be like.
+//!
+//! Pure. Ids are kept: a tunnel keeps its number by its name, a group by its members, so that a
+//! reload or a restart of control changes only what is different.
+
+use core::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet};
+
+use braid_api::{
+    Allowed, Direction, Encapsulation, GatewaySettings, Group, GroupId, Member, Selectors, Spi, Suite,
+    Target, Tunnel, TunnelId,
+    launcher::{KernelPlan, PlannedRoute, PlannedSocket},
+};
+use braid_dataplane::tables::mtu::inner_mtu;
+use ipnet::IpNet;
+
+use crate::{
+    config::{self, Config},
+    keys::{KeyDigest, KeyRecord},
+    outer::Outer,
+};
+
+/// Of an outer path that nothing is known about: Ethernet's.
+const DEFAULT_PATH_MTU: u16 = 1500;
+/// RFC 8200 section 5: below this, the kernel takes IPv6 off the device.
+const MIN_DEVICE_MTU: u16 = 1280;
+
+/// What everything should be like.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Desired {
+    /// The kernel.
+    pub plan: KernelPlan,
+    /// The core.
+    pub tables: Tables,
+    /// Number of each tunnel that is in the tables, by index into [`Config::tunnels`].
+    pub ids: Vec<Option<TunnelId>>,
+}
+
+/// What the core's tables should be like.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tables {
+    /// What concerns all tunnels.
+    pub gateway: Option<GatewaySettings>,
+    /// Tunnels.
+    pub tunnels: BTreeMap<TunnelId, Tunnel>,
+    /// SAs, one per direction.
+    pub sas: BTreeMap<(TunnelId, Direction), SaSpec>,
+    /// ECMP groups.
+    pub groups: BTreeMap<GroupId, Group>,
+    /// Routes.
+    pub routes: BTreeMap<IpNet, Target>,
+}
+
+/// An SA without its key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SaSpec {
+    /// Index into [`Config::tunnels`], where the key is.
+    pub index: usize,
+    /// Security parameters index.
+    pub spi: Spi,
+    /// Encryption and integrity.
+    pub suite: Suite,
+    /// Extended sequence numbers.
+    pub esn: bool,
+    /// Anti-replay window in packets.
+    pub replay_window: u32,
+    /// Accepted inner addresses.
+    pub selectors: Selectors,
+    /// Tells the key from others.
+    pub digest: KeyDigest,
+}
+
+/// What of the machine and of earlier lives a desired state depends on.
+#[derive(Debug)]
+pub struct Circumstances<'a> {
+    /// By tunnel name.
+    pub outer: &'a BTreeMap<String, Outer>,
+    /// Of the flow hash, unless the configuration has one.
+    pub hash_seed: [u8; 16],
+    /// Forwarding threads, unless the configuration says.
+    pub workers: u32,
+    /// Digests keys.
+    pub keys: &'a KeyRecord,
+    /// Numbers that the core knows.
+    pub numbers: &'a Numbers,
+    /// Indexes into [`Config::tunnels`] that the core refused.
+    pub refused: &'a BTreeSet<usize>,
+}
+
+/// Numbers in use.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Numbers {
+    /// Tunnels by name.
+    pub tunnels: BTreeMap<String, TunnelId>,
+    /// Members of groups.
+    pub groups: BTreeMap<GroupId, Vec<Member>>,
+}
+
+/// Builds it.
+pub fn build(config: &Config, circumstances: &Circumstances<'_>) -> Desired {
+    let ids = number_tunnels(config, circumstances);
+    let mut tables = Tables { gateway: Some(gateway_settings(config, circumstances)), ..Tables::default() };
+    let (groups, routes) = build_groups(config, &ids, &circumstances.numbers.groups);
+    tables.groups = groups;
+    tables.routes = routes;
+    let clamp = clamp_mtus(config, circumstances, &tables.groups, &ids);
+    for (index, tunnel) in config.tunnels.iter().enumerate() {
+        let Some(id) = ids[index] else { continue };
+        let outer = circumstances.outer.get(&tunnel.name).cloned().unwrap_or_default();
+        // Numbered only if it has a local address.
+        let Some(local) = tunnel.local.or(outer.local) else { continue };
+        let clamp_mtu = clamp.get(&id).copied().unwrap_or(DEFAULT_PATH_MTU);
+        tables.tunnels.insert(id, core_tunnel(tunnel, id, local, &outer, clamp_mtu));
+        for (direction, spec) in sa_specs(index, tunnel, circumstances.keys) {
+            tables.sas.insert((id, direction), spec);
+        }
+        let peers = tunnel.peer_inside.iter().map(|peer| (IpNet::from(*peer), Target::Tunnel(id)));
+        tables.routes.extend(peers);
+    }
+    let plan = build_plan(config, circumstances, &ids, &tables);
+    Desired { plan, tables, ids }
+}
+
+fn gateway_settings(config: &Config, circumstances: &Circumstances<'_>) -> GatewaySettings {
+    let mut icmp_source = config.gateway.source.clone();
+    let inside = config.tunnels.iter().flat_map(|tunnel| &tunnel.inside).map(IpNet::addr);
+    for address in inside {
+        if !icmp_source.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
+            icmp_source.push(address);
+        }
+    }
+    GatewaySettings {
+        hash_seed: config.gateway.hash_seed.unwrap_or(circumstances.hash_seed),
+        symmetric_hash: config.gateway.symmetric_hash,
+        icmp_source,
+    }
+}
+
+/// A tunnel that has a local address keeps its number, or takes the lowest that is free.
+fn number_tunnels(config: &Config, circumstances: &Circumstances<'_>) -> Vec<Option<TunnelId>> {
+    let known = &circumstances.numbers.tunnels;
+    let mut taken: BTreeSet<TunnelId> = known.values().copied().collect();
+    let mut next = 0;
+    let usable = |index: usize, tunnel: &config::Tunnel| {
+        let local = tunnel.local.or_else(|| circumstances.outer.get(&tunnel.name)?.local);
+        local.is_some() && !circumstances.refused.contains(&index)
+    };
+    let number = |(index, tunnel): (usize, &config::Tunnel)| {
+        if !usable(index, tunnel) {
+            return None;
+        }
+        if let Some(id) = known.get(&tunnel.name) {
+            return Some(*id);
+        }
+        while !taken.insert(TunnelId(next)) {
+            next += 1;
+        }
+        Some(TunnelId(next))
+    };
+    config.tunnels.iter().enumerate().map(number).collect()
+}
+
+/// Inner MTU of a tunnel, in bytes.
+pub(crate) fn tunnel_mtu(tunnel: &config::Tunnel, outer: Option<&Outer>) -> u16 {
+    let address = tunnel.local.or_else(|| outer?.local);
+    let path_mtu = outer.and_then(|outer| outer.mtu).unwrap_or(DEFAULT_PATH_MTU);
+    let v6 = address.is_some_and(|address| address.is_ipv6());
+    inner_mtu(path_mtu, v6, tunnel.manual.encapsulation, tunnel.manual.suite)
+}
+
+/// Per tunnel the smallest inner MTU in the groups it is in, standbys included.
+fn clamp_mtus(
+    config: &Config,
+    circumstances: &Circumstances<'_>,
+    groups: &BTreeMap<GroupId, Group>,
+    ids: &[Option<TunnelId>],
+) -> BTreeMap<TunnelId, u16> {
+    let mut clamp: BTreeMap<TunnelId, u16> = BTreeMap::new();
+    for (tunnel, id) in config.tunnels.iter().zip(ids) {
+        if let Some(id) = id {
+            clamp.insert(*id, tunnel_mtu(tunnel, circumstances.outer.get(&tunnel.name)));
+        }
+    }
+    let own = clamp.clone();
+    for group in groups.values() {
+        let smallest = group.members.iter().filter_map(|member| own.get(&member.tunnel)).min();
+        for member in &group.members {
+            if let (Some(clamp), Some(smallest)) = (clamp.get_mut(&member.tunnel), smallest) {
+                *clamp = (*clamp).min(*smallest);
+            }
+        }
+    }
+    clamp
+}
+
+fn core_tunnel(
+    tunnel: &config::Tunnel,
+    id: TunnelId,
+    local: IpAddr,
+    outer: &Outer,
+    clamp_mtu: u16,
+) -> Tunnel {
+    let manual = &tunnel.manual;
+    let (port, remote_port) = match manual.encapsulation {
+        Encapsulation::Udp => (manual.port, manual.remote_port),
+        Encapsulation::Esp => (0, 0),
+    };
+    let allowed = match &tunnel.allowed {
+        None => Allowed::Routed,
+        Some(prefixes) => {
+            let peers = tunnel.peer_inside.iter().map(|peer| IpNet::from(*peer));
+            Allowed::Prefixes(prefixes.iter().copied().chain(peers).collect())
+        }
+    };
+    Tunnel {
+        id,
+        name: tunnel.name.clone(),
+        local: SocketAddr::new(local, port),
+        remote: remote_address(tunnel, outer).map(|remote| SocketAddr::new(remote, remote_port)),
+        encapsulation: manual.encapsulation,
+        inside: tunnel.inside.iter().map(IpNet::addr).collect(),
+        peer_inside: tunnel.peer_inside.clone(),
+        path_mtu: outer.mtu.unwrap_or(DEFAULT_PATH_MTU),
+        clamp_mtu,
+        df: tunnel.df,
+        allowed,
+        probe: tunnel.probe,
+    }
+}
+
+fn remote_address(tunnel: &config::Tunnel, outer: &Outer) -> Option<IpAddr> {
+    match &tunnel.remote {
+        Some(config::Remote::Address(address)) => Some(*address),
+        Some(config::Remote::Name(_)) => outer.remote,
+        None => None,
+    }
+}
+
+fn sa_specs(index: usize, tunnel: &config::Tunnel, keys: &KeyRecord) -> [(Direction, SaSpec); 2] {
+    let manual = &tunnel.manual;
+    let spec = |spi, key: &config::Key| SaSpec {
+        index,
+        spi,
+        suite: manual.suite,
+        esn: manual.esn,
+        replay_window: manual.replay_window,
+        selectors: tunnel.selectors.clone(),
+        digest: keys.digest(manual.suite, key.expose()),
+    };
+    [
+        (Direction::In, spec(manual.spi_in, &manual.key_in)),
+        (Direction::Out, spec(manual.spi_out, &manual.key_out)),
+    ]
+}
+
+/// Equal groups are one. A group keeps the number of the group that it resembles most, so that
+/// flows of members that stay keep their buckets.
+fn build_groups(
+    config: &Config,
+    ids: &[Option<TunnelId>],
+    known: &BTreeMap<GroupId, Vec<Member>>,
+) -> (BTreeMap<GroupId, Group>, BTreeMap<IpNet, Target>) {
+    let member = |index: &u32| {
+        let tunnel = config.tunnels.get(*index as usize)?;
+        let id = (*ids.get(*index as usize)?)?;
+        Some(Member { tunnel: id, weight: tunnel.weight, priority: tunnel.priority })
+    };
+    let mut wanted: BTreeMap<Vec<Member>, Vec<IpNet>> = BTreeMap::new();
+    for route in &config.routes {
+        let mut members: Vec<Member> = route.via.iter().filter_map(member).collect();
+        members.sort_unstable();
+        // Without a member the kernel's route into the device stays, and the core drops: never in clear.
+        if !members.is_empty() {
+            wanted.entry(members).or_default().push(route.prefix);
+        }
+    }
+    let numbers = number_groups(wanted.keys(), known);
+    let mut groups = BTreeMap::new();
+    let mut routes = BTreeMap::new();
+    for ((members, prefixes), id) in wanted.into_iter().zip(numbers) {
+        routes.extend(prefixes.into_iter().map(|prefix| (prefix, Target::Group(id))));
+        groups.insert(id, Group { id, members });
+    }
+    (groups, routes)
+}
+
+fn number_groups<'m>(
+    wanted: impl Iterator<Item = &'m Vec<Member>>,
+    known: &BTreeMap<GroupId, Vec<Member>>,
+) -> Vec<GroupId> {
+    let wanted: Vec<&Vec<Member>> = wanted.collect();
+    let by_members: BTreeMap<Vec<Member>, GroupId> = known
+        .iter()
+        .map(|(id, members)| {
+            let mut members = members.clone();
+            members.sort_unstable();
+            (members, *id)
+        })
+        .collect();
+    let mut numbers: Vec<Option<GroupId>> =
+        wanted.iter().map(|members| by_members.get(*members).copied()).collect();
+    let mut taken: BTreeSet<GroupId> = numbers.iter().flatten().copied().collect();
+    let mut containing: BTreeMap<TunnelId, Vec<GroupId>> = BTreeMap::new();
+    for (id, members) in known.iter().filter(|(id, _)| !taken.contains(id)) {
+        for member in members {
+            containing.entry(member.tunnel).or_default().push(*id);
+        }
+    }
+    for (members, number) in wanted.iter().zip(&mut numbers).filter(|(_, number)| number.is_none()) {
+        let mut shared: BTreeMap<GroupId, usize> = BTreeMap::new();
+        let candidates = members.iter().filter_map(|member| containing.get(&member.tunnel)).flatten();
+        for id in candidates.filter(|id| !taken.contains(id)) {
+            *shared.entry(*id).or_default() += 1;
+        }
+        // The lowest number among those that share most.
+        *number =
+            shared.into_iter().max_by_key(|(id, count)| (*count, core::cmp::Reverse(*id))).map(|(id, _)| id);
+        taken.extend(*number);
+    }
+    // A number that the core still uses is free only once its group is removed.
+    taken.extend(known.keys());
+    let mut next = 0;
+    let mut lowest_free = || {
+        while !taken.insert(GroupId(next)) {
+            next += 1;
+        }
+        GroupId(next)
+    };
+    numbers.into_iter().map(|number| number.unwrap_or_else(&mut lowest_free)).collect()
+}
+
+fn build_plan(
+    config: &Config,
+    circumstances: &Circumstances<'_>,
+    ids: &[Option<TunnelId>],
+    tables: &Tables,
+) -> KernelPlan {
+    let mut udp = BTreeSet::new();
+    let mut raw_esp = BTreeSet::new();
+    let mut peers = BTreeSet::new();
+    let mut mtu = MIN_DEVICE_MTU;
+    for (tunnel, id) in config.tunnels.iter().zip(ids) {
+        let outer = circumstances.outer.get(&tunnel.name);
+        mtu = mtu.max(tunnel_mtu(tunnel, outer));
+        peers.extend(outer.and_then(|outer| remote_address(tunnel, outer)));
+        if let Some(config::Remote::Address(address)) = tunnel.remote {
+            peers.insert(address);
+        }
+        let Some(local) = id.and_then(|id| tables.tunnels.get(&id)).map(|tunnel| tunnel.local) else {
+            continue;
+        };
+        let socket = PlannedSocket { local, uplink: tunnel.uplink.clone() };
+        match tunnel.manual.encapsulation {
+            Encapsulation::Udp => udp.insert(socket),
+            Encapsulation::Esp => raw_esp.insert(socket),
+        };
+    }
+    KernelPlan {
+        device: config.core.device.clone(),
+        mtu,
+        workers: config.core.workers.unwrap_or(circumstances.workers),
+        offload: config.core.offload,
+        addresses: config.tunnels.iter().flat_map(|tunnel| tunnel.inside.iter().copied()).collect(),
+        routes: plan_routes(config),
+        protect: config.gateway.protect.clone(),
+        transit: config.gateway.transit,
+        udp: udp.into_iter().collect(),
+        raw_esp: raw_esp.into_iter().collect(),
+        peers: peers.into_iter().collect(),
+    }
+}
+
+fn plan_routes(config: &Config) -> Vec<PlannedRoute> {
+    let source = |v4: bool| config.gateway.source.iter().copied().find(|address| address.is_ipv4() == v4);
+    let mut routes: BTreeSet<PlannedRoute> = config
+        .routes
+        .iter()
+        .map(|route| PlannedRoute { prefix: route.prefix, source: source(route.prefix.addr().is_ipv4()) })
+        .collect();
+    for tunnel in &config.tunnels {
+        // A peer within the inside network is reached by that network's own route.
+        let outside =
+            tunnel.peer_inside.iter().filter(|peer| !tunnel.inside.iter().any(|net| net.contains(*peer)));
+        for peer in outside {
+            let ours = tunnel.inside.iter().map(IpNet::addr).find(|ours| ours.is_ipv4() == peer.is_ipv4());
+            routes.insert(PlannedRoute { prefix: IpNet::from(*peer), source: ours });
+        }
+    }
+    routes.into_iter().collect()
+}

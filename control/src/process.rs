@@ -1,0 +1,394 @@
+//! The control process: connects [`Turn`] to the launcher, the core, the kernel's notices, the
+//! administration socket, signals and the clock. One thread; never on a packet's way.
+
+mod names;
+mod serve;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::OsString,
+    io,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use braid_api::{Answer, FromCore, Query, ToCore, launcher::ToControl};
+use clap::Parser;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    admin::{self, Asked, Response},
+    config::{self, Config, ConfigError},
+    core_client::{CoreClient, Incoming},
+    launcher_client::LauncherClient,
+    memory::{self, Memory},
+    outer::Outer,
+    turn::{Effect, Event, Note, Token, Turn},
+    watch::{Lookup, Watch},
+};
+
+use names::Names;
+
+/// Wrong usage or configuration.
+const EXIT_USAGE: u8 = 2;
+/// Questions that wait.
+const QUEUE: usize = 64;
+/// At rest the loop looks at the names of peers this often.
+const NAMES_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Braid's control process. It is started by `braid run`, or as a service unit beside the launcher.
+#[derive(Parser, Debug)]
+#[command(
+    name = "braid-control",
+    version,
+    after_help = "\
+Example: braid-control --config /etc/braid/braid.toml --run-dir /run/braid"
+)]
+struct Args {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Where the sockets are
+    #[arg(long, value_name = "DIR", default_value = "/run/braid")]
+    run_dir: PathBuf,
+    /// Allow [tunnel.manual], for tests only
+    #[arg(long)]
+    insecure_manual_keys: bool,
+}
+
+/// Why control ends.
+#[derive(Debug)]
+enum Failure {
+    /// The configuration, line by line.
+    Config(Vec<ConfigError>),
+    /// The launcher could not do its first part.
+    Plan(String),
+    /// The run directory.
+    RunDir { path: PathBuf, error: io::Error },
+    /// Something that is there on every Linux.
+    System { what: &'static str, error: io::Error },
+}
+
+/// Runs the process. `args` are its arguments, its name first.
+pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) => {
+            // Whoever closed our stdout does not want to know.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    crate::logging::init();
+    // Without its launcher, control can do nothing.
+    let parent_death = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM));
+    let result = parent_death
+        .map_err(|error| Failure::System {
+            what: "cannot bind its life to the launcher's",
+            error: error.into(),
+        })
+        .and_then(|()| run(args));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let usage = match failure {
+                Failure::Config(errors) => {
+                    errors.iter().for_each(|error| eprintln!("{error}"));
+                    true
+                }
+                Failure::Plan(message) => {
+                    eprintln!("braid: {message}");
+                    true
+                }
+                Failure::RunDir { path, error } => {
+                    eprintln!("braid-control: {}: {error}", path.display());
+                    false
+                }
+                Failure::System { what, error } => {
+                    eprintln!("braid-control: {what}: {error}");
+                    false
+                }
+            };
+            if usage { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn run(args: Args) -> Result<(), Failure> {
+    let config = load(&args.config, args.insecure_manual_keys).map_err(Failure::Config)?;
+    drop_privileges();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::System { what: "cannot start", error })?;
+    runtime.block_on(control(args, Arc::new(config)))
+}
+
+/// Reads a configuration, and refuses fixed keys that were not asked for.
+fn load(file: &std::path::Path, insecure_manual_keys: bool) -> Result<Config, Vec<ConfigError>> {
+    let config = config::load(file)?;
+    match config.manual_keys() {
+        Some(error) if !insecure_manual_keys => Err(vec![error]),
+        _ => Ok(config),
+    }
+}
+
+/// Control needs no privilege but to read its configuration at a reload.
+fn drop_privileges() {
+    use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+    let kept = match capabilities(None) {
+        Ok(sets) => sets.permitted & CapabilitySet::DAC_READ_SEARCH,
+        Err(_) => CapabilitySet::empty(),
+    };
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    // What is not there to be dropped does no harm.
+    let _ = set_capabilities(None, sets);
+    let _ = rustix::thread::set_no_new_privs(true);
+}
+
+struct Control {
+    args: Args,
+    launcher_life: String,
+    start: Instant,
+    turn: Turn,
+    watch: Watch,
+    lookups: BTreeMap<String, Lookup>,
+    names: Names,
+    core: CoreClient,
+    launcher: LauncherClient,
+    greeted: bool,
+    waiting: HashMap<Token, oneshot::Sender<Response>>,
+    next_token: u64,
+    /// Questions to the core, by number; those of the turn itself have nobody who waits.
+    queries: BTreeMap<u32, Pending>,
+    next_query: u32,
+    loaded: mpsc::UnboundedSender<Loaded>,
+}
+
+/// Whoever waits for an answer of the core.
+enum Pending {
+    Turn,
+    Status(oneshot::Sender<Response>),
+    Path(braid_api::Flow, oneshot::Sender<Response>),
+}
+
+/// A configuration that was read beside the loop.
+struct Loaded {
+    token: Token,
+    config: Result<Config, Vec<ConfigError>>,
+}
+
+async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
+    let system = |what| move |error| Failure::System { what, error };
+    let run_dir = |error| Failure::RunDir { path: args.run_dir.clone(), error };
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("cannot watch signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("cannot watch signals"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(system("cannot watch signals"))?;
+    let launcher_life = launcher_life();
+    let mut memory = memory::load(&args.run_dir, &launcher_life)
+        .map_err(run_dir)?
+        .map_or_else(|| random().map(Memory::new), Ok)
+        .map_err(system("no randomness"))?;
+    let fresh_seed = random().map_err(system("no randomness"))?;
+    let hash_seed = memory::hash_seed(&args.run_dir, fresh_seed).map_err(run_dir)?;
+    let mut watch =
+        Watch::new(config.core.device.clone()).map_err(system("cannot reach the kernel by netlink"))?;
+    let lookups = lookups_of(&config);
+    let mut names = Names::new();
+    names.resolve_first(&lookups, &memory.outer).await;
+    for (name, outer) in watch.look(&lookups, names.resolved()) {
+        memory.outer.entry(name).or_default().update(outer);
+    }
+    let launcher = LauncherClient::connect(&args.run_dir).await.map_err(run_dir)?;
+    let (asked, mut questions) = mpsc::channel(QUEUE);
+    admin::serve(&args.run_dir, asked).map_err(run_dir)?;
+    let (loaded, mut configurations) = mpsc::unbounded_channel();
+    let start = Instant::now();
+    let workers = default_workers();
+    let mut control = Control {
+        launcher_life,
+        start,
+        turn: Turn::new(config, memory, hash_seed, workers, Duration::ZERO),
+        watch,
+        lookups,
+        names,
+        core: CoreClient::new(&args.run_dir),
+        launcher,
+        greeted: false,
+        waiting: HashMap::new(),
+        next_token: 0,
+        queries: BTreeMap::new(),
+        next_query: 0,
+        loaded,
+        args,
+    };
+    control.run_effects().await?;
+    let mut look_at_names = tokio::time::interval(NAMES_INTERVAL);
+    loop {
+        let deadline = control.turn.poll_timeout().map(|at| control.start + at);
+        let event = tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            incoming = control.core.next() => control.handle_core(incoming),
+            answer = control.launcher.next() => Some(match answer {
+                Ok(ToControl::Done) => Event::PlanDone,
+                Ok(ToControl::Failed { message }) => Event::PlanFailed { message },
+                // The launcher is gone or is ending: so do we; the core goes on.
+                Err(_) => break,
+            }),
+            () = control.watch.changed() => Some(Event::Outer(control.look())),
+            () = sleep_until(deadline) => Some(Event::Timer),
+            Some(loaded) = configurations.recv() => control.configured(loaded),
+            Some(asked) = questions.recv() => control.answer(asked),
+            _ = hangup.recv() => {
+                control.reload(None);
+                None
+            }
+            () = control.names.changed() => Some(Event::Outer(control.look())),
+            _ = look_at_names.tick() => {
+                control.refresh_names();
+                None
+            }
+        };
+        if let Some(event) = event {
+            control.turn.handle(event, control.now());
+            control.run_effects().await?;
+        }
+    }
+    control.end();
+    Ok(())
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => core::future::pending().await,
+    }
+}
+
+impl Control {
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn end(&self) {
+        let _ = std::fs::remove_file(self.args.run_dir.join(admin::ADMIN_SOCKET));
+    }
+
+    fn look(&mut self) -> BTreeMap<String, Outer> {
+        self.watch.look(&self.lookups, self.names.resolved())
+    }
+
+    fn handle_core(&mut self, incoming: Incoming) -> Option<Event> {
+        let message = match incoming {
+            Incoming::Message(message) => message,
+            Incoming::Lost => {
+                for (_, pending) in core::mem::take(&mut self.queries) {
+                    self.answer_without_core(pending);
+                }
+                return core::mem::take(&mut self.greeted).then_some(Event::CoreGone);
+            }
+            Incoming::OtherVersion { theirs } => {
+                let ours = braid_api::VERSION;
+                tracing::error!(
+                    "the forwarding core has version {theirs} of the boundary, not {ours}: restart braid"
+                );
+                return None;
+            }
+        };
+        match message {
+            FromCore::Hello(hello) => {
+                self.greeted = true;
+                Some(Event::CoreHello(hello))
+            }
+            FromCore::Applied { epoch } => Some(Event::Applied(epoch)),
+            FromCore::Rejected(rejected) => Some(Event::Rejected(rejected)),
+            FromCore::Event(event) => Some(Event::Core(event)),
+            FromCore::Answer { number, answer } => match (self.queries.remove(&number)?, answer) {
+                (Pending::Turn, Answer::Stats(stats)) => Some(Event::Stats(stats.tunnels)),
+                (pending, answer) => {
+                    self.pass_answer(pending, answer);
+                    None
+                }
+            },
+        }
+    }
+
+    async fn run_effects(&mut self) -> Result<(), Failure> {
+        for effect in self.turn.take_effects() {
+            match effect {
+                Effect::Remember => {
+                    // What follows may depend on it: without the record no key may be sent.
+                    memory::save(&self.args.run_dir, &self.launcher_life, self.turn.memory())
+                        .map_err(|error| Failure::RunDir { path: self.args.run_dir.clone(), error })?;
+                }
+                Effect::Transaction(transaction) => {
+                    if let Err(error) = self.core.send(&ToCore::Apply(transaction)) {
+                        tracing::error!("a change of the tables does not fit a frame: {error}");
+                    }
+                }
+                Effect::Plan(plan) => {
+                    if let Err(error) = self.launcher.plan(*plan).await {
+                        let path = self.args.run_dir.clone();
+                        return Err(Failure::RunDir { path, error });
+                    }
+                }
+                Effect::QueryStats => self.query(Query::Stats, Pending::Turn),
+                Effect::Reconnect => self.core.reconnect(),
+                Effect::Reply(token, result) => self.reply(token, result),
+                Effect::Note(note) => log(&note),
+                Effect::Exit { message } => return Err(Failure::Plan(message)),
+            }
+        }
+        Ok(())
+    }
+
+    fn query(&mut self, query: Query, pending: Pending) {
+        self.next_query = self.next_query.wrapping_add(1);
+        let number = self.next_query;
+        if self.core.send(&ToCore::Query { number, query }).is_ok() {
+            self.queries.insert(number, pending);
+        }
+    }
+}
+
+fn log(note: &Note) {
+    if note.is_warning() {
+        tracing::warn!("{note}");
+    } else {
+        tracing::info!("{note}");
+    }
+}
+
+fn lookups_of(config: &Config) -> BTreeMap<String, Lookup> {
+    config.tunnels.iter().map(|tunnel| (tunnel.name.clone(), Lookup::of(tunnel))).collect()
+}
+
+/// One below four CPUs, else one per CPU less one.
+fn default_workers() -> u32 {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    if cpus < 4 { 1 } else { u32::try_from(cpus - 1).unwrap_or(u32::MAX).min(64) }
+}
+
+fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(bytes)
+}
+
+/// Names one life of our parent, the launcher: its process id and when it was started. Control's own
+/// restarts do not change it, a new `braid run` does. Under a service manager it is the manager's.
+fn launcher_life() -> String {
+    let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    let stat = std::fs::read_to_string(format!("/proc/{parent}/stat")).unwrap_or_default();
+    // proc(5): the name may hold anything, but ends with the last bracket; field 22 is the start.
+    let started = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19)).unwrap_or("?");
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    format!("{parent}:{started}:{}", boot.trim())
+}

@@ -1,0 +1,351 @@
+//! The document that `braid status --json` prints, and `braid path`'s answer.
+//!
+//! Pure: from control's state and the core's counters.
+
+use core::time::Duration;
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use braid_api::{Direction, Encapsulation, Flow, PathAnswer, SaStats, Stats, TunnelId, TunnelStats};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config,
+    turn::{State, TunnelView, Turn},
+};
+
+/// The whole document.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The gateway's name.
+    pub gateway: String,
+    /// Since the forwarding core started, in seconds.
+    pub uptime_s: f64,
+    /// Every configured tunnel, in the order of the file.
+    pub tunnels: Vec<Tunnel>,
+    /// Every route into the tunnels.
+    pub routes: Vec<Route>,
+    /// BGP neighbours: none in this version.
+    pub neighbors: Vec<serde_json::Value>,
+    /// Packets dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// Whether the forwarding core answers.
+    pub core: bool,
+}
+
+/// A tunnel.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// As configured.
+    pub name: String,
+    /// `ipsec`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `up`, `down`, `connecting`, `standby` or `draining`.
+    pub state: String,
+    /// Why it is not up.
+    pub reason: String,
+    /// In this state, in seconds.
+    pub since_s: f64,
+    /// Outer address of ours, with the port unless it is raw ESP.
+    pub local: Option<String>,
+    /// The peer's.
+    pub remote: Option<String>,
+    /// Our inside addresses.
+    pub inside: String,
+    /// Largest inner packet, in bytes.
+    pub mtu: u16,
+    /// Interface that outer packets leave by.
+    pub uplink: Option<String>,
+    /// Inner packets sent.
+    pub tx_packets: u64,
+    /// Inner bytes sent.
+    pub tx_bytes: u64,
+    /// Inner packets received.
+    pub rx_packets: u64,
+    /// Inner bytes received.
+    pub rx_bytes: u64,
+    /// Smoothed round-trip time of the probes.
+    pub latency_ms: Option<f64>,
+    /// Comes with IKE.
+    pub ike: Option<serde_json::Value>,
+    /// The SA pair.
+    pub child: Option<Child>,
+    /// Comes with BFD.
+    pub bfd: Option<serde_json::Value>,
+    /// Comes with WireGuard.
+    pub wireguard: Option<serde_json::Value>,
+    /// Comes with BGP.
+    pub bgp: Option<serde_json::Value>,
+    /// Share within a group.
+    pub weight: u16,
+    /// The highest that is up carries traffic.
+    pub priority: i32,
+    /// ECMP buckets that lead to it now.
+    pub buckets: u32,
+    /// How often it was taken out while it carried.
+    pub failovers: u64,
+    /// Why it was taken out last, and how long ago.
+    pub last_failure: Option<Failure>,
+}
+
+/// An SA pair.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Child {
+    /// Encryption and integrity.
+    pub suite: String,
+    /// Of packets from the peer.
+    pub spi_in: String,
+    /// Of packets to the peer.
+    pub spi_out: String,
+    /// Fixed keys are never changed.
+    pub rekey_in_s: Option<u64>,
+    /// Since the tunnel is up.
+    pub rekeys: u64,
+    /// Last sequence number sent.
+    pub sequence_out: u64,
+    /// Highest sequence number authenticated.
+    pub sequence_in: u64,
+}
+
+/// A failure of the past.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// `link`, `probe`, `exhausted`, `core` and so on.
+    pub cause: String,
+    /// In words.
+    pub reason: String,
+    /// In seconds.
+    pub ago_s: f64,
+}
+
+/// A route.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Route {
+    /// Inner destination.
+    pub prefix: String,
+    /// `static` or `connected`.
+    pub origin: String,
+    /// Its paths.
+    pub paths: Vec<Path>,
+}
+
+/// A path of a route.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Path {
+    /// The tunnel.
+    pub tunnel: String,
+    /// Its share.
+    pub weight: u16,
+    /// Whether it carries this route's traffic now.
+    pub active: bool,
+}
+
+/// Builds the document. Without a core there are no counters.
+pub fn status(turn: &Turn, stats: Option<&Stats>, now: Duration) -> Status {
+    let by_tunnel: BTreeMap<TunnelId, &TunnelStats> =
+        stats.iter().flat_map(|stats| &stats.tunnels).map(|stats| (stats.tunnel, stats)).collect();
+    let mut sas: BTreeMap<(TunnelId, Direction), &SaStats> = BTreeMap::new();
+    for sa in stats.iter().flat_map(|stats| &stats.sas) {
+        sas.insert((sa.tunnel, sa.direction), sa);
+    }
+    let tunnel = |view: &TunnelView<'_>| {
+        let stats = view.id.and_then(|id| by_tunnel.get(&id)).copied();
+        tunnel_status(view, stats, &sas)
+    };
+    let route = |route: crate::turn::RouteView<'_>| Route {
+        prefix: route.prefix.to_string(),
+        origin: route.origin.to_owned(),
+        paths: route
+            .paths
+            .into_iter()
+            .map(|(tunnel, weight, active)| Path { tunnel: tunnel.to_owned(), weight, active })
+            .collect(),
+    };
+    Status {
+        gateway: turn.config().gateway.name.clone(),
+        uptime_s: seconds(turn.uptime(now)),
+        tunnels: turn.tunnels(now).iter().map(tunnel).collect(),
+        routes: turn.routes().into_iter().map(route).collect(),
+        neighbors: Vec::new(),
+        drops: stats.map(|stats| stats.drops.iter().cloned().collect()).unwrap_or_default(),
+        core: turn.has_core(),
+    }
+}
+
+fn tunnel_status(
+    view: &TunnelView<'_>,
+    stats: Option<&TunnelStats>,
+    sas: &BTreeMap<(TunnelId, Direction), &SaStats>,
+) -> Tunnel {
+    let tunnel = view.tunnel;
+    let sequence = |direction| view.id.and_then(|id| sas.get(&(id, direction))).map_or(0, |sa| sa.sequence);
+    let child = Child {
+        suite: tunnel.manual.suite.to_string(),
+        spi_in: tunnel.manual.spi_in.to_string(),
+        spi_out: tunnel.manual.spi_out.to_string(),
+        rekey_in_s: None,
+        rekeys: 0,
+        sequence_out: sequence(Direction::Out),
+        sequence_in: sequence(Direction::In),
+    };
+    let remote = stats.and_then(|stats| stats.remote).or_else(|| {
+        let address = match &tunnel.remote {
+            Some(config::Remote::Address(address)) => Some(*address),
+            Some(config::Remote::Name(_)) => view.outer?.remote,
+            None => None,
+        };
+        Some(SocketAddr::new(address?, tunnel.manual.remote_port))
+    });
+    let local = tunnel.local.or_else(|| view.outer?.local);
+    let local = local.map(|local| SocketAddr::new(local, tunnel.manual.port));
+    Tunnel {
+        name: tunnel.name.clone(),
+        kind: "ipsec".to_owned(),
+        state: view.state.name().to_owned(),
+        reason: view.reason.clone(),
+        since_s: seconds(view.since),
+        local: local.map(|local| outer_address(local, tunnel)),
+        remote: remote.map(|remote| outer_address(remote, tunnel)),
+        inside: tunnel.inside.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        mtu: stats.map_or(view.mtu, |stats| stats.mtu),
+        uplink: tunnel.uplink.clone().or_else(|| view.outer?.interface.clone()),
+        tx_packets: stats.map_or(0, |stats| stats.tx_packets),
+        tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
+        rx_packets: stats.map_or(0, |stats| stats.rx_packets),
+        rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
+        latency_ms: stats
+            .and_then(|stats| stats.latency)
+            .map(|latency| (latency.as_secs_f64() * 1e6).round() / 1e3),
+        ike: None,
+        child: view.has_sas.then_some(child),
+        bfd: None,
+        wireguard: None,
+        bgp: None,
+        weight: tunnel.weight,
+        priority: tunnel.priority,
+        buckets: stats.map_or(0, |stats| stats.buckets),
+        failovers: view.failovers,
+        last_failure: view.last_failure.map(|(ago, why)| Failure {
+            cause: why.cause().to_owned(),
+            reason: why.to_string(),
+            ago_s: seconds(ago),
+        }),
+    }
+}
+
+fn outer_address(address: SocketAddr, tunnel: &config::Tunnel) -> String {
+    match tunnel.manual.encapsulation {
+        Encapsulation::Udp => address.to_string(),
+        Encapsulation::Esp => address.ip().to_string(),
+    }
+}
+
+fn seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10.0).round() / 10.0
+}
+
+/// What `braid path` says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Way {
+    /// Source of the flow.
+    pub src: String,
+    /// Destination of the flow.
+    pub dst: String,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Source port.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+    /// The matching route.
+    pub prefix: Option<String>,
+    /// Number of its group.
+    pub group: Option<u32>,
+    /// Members of the group.
+    pub members: Vec<WayMember>,
+    /// The flow's bucket.
+    pub bucket: Option<u16>,
+    /// Where the bucket belongs while all is well.
+    pub home: Option<String>,
+    /// Where the flow goes now.
+    pub tunnel: Option<String>,
+    /// Why, in words.
+    pub why: String,
+}
+
+/// A member of the group that a flow goes by.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WayMember {
+    /// The tunnel.
+    pub tunnel: String,
+    /// Its share.
+    pub weight: u16,
+    /// The highest that is up carries traffic.
+    pub priority: i32,
+    /// Its state.
+    pub state: String,
+    /// Why it is not up.
+    pub reason: String,
+}
+
+/// Explains the core's answer.
+pub fn way(turn: &Turn, flow: &Flow, answer: &PathAnswer, now: Duration) -> Way {
+    let views = turn.tunnels(now);
+    let state = |name: &str| {
+        let view = views.iter().find(|view| view.tunnel.name == name);
+        view.map(|view| (view.state, view.reason.clone())).unwrap_or((State::Down, String::new()))
+    };
+    let name = |id: Option<TunnelId>| Some(turn.tunnel_name(id?)?.to_owned());
+    let members = answer.group.map(|group| turn.group_members(group)).unwrap_or_default();
+    let member = |(tunnel, weight, priority): (&str, u16, i32)| {
+        let (state, reason) = state(tunnel);
+        WayMember { tunnel: tunnel.to_owned(), weight, priority, state: state.name().to_owned(), reason }
+    };
+    let (home, tunnel) = (name(answer.home), name(answer.tunnel));
+    let why = reason(answer, home.as_deref(), tunnel.as_deref(), &state);
+    Way {
+        src: flow.src.to_string(),
+        dst: flow.dst.to_string(),
+        protocol: flow.protocol,
+        sport: flow.src_port,
+        dport: flow.dst_port,
+        prefix: answer.prefix.map(|prefix| prefix.to_string()),
+        group: answer.group.map(|group| group.0),
+        members: members.into_iter().map(member).collect(),
+        bucket: answer.bucket,
+        home,
+        tunnel,
+        why,
+    }
+}
+
+fn reason(
+    answer: &PathAnswer,
+    home: Option<&str>,
+    tunnel: Option<&str>,
+    state: &dyn Fn(&str) -> (State, String),
+) -> String {
+    let Some(prefix) = answer.prefix else {
+        return "no route covers the destination: the packet is dropped".to_owned();
+    };
+    let Some(tunnel) = tunnel else {
+        return format!("no tunnel of {prefix} carries traffic: the packet is dropped, never sent in clear");
+    };
+    if answer.group.is_none() {
+        return format!("the destination is {tunnel}'s inside peer, which is always reached through it");
+    }
+    if answer.bucket.is_none() {
+        return format!("{tunnel} is the only tunnel of {prefix}");
+    }
+    let Some(home) = home.filter(|home| *home != tunnel) else {
+        return format!("the bucket belongs to {tunnel}");
+    };
+    let (state, reason) = state(home);
+    if state == State::Up {
+        return format!(
+            "the bucket belongs to {home}, which is back: it goes home when its flows are idle for a moment"
+        );
+    }
+    let because = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+    format!("the bucket belongs to {home}, which is {}{because}: {tunnel} stands in", state.name())
+}

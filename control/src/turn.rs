@@ -1,0 +1,659 @@
+//! One event in, one set of effects out, in one direction.
+//!
+//! [`Turn`] is control's whole state: the configuration, what the kernel and the core should be
+//! like and what of it is confirmed, and which tunnels are offered to traffic. It does no I/O, reads
+//! no clock and draws no randomness.
+//!
+//! Invariants:
+//! - Effects of one event leave in the order of [`Effect`]: the record of keys, then transactions,
+//!   then plans, then everything slower.
+//! - A tunnel is offered only after the core has confirmed its SAs, and is masked in the same turn
+//!   in which any signal speaks against it.
+//! - A manual key is recorded before it is sent, and a recorded key is never sent again: see
+//!   [`crate::keys`]. Only the core's own word that a transaction is not in force takes it back.
+//! - Nothing in the core is changed before the launcher's plan for it is in force.
+
+mod offer;
+mod sync;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+use core::{fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use braid_api::{
+    Epoch, Hello, RejectReason, Rejected, Transaction, TunnelId, TunnelStats, launcher::KernelPlan,
+};
+
+use crate::{
+    config::{Config, ConfigError, Fault},
+    desired::{self, Circumstances, Desired, Numbers},
+    failover::{Health, Obstacle},
+    memory::Memory,
+    outer::{Outer, Update},
+};
+
+pub use view::{RouteView, State, TunnelView};
+
+use sync::Core;
+
+/// After a plan that failed although an earlier one worked.
+const PLAN_RETRY: Duration = Duration::from_secs(5);
+/// After the core refused a tunnel for want of a socket, which may be on its way to it.
+const SOCKET_RETRY: Duration = Duration::from_millis(500);
+/// Between looks at the counters while a tunnel is silent, should a verdict have been lost.
+const STATS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Names whoever waits for an answer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Token(pub u64);
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A reload read a valid configuration; `outer` are the outer paths of its tunnels.
+    Configured {
+        /// The configuration.
+        config: Arc<Config>,
+        /// By tunnel name.
+        outer: BTreeMap<String, Outer>,
+        /// Who asked.
+        token: Token,
+    },
+    /// Outer paths changed.
+    Outer(BTreeMap<String, Outer>),
+    /// The plan sent last is in force.
+    PlanDone,
+    /// The plan sent last is not in force.
+    PlanFailed {
+        /// The launcher's line.
+        message: String,
+    },
+    /// The core is there.
+    CoreHello(Hello),
+    /// The connection to the core is lost.
+    CoreGone,
+    /// A transaction is in force.
+    Applied(Epoch),
+    /// A transaction is not in force.
+    Rejected(Rejected),
+    /// The core reports.
+    Core(braid_api::Event),
+    /// The core's counters, asked for by [`Effect::QueryStats`].
+    Stats(Vec<TunnelStats>),
+    /// Take a tunnel out of service.
+    Drain {
+        /// Its name.
+        tunnel: String,
+        /// Who asked.
+        token: Token,
+    },
+    /// Take it back into service.
+    Undrain {
+        /// Its name.
+        tunnel: String,
+        /// Who asked.
+        token: Token,
+    },
+    /// [`Turn::poll_timeout`] has come.
+    Timer,
+}
+
+/// What to do, in the order in which it is to be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Write [`Turn::memory`] to where it survives control, before anything else is done.
+    Remember,
+    /// Send to the core.
+    Transaction(Transaction),
+    /// Send to the launcher; answered by [`Event::PlanDone`] or [`Event::PlanFailed`].
+    Plan(Box<KernelPlan>),
+    /// Ask the core for its counters.
+    QueryStats,
+    /// Close the connection to the core and connect again.
+    Reconnect,
+    /// Answer.
+    Reply(Token, Result<String, Vec<String>>),
+    /// Log.
+    Note(Note),
+    /// The first plan failed: end with status 2.
+    Exit {
+        /// The line for stderr.
+        message: String,
+    },
+}
+
+impl Effect {
+    fn rank(&self) -> u8 {
+        match self {
+            Effect::Remember => 0,
+            Effect::Transaction(_) => 1,
+            Effect::Plan(_) => 2,
+            Effect::QueryStats => 3,
+            Effect::Reconnect => 4,
+            Effect::Reply(..) => 5,
+            Effect::Note(_) => 6,
+            Effect::Exit { .. } => 7,
+        }
+    }
+}
+
+/// Something for the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Note {
+    /// A tunnel is offered to traffic.
+    Up {
+        /// Its name.
+        tunnel: String,
+    },
+    /// A tunnel is taken out.
+    Down {
+        /// Its name.
+        tunnel: String,
+        /// Why.
+        why: Obstacle,
+    },
+    /// The core is there.
+    CoreFound {
+        /// How many SAs go on working.
+        adopted: usize,
+        /// It is not the core that was there before.
+        new: bool,
+    },
+    /// The core is gone.
+    CoreLost,
+    /// The core refused a change.
+    CoreRefused {
+        /// The tunnel at fault, if one is.
+        tunnel: Option<String>,
+        /// What it said.
+        rejected: Rejected,
+    },
+    /// A plan is not in force.
+    PlanFailed {
+        /// The launcher's line.
+        message: String,
+    },
+    /// Fixed keys are being installed.
+    ManualKeys {
+        /// For so many tunnels.
+        tunnels: usize,
+    },
+    /// An SA is about to run out of sequence numbers.
+    NearlyExhausted {
+        /// The tunnel.
+        tunnel: String,
+    },
+    /// The peer's outer address is another.
+    Moved {
+        /// The tunnel.
+        tunnel: String,
+        /// To where.
+        remote: core::net::SocketAddr,
+    },
+    /// A configuration is in force.
+    Reloaded,
+}
+
+impl Note {
+    /// Whether somebody should look at it.
+    pub fn is_warning(&self) -> bool {
+        match self {
+            Note::Down { .. }
+            | Note::CoreLost
+            | Note::CoreRefused { .. }
+            | Note::PlanFailed { .. }
+            | Note::ManualKeys { .. }
+            | Note::NearlyExhausted { .. } => true,
+            Note::Up { .. } | Note::CoreFound { .. } | Note::Moved { .. } | Note::Reloaded => false,
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Note::Up { tunnel } => write!(f, "tunnel {tunnel} is up"),
+            Note::Down { tunnel, why } => write!(f, "tunnel {tunnel} is down: {why}"),
+            Note::CoreFound { adopted: 0, .. } => write!(f, "the forwarding core is there"),
+            Note::CoreFound { adopted, .. } => {
+                write!(f, "the forwarding core is there; {adopted} SAs go on working")
+            }
+            Note::CoreLost => write!(f, "the forwarding core is gone"),
+            Note::CoreRefused { tunnel: Some(tunnel), rejected } => {
+                write!(f, "the forwarding core refused tunnel {tunnel}: {:?}", rejected.reason)
+            }
+            Note::CoreRefused { tunnel: None, rejected } => {
+                write!(f, "the forwarding core refused operation {}: {:?}", rejected.op, rejected.reason)
+            }
+            Note::PlanFailed { message } => write!(f, "{message}"),
+            Note::ManualKeys { tunnels } => write!(
+                f,
+                "{tunnels} tunnels have fixed keys: for tests only, since every start of braid counts from 1 again",
+            ),
+            Note::NearlyExhausted { tunnel } => {
+                write!(f, "tunnel {tunnel}: the SA's sequence numbers run out soon; change the keys")
+            }
+            Note::Moved { tunnel, remote } => write!(f, "tunnel {tunnel}: the peer is now at {remote}"),
+            Note::Reloaded => write!(f, "the configuration is in force"),
+        }
+    }
+}
+
+/// Control's state.
+#[derive(Debug)]
+pub struct Turn {
+    config: Arc<Config>,
+    /// The configuration before a reload whose plan is not in force yet.
+    fallback: Option<(Arc<Config>, Token)>,
+    memory: Memory,
+    hash_seed: [u8; 16],
+    workers: u32,
+    desired: Desired,
+    plan_sent: Option<KernelPlan>,
+    plan_in_force: Option<KernelPlan>,
+    plan_retry: Option<Duration>,
+    core: Option<Core>,
+    /// Numbers that the core has confirmed.
+    numbers: Numbers,
+    /// Indexes into the tunnels of the configuration, with what the core said.
+    refused: BTreeMap<usize, RejectReason>,
+    refusal_retry: Option<Duration>,
+    tunnels: Vec<Runtime>,
+    by_name: BTreeMap<String, usize>,
+    deadlines: BTreeSet<(Duration, usize)>,
+    /// Tunnels to be looked at before this turn ends.
+    touched: BTreeSet<usize>,
+    stats_at: Option<Duration>,
+    /// Those who asked for a reload that is not in the core yet.
+    awaiting_sync: Vec<Token>,
+    warned_manual: bool,
+    /// The core of the last connection.
+    last_boot: Option<braid_api::BootId>,
+    /// Connections in a row in which the core was not what it was taken for.
+    disagreements: u32,
+    needs_reconnect: bool,
+    /// An outer path changed: the desired state is built anew in a turn of its own, so that its
+    /// cost delays no mask.
+    needs_rebuild: bool,
+    effects: Vec<Effect>,
+}
+
+/// What changes of a tunnel while it runs.
+#[derive(Debug)]
+struct Runtime {
+    health: Health,
+    offer: Offer,
+    /// The core holds flows on it until they fall idle.
+    draining: bool,
+    /// Adopted masked: the counters tell why.
+    unexplained: bool,
+    /// From where the peer was heard, if it moved or was unknown.
+    heard_from: Option<core::net::SocketAddr>,
+    deadline: Option<Duration>,
+    obstacle: Option<Obstacle>,
+    /// Since the kind of obstacle, or its absence, last changed.
+    since: Duration,
+    failovers: u64,
+    last_failure: Option<(Duration, Obstacle)>,
+}
+
+/// Whether traffic may choose a tunnel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Offer {
+    Masked,
+    /// Unmasked by this transaction, which is not confirmed yet.
+    Unmasking(Epoch),
+    Live,
+}
+
+impl Turn {
+    /// Control with a configuration; `memory` holds the outer paths as seen now.
+    ///
+    /// `hash_seed` and `workers` apply where the configuration says nothing.
+    pub fn new(
+        config: Arc<Config>,
+        memory: Memory,
+        hash_seed: [u8; 16],
+        workers: u32,
+        now: Duration,
+    ) -> Self {
+        let mut turn = Turn {
+            config: config.clone(),
+            fallback: None,
+            memory,
+            hash_seed,
+            workers,
+            desired: Desired::default(),
+            plan_sent: None,
+            plan_in_force: None,
+            plan_retry: None,
+            core: None,
+            numbers: Numbers::default(),
+            refused: BTreeMap::new(),
+            refusal_retry: None,
+            tunnels: Vec::new(),
+            by_name: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            touched: BTreeSet::new(),
+            stats_at: None,
+            awaiting_sync: Vec::new(),
+            warned_manual: false,
+            last_boot: None,
+            disagreements: 0,
+            needs_reconnect: false,
+            needs_rebuild: false,
+            effects: Vec::new(),
+        };
+        turn.configure(config, now);
+        turn.settle(now);
+        turn
+    }
+
+    /// What is to be remembered over a restart of control.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The configuration in force, or on its way.
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    /// The launcher has done its part at least once.
+    pub fn has_plan_in_force(&self) -> bool {
+        self.plan_in_force.is_some()
+    }
+
+    /// When [`Event::Timer`] is due.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        if self.needs_rebuild {
+            return Some(Duration::ZERO);
+        }
+        let health = self.deadlines.first().map(|(deadline, _)| *deadline);
+        [health, self.stats_at, self.plan_retry, self.refusal_retry].into_iter().flatten().min()
+    }
+
+    /// The effects of the events so far.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        let mut effects = core::mem::take(&mut self.effects);
+        effects.sort_by_key(Effect::rank);
+        effects.dedup_by(|a, b| matches!((a, b), (Effect::Remember, Effect::Remember)));
+        effects
+    }
+
+    /// Why a configuration cannot follow the one in force.
+    ///
+    /// A manual key is installed once: its SA cannot be given other parameters.
+    pub fn objections(&self, config: &Config) -> Vec<ConfigError> {
+        let mut objections = Vec::new();
+        for tunnel in &config.tunnels {
+            let before = self.by_name.get(&tunnel.name).and_then(|index| self.config.tunnels.get(*index));
+            for (name, key) in [("key-in", &tunnel.manual.key_in), ("key-out", &tunnel.manual.key_out)] {
+                if !self.memory.keys.is_used(&self.memory.keys.digest(tunnel.manual.suite, key.expose())) {
+                    continue;
+                }
+                let same = before.is_some_and(|before| {
+                    let (old, new) = (&before.manual, &tunnel.manual);
+                    old.key_in == new.key_in
+                        && old.key_out == new.key_out
+                        && (old.spi_in, old.spi_out) == (new.spi_in, new.spi_out)
+                        && (old.esn, old.replay_window) == (new.esn, new.replay_window)
+                        && before.selectors == tunnel.selectors
+                });
+                if !same {
+                    let problem = "the key was installed before with other settings";
+                    let remedy = "a manual key is installed once: change the keys as well, or restart braid";
+                    objections.push(ConfigError {
+                        file: config.file.clone(),
+                        line: tunnel.line,
+                        key: format!("tunnel.manual.{name}"),
+                        fault: Fault::Invalid { problem: problem.to_owned(), remedy: remedy.to_owned() },
+                    });
+                }
+            }
+        }
+        objections
+    }
+
+    /// Takes one event in. [`Turn::take_effects`] gives what is to be done.
+    pub fn handle(&mut self, event: Event, now: Duration) {
+        match event {
+            Event::Configured { config, outer, token } => self.handle_configured(config, outer, token, now),
+            Event::Outer(outer) => self.handle_outer(outer, now),
+            Event::PlanDone => self.handle_plan_done(),
+            Event::PlanFailed { message } => self.handle_plan_failed(message, now),
+            Event::CoreHello(hello) => self.handle_hello(hello, now),
+            Event::CoreGone => self.handle_core_gone(),
+            Event::Applied(epoch) => self.handle_applied(epoch, now),
+            Event::Rejected(rejected) => self.handle_rejected(rejected, now),
+            Event::Core(event) => self.handle_core_event(event, now),
+            Event::Stats(stats) => self.handle_stats(&stats, now),
+            Event::Drain { tunnel, token } => self.handle_drain(tunnel, true, token),
+            Event::Undrain { tunnel, token } => self.handle_drain(tunnel, false, token),
+            Event::Timer => self.handle_timer(now),
+        }
+        self.settle(now);
+    }
+
+    fn handle_configured(
+        &mut self,
+        config: Arc<Config>,
+        outer: BTreeMap<String, Outer>,
+        token: Token,
+        now: Duration,
+    ) {
+        let objections = self.objections(&config);
+        if !objections.is_empty() {
+            let lines = objections.iter().map(ToString::to_string).collect();
+            self.effects.push(Effect::Reply(token, Err(lines)));
+            return;
+        }
+        for (name, news) in outer {
+            self.memory.outer.entry(name).or_default().update(news);
+        }
+        if let Some((_, earlier)) = &self.fallback {
+            let line = "another reload came before this one was in force".to_owned();
+            self.effects.push(Effect::Reply(*earlier, Err(vec![line])));
+        }
+        // The one to fall back to is the last whose plan was in force.
+        let safe = self.fallback.take().map_or_else(|| self.config.clone(), |(config, _)| config);
+        self.fallback = Some((safe, token));
+        self.refused.clear();
+        self.configure(config, now);
+    }
+
+    /// Makes a configuration the current one; what runs under a name goes on.
+    fn configure(&mut self, config: Arc<Config>, now: Duration) {
+        let mut running: BTreeMap<String, Runtime> = BTreeMap::new();
+        for (tunnel, runtime) in self.config.tunnels.iter().zip(self.tunnels.drain(..)) {
+            running.insert(tunnel.name.clone(), runtime);
+        }
+        self.deadlines.clear();
+        self.by_name.clear();
+        self.config = config.clone();
+        for (index, tunnel) in config.tunnels.iter().enumerate() {
+            let mut runtime =
+                running.remove(&tunnel.name).unwrap_or_else(|| Runtime::new(tunnel.hold_down, now));
+            runtime.health.set_hold_down(tunnel.hold_down);
+            runtime.deadline = None;
+            let blocked = self.memory.outer.get(&tunnel.name).and_then(|outer| outer.blocked.clone());
+            runtime.health.handle_outer(blocked, now);
+            self.tunnels.push(runtime);
+            self.by_name.insert(tunnel.name.clone(), index);
+            self.touched.insert(index);
+        }
+        let by_name = &self.by_name;
+        self.memory.outer.retain(|name, _| by_name.contains_key(name));
+        self.memory.drained.retain(|name| by_name.contains_key(name));
+        self.effects.push(Effect::Remember);
+        self.rebuild();
+    }
+
+    /// Something that the desired state depends on has changed.
+    fn rebuild(&mut self) {
+        let refused: BTreeSet<usize> = self.refused.keys().copied().collect();
+        self.desired = desired::build(
+            &self.config,
+            &Circumstances {
+                outer: &self.memory.outer,
+                hash_seed: self.hash_seed,
+                workers: self.workers,
+                keys: &self.memory.keys,
+                numbers: &self.numbers,
+                refused: &refused,
+            },
+        );
+        if let Some(core) = &mut self.core {
+            core.is_dirty = true;
+        }
+    }
+
+    fn handle_outer(&mut self, outer: BTreeMap<String, Outer>, now: Duration) {
+        for (name, news) in outer {
+            let Some(index) = self.by_name.get(&name).copied() else { continue };
+            let known = self.memory.outer.entry(name).or_default();
+            let update = known.update(news);
+            if update != Update::Nothing {
+                self.effects.push(Effect::Remember);
+            }
+            self.needs_rebuild |= update == Update::Path;
+            let blocked = known.blocked.clone();
+            if let Some(runtime) = self.tunnels.get_mut(index) {
+                runtime.health.handle_outer(blocked, now);
+            }
+            self.touched.insert(index);
+        }
+    }
+
+    fn handle_plan_done(&mut self) {
+        self.plan_in_force = self.plan_sent.take();
+        self.plan_retry = None;
+        self.touch_all();
+    }
+
+    fn handle_plan_failed(&mut self, message: String, now: Duration) {
+        self.plan_sent = None;
+        if let Some((config, token)) = self.fallback.take() {
+            self.effects.push(Effect::Reply(token, Err(vec![message])));
+            self.configure(config, now);
+        } else if self.plan_in_force.is_none() {
+            self.effects.push(Effect::Exit { message });
+        } else {
+            self.effects.push(Effect::Note(Note::PlanFailed { message }));
+            self.plan_retry = Some(now + PLAN_RETRY);
+        }
+    }
+
+    fn handle_timer(&mut self, now: Duration) {
+        if core::mem::take(&mut self.needs_rebuild) {
+            self.rebuild();
+        }
+        while let Some((deadline, index)) = self.deadlines.first().copied()
+            && deadline <= now
+        {
+            self.deadlines.pop_first();
+            if let Some(runtime) = self.tunnels.get_mut(index) {
+                runtime.deadline = None;
+            }
+            self.touched.insert(index);
+        }
+        if self.stats_at.is_some_and(|at| at <= now) {
+            self.stats_at = None;
+            if self.core.is_some() {
+                self.effects.push(Effect::QueryStats);
+            }
+        }
+        if self.plan_retry.is_some_and(|at| at <= now) {
+            self.plan_retry = None;
+        }
+        if self.refusal_retry.is_some_and(|at| at <= now) {
+            self.refusal_retry = None;
+            self.refused.retain(|_, reason| *reason != RejectReason::NoSocket);
+            self.rebuild();
+            self.touch_all();
+        }
+    }
+
+    /// Drives everything towards what is desired.
+    fn settle(&mut self, now: Duration) {
+        let wanted = &self.desired.plan;
+        if self.plan_sent.is_none()
+            && self.plan_retry.is_none()
+            && self.plan_in_force.as_ref() != Some(wanted)
+        {
+            self.plan_sent = Some(wanted.clone());
+            self.effects.push(Effect::Plan(Box::new(wanted.clone())));
+        }
+        if self.plan_sent.is_none()
+            && self.plan_in_force.as_ref() == Some(&self.desired.plan)
+            && let Some((_, token)) = self.fallback.take()
+        {
+            self.awaiting_sync.push(token);
+        }
+        self.offer(now);
+        self.pump();
+        if self.needs_reconnect && self.core.as_ref().is_none_or(|core| !core.awaits_answer()) {
+            self.needs_reconnect = false;
+            self.effects.push(Effect::Reconnect);
+        }
+        if self.is_synced() {
+            for token in core::mem::take(&mut self.awaiting_sync) {
+                self.effects.push(Effect::Reply(token, self.reload_result()));
+                self.effects.push(Effect::Note(Note::Reloaded));
+            }
+        }
+        let silent = self.core.is_some() && self.tunnels.iter().any(|runtime| runtime.health.is_silent());
+        if silent && self.stats_at.is_none() {
+            self.stats_at = Some(now + STATS_INTERVAL);
+        } else if !silent {
+            self.stats_at = None;
+        }
+    }
+
+    fn reload_result(&self) -> Result<String, Vec<String>> {
+        let refused = self.refused.iter().filter_map(|(index, reason)| {
+            let tunnel = self.config.tunnels.get(*index)?;
+            Some(format!("tunnel {}: {}", tunnel.name, Obstacle::Refused(*reason)))
+        });
+        let refused: Vec<String> = refused.collect();
+        if refused.is_empty() { Ok("the configuration is in force".to_owned()) } else { Err(refused) }
+    }
+
+    fn touch_all(&mut self) {
+        self.touched.extend(0..self.tunnels.len());
+    }
+
+    /// The number by which the core knows a tunnel.
+    fn number(&self, index: usize) -> Option<TunnelId> {
+        self.numbers.tunnels.get(&self.config.tunnels.get(index)?.name).copied()
+    }
+
+    /// The tunnel that the core knows by a number.
+    fn index(&self, id: TunnelId) -> Option<usize> {
+        let name = self.core.as_ref()?.names.get(&id)?;
+        self.by_name.get(name).copied()
+    }
+}
+
+impl Runtime {
+    fn new(hold_down: Duration, now: Duration) -> Self {
+        Runtime {
+            health: Health::new(hold_down),
+            offer: Offer::Masked,
+            draining: false,
+            unexplained: false,
+            heard_from: None,
+            deadline: None,
+            obstacle: Some(Obstacle::NoPlan),
+            since: now,
+            failovers: 0,
+            last_failure: None,
+        }
+    }
+}

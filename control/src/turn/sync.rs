@@ -1,0 +1,513 @@
+//! Bringing the core's tables to what they should be, one transaction at a time, and what the core
+//! says of itself.
+
+use core::time::Duration;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use braid_api::{
+    BootId, Cause, Direction, Epoch, Event as CoreEvent, Hello, MAX_OPS, Op, RejectReason, Rejected, Sa,
+    SaId, SecretKey, Transaction, TunnelId, TunnelState, TunnelStats, Verdict,
+};
+use braid_dataplane::tables::key_check;
+
+use super::{Effect, Note, Offer, SOCKET_RETRY, Token, Turn};
+use crate::{
+    config::Config,
+    desired::{Numbers, SaSpec},
+    keys::KeyDigest,
+    mirror::{Change, HeldSa, Mirror},
+};
+
+/// Most changes in one transaction, so that others get in between.
+const MAX_CHANGES: usize = MAX_OPS / 4;
+/// Most of a frame that changes may fill, by a generous estimate.
+const MAX_WEIGHT: usize = braid_api::MAX_FRAME_LEN / 2;
+/// Connections in a row that ended in a disagreement with the core, before giving up on it.
+const MAX_DISAGREEMENTS: u32 = 3;
+
+/// One connection to the core.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) boot: BootId,
+    /// When the core was started, may lie before control was.
+    pub(super) uptime: (Duration, Duration),
+    pub(super) mirror: Mirror,
+    /// Tunnels of the core.
+    pub(super) names: BTreeMap<TunnelId, String>,
+    /// What is desired has changed since `queue` was made.
+    pub(super) is_dirty: bool,
+    next_epoch: u64,
+    next_sa: u64,
+    queue: VecDeque<Change>,
+    outstanding: Option<Outstanding>,
+    /// SAs on their way.
+    installing: BTreeSet<(TunnelId, Direction)>,
+    /// Who waits for a transaction of the offers.
+    waiting: BTreeMap<Epoch, Token>,
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    epoch: Epoch,
+    changes: Vec<Change>,
+    /// Keys that were recorded for this transaction.
+    marked: Vec<KeyDigest>,
+}
+
+impl Core {
+    fn new(hello: &Hello, now: Duration) -> Self {
+        Core {
+            boot: hello.boot,
+            uptime: (hello.uptime, now),
+            mirror: Mirror::stale(),
+            names: hello.tunnels.iter().map(|tunnel| (tunnel.id, tunnel.name.clone())).collect(),
+            is_dirty: true,
+            next_epoch: 1,
+            // A number is never used twice in a boot: the generation, which the core counts up at
+            // every adoption, makes those of this connection higher than all before.
+            next_sa: (u64::from(hello.generation.0) << 32) | 1,
+            queue: VecDeque::new(),
+            outstanding: None,
+            installing: BTreeSet::new(),
+            waiting: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.outstanding.is_none() && !self.is_dirty
+    }
+
+    pub(super) fn is_installing(&self, tunnel: TunnelId, direction: Direction) -> bool {
+        self.installing.contains(&(tunnel, direction))
+    }
+
+    pub(super) fn transaction(&mut self, ops: Vec<Op>) -> Transaction {
+        let epoch = Epoch(self.next_epoch);
+        self.next_epoch += 1;
+        Transaction { epoch, ops }
+    }
+
+    /// Whoever waits for the next transaction.
+    pub(super) fn await_next(&mut self, token: Token) {
+        self.waiting.insert(Epoch(self.next_epoch), token);
+    }
+
+    pub(super) fn awaits_answer(&self) -> bool {
+        self.outstanding.is_some()
+    }
+}
+
+impl Turn {
+    /// Whether everything that can be in the core is there.
+    pub(super) fn is_synced(&self) -> bool {
+        self.plan_in_force.as_ref() == Some(&self.desired.plan)
+            && self.core.as_ref().is_none_or(|core| core.is_idle())
+    }
+
+    pub(super) fn handle_hello(&mut self, hello: Hello, now: Duration) {
+        let before = self.last_boot;
+        let is_new = before.is_some_and(|boot| boot != hello.boot);
+        let mut core = Core::new(&hello, now);
+        self.numbers = Numbers {
+            tunnels: hello.tunnels.iter().map(|tunnel| (tunnel.name.clone(), tunnel.id)).collect(),
+            groups: hello.groups.iter().map(|group| (group.id, group.members.clone())).collect(),
+        };
+        core.mirror.held = hello.tunnels.iter().map(|tunnel| tunnel.id).collect();
+        adopt_sas(&mut core.mirror, &hello, &self.config, &core.names, &self.memory.keys);
+        let adopted: Vec<KeyDigest> = core.mirror.sas().filter_map(|(_, sa)| sa.digest).collect();
+        for digest in adopted.iter().filter(|digest| !self.memory.keys.is_used(digest)).collect::<Vec<_>>() {
+            self.memory.keys.mark(*digest, hello.boot);
+            self.effects.push(Effect::Remember);
+        }
+        let adopted = adopted.len();
+        let exhausted: BTreeSet<TunnelId> =
+            hello.sas.iter().filter(|sa| sa.stopped).map(|sa| sa.tunnel).collect();
+        for runtime in &mut self.tunnels {
+            runtime.offer = Offer::Masked;
+            runtime.draining = false;
+            runtime.unexplained = false;
+            if before != Some(hello.boot) {
+                runtime.health.handle_new_core(now);
+                runtime.heard_from = None;
+            }
+        }
+        for tunnel in &hello.tunnels {
+            let Some(runtime) = self.by_name.get(&tunnel.name).and_then(|index| self.tunnels.get_mut(*index))
+            else {
+                continue;
+            };
+            match tunnel.state {
+                TunnelState::Masked => runtime.unexplained = true,
+                TunnelState::Live => runtime.offer = Offer::Live,
+                TunnelState::Draining => (runtime.offer, runtime.draining) = (Offer::Live, true),
+            }
+            if exhausted.contains(&tunnel.id) {
+                runtime.health.handle_liveness(false, Cause::Exhausted, Duration::ZERO, now);
+            }
+            if tunnel.state == TunnelState::Draining && self.memory.drained.insert(tunnel.name.clone()) {
+                self.effects.push(Effect::Remember);
+            }
+        }
+        if !hello.tunnels.is_empty() {
+            self.effects.push(Effect::QueryStats);
+        }
+        self.last_boot = Some(hello.boot);
+        self.refused.clear();
+        self.core = Some(core);
+        self.touch_all();
+        self.effects.push(Effect::Note(Note::CoreFound { adopted, new: is_new }));
+    }
+
+    pub(super) fn handle_core_gone(&mut self) {
+        let Some(core) = self.core.take() else { return };
+        for token in core.waiting.into_values() {
+            let line = "the forwarding core went away before it confirmed".to_owned();
+            self.effects.push(Effect::Reply(token, Err(vec![line])));
+        }
+        for runtime in &mut self.tunnels {
+            runtime.offer = Offer::Masked;
+            runtime.draining = false;
+        }
+        self.touch_all();
+        self.effects.push(Effect::Note(Note::CoreLost));
+    }
+
+    /// Sends the next transaction, if nothing stands against it.
+    pub(super) fn pump(&mut self) {
+        if self.plan_in_force.as_ref() != Some(&self.desired.plan) {
+            return;
+        }
+        if self.core.as_ref().is_none_or(|core| core.outstanding.is_some()) {
+            return;
+        }
+        if self.core.as_ref().is_some_and(|core| core.is_dirty) {
+            self.refill();
+        }
+        let Some(core) = &mut self.core else { return };
+        if core.queue.is_empty() {
+            return;
+        }
+        let mut changes = Vec::new();
+        let mut weight = 0;
+        while changes.len() < MAX_CHANGES
+            && let Some(change) = core.queue.pop_front()
+        {
+            weight += weight_of(&change);
+            if weight > MAX_WEIGHT && !changes.is_empty() {
+                core.queue.push_front(change);
+                break;
+            }
+            changes.push(change);
+        }
+        let mut marked = Vec::new();
+        let mut tunnels = BTreeSet::new();
+        let mut ops = Vec::with_capacity(changes.len());
+        for change in &changes {
+            if let Change::PutSa(_, tunnel, direction, spec) = change {
+                // Recorded before it is sent: should the answer be lost, it counts as installed.
+                self.memory.keys.mark(spec.digest, core.boot);
+                marked.push(spec.digest);
+                tunnels.insert(*tunnel);
+                core.installing.insert((*tunnel, *direction));
+            }
+            ops.push(op(change, &self.config, core.boot));
+        }
+        let transaction = core.transaction(ops);
+        core.outstanding = Some(Outstanding { epoch: transaction.epoch, changes, marked });
+        if !tunnels.is_empty() {
+            self.effects.push(Effect::Remember);
+            if !core::mem::replace(&mut self.warned_manual, true) {
+                self.effects.push(Effect::Note(Note::ManualKeys { tunnels: tunnels.len() }));
+            }
+        }
+        self.effects.push(Effect::Transaction(transaction));
+    }
+
+    /// Makes the queue anew from what the core has confirmed.
+    fn refill(&mut self) {
+        // Numbers may have been confirmed since the tables were built.
+        self.rebuild();
+        let Some(core) = &mut self.core else { return };
+        let (sas, keys) = (&self.desired.tables.sas, &self.memory.keys);
+        let mirror = &core.mirror;
+        let installable = |tunnel: TunnelId| {
+            [Direction::In, Direction::Out].into_iter().all(|direction| {
+                sas.get(&(tunnel, direction)).is_some_and(|spec| {
+                    mirror.holds_sa(tunnel, direction, spec) || !keys.is_used(&spec.digest)
+                })
+            })
+        };
+        let next_sa = &mut core.next_sa;
+        let number = || {
+            let id = SaId(*next_sa);
+            *next_sa += 1;
+            id
+        };
+        core.queue = mirror.changes_to(&self.desired.tables, installable, number).into();
+        core.is_dirty = false;
+    }
+
+    pub(super) fn handle_applied(&mut self, epoch: Epoch, now: Duration) {
+        let Some(core) = &mut self.core else { return };
+        if let Some(token) = core.waiting.remove(&epoch) {
+            self.effects.push(Effect::Reply(token, Ok("done".to_owned())));
+        }
+        let Some(outstanding) = core.outstanding.take_if(|outstanding| outstanding.epoch == epoch) else {
+            for (index, runtime) in self.tunnels.iter_mut().enumerate() {
+                if runtime.offer == Offer::Unmasking(epoch) {
+                    runtime.offer = Offer::Live;
+                    self.touched.insert(index);
+                }
+            }
+            return;
+        };
+        for change in outstanding.changes {
+            match &change {
+                Change::PutTunnel(tunnel) => {
+                    self.numbers.tunnels.insert(tunnel.name.clone(), tunnel.id);
+                    core.names.insert(tunnel.id, tunnel.name.clone());
+                }
+                Change::RemoveTunnel(id) => {
+                    if let Some(name) = core.names.remove(id) {
+                        self.numbers.tunnels.remove(&name);
+                    }
+                }
+                Change::PutGroup(group) => {
+                    self.numbers.groups.insert(group.id, group.members.clone());
+                }
+                Change::RemoveGroup(id) => {
+                    self.numbers.groups.remove(id);
+                }
+                Change::PutSa(_, tunnel, direction, _) => {
+                    core.installing.remove(&(*tunnel, *direction));
+                    let index = core.names.get(tunnel).and_then(|name| self.by_name.get(name)).copied();
+                    if let Some(runtime) = index.and_then(|index| self.tunnels.get_mut(index)) {
+                        runtime.health.handle_new_keys(now);
+                    }
+                }
+                Change::Sweep => {
+                    let held = &core.mirror.tunnels;
+                    core.names.retain(|id, _| held.contains_key(id));
+                    self.numbers.tunnels.retain(|_, id| held.contains_key(id));
+                    let groups = &core.mirror.groups;
+                    self.numbers.groups.retain(|id, _| groups.contains_key(id));
+                    self.disagreements = 0;
+                }
+                Change::SetGateway(_)
+                | Change::RemoveSa(_)
+                | Change::PutRoute(..)
+                | Change::RemoveRoute(_) => {}
+            }
+            core.mirror.apply(change);
+        }
+        self.touch_all();
+    }
+
+    pub(super) fn handle_rejected(&mut self, rejected: Rejected, now: Duration) {
+        let Some(core) = &mut self.core else { return };
+        let line = format!("the forwarding core refused it: {:?}", rejected.reason);
+        if let Some(token) = core.waiting.remove(&rejected.epoch) {
+            self.effects.push(Effect::Reply(token, Err(vec![line])));
+        }
+        let outstanding = core.outstanding.take_if(|outstanding| outstanding.epoch == rejected.epoch);
+        let mut culprit = None;
+        if let Some(outstanding) = outstanding {
+            // The core's word: nothing of it is in force, so these keys have never counted.
+            for digest in &outstanding.marked {
+                self.memory.keys.unmark(digest);
+            }
+            if !outstanding.marked.is_empty() {
+                self.effects.push(Effect::Remember);
+            }
+            core.installing.clear();
+            culprit = outstanding.changes.get(rejected.op as usize).and_then(|change| match change {
+                Change::PutTunnel(tunnel) => self.by_name.get(&tunnel.name).copied(),
+                Change::PutSa(_, _, _, spec) => Some(spec.index),
+                Change::SetGateway(_)
+                | Change::RemoveSa(_)
+                | Change::PutGroup(_)
+                | Change::PutRoute(..)
+                | Change::RemoveRoute(_)
+                | Change::RemoveGroup(_)
+                | Change::RemoveTunnel(_)
+                | Change::Sweep => None,
+            });
+        }
+        let tunnel =
+            culprit.and_then(|index| self.config.tunnels.get(index)).map(|tunnel| tunnel.name.clone());
+        self.effects.push(Effect::Note(Note::CoreRefused { tunnel, rejected: rejected.clone() }));
+        if let Some(index) = culprit {
+            self.refused.insert(index, rejected.reason);
+            if rejected.reason == RejectReason::NoSocket {
+                self.refusal_retry = Some(now + SOCKET_RETRY);
+            }
+            self.rebuild();
+        } else {
+            // The core is not what it was taken for: look again, but not for ever.
+            core.queue.clear();
+            self.disagreements += 1;
+            self.needs_reconnect = self.disagreements <= MAX_DISAGREEMENTS;
+        }
+        self.touch_all();
+    }
+
+    pub(super) fn handle_core_event(&mut self, event: CoreEvent, now: Duration) {
+        match event {
+            CoreEvent::Liveness { tunnel, verdict, cause, silent } => {
+                let Some(index) = self.index(tunnel) else { return };
+                let Some(runtime) = self.tunnels.get_mut(index) else { return };
+                runtime.unexplained = false;
+                runtime.health.handle_liveness(verdict == Verdict::Up, cause, silent, now);
+                self.touched.insert(index);
+            }
+            CoreEvent::SaLifetime { sa, hard } => {
+                let Some(core) = &self.core else { return };
+                let Some(tunnel) = core.mirror.sas().find(|(id, _)| *id == sa).map(|(_, sa)| sa.tunnel)
+                else {
+                    return;
+                };
+                let Some(index) = self.index(tunnel) else { return };
+                if hard && let Some(runtime) = self.tunnels.get_mut(index) {
+                    runtime.health.handle_liveness(false, Cause::Exhausted, Duration::ZERO, now);
+                    self.touched.insert(index);
+                } else if let Some(tunnel) = self.config.tunnels.get(index) {
+                    let tunnel = tunnel.name.clone();
+                    self.effects.push(Effect::Note(Note::NearlyExhausted { tunnel }));
+                }
+            }
+            CoreEvent::EndpointMoved { tunnel, remote } => {
+                let Some(index) = self.index(tunnel) else { return };
+                if let (Some(runtime), Some(tunnel)) =
+                    (self.tunnels.get_mut(index), self.config.tunnels.get(index))
+                {
+                    runtime.heard_from = Some(remote);
+                    let tunnel = tunnel.name.clone();
+                    self.effects.push(Effect::Note(Note::Moved { tunnel, remote }));
+                    self.touched.insert(index);
+                }
+            }
+            CoreEvent::PathMtu { tunnel, path_mtu } => {
+                let Some(tunnel) = self.index(tunnel).and_then(|index| self.config.tunnels.get(index)) else {
+                    return;
+                };
+                let outer = self.memory.outer.entry(tunnel.name.clone()).or_default();
+                if outer.mtu.replace(path_mtu) != Some(path_mtu) {
+                    self.effects.push(Effect::Remember);
+                    self.needs_rebuild = true;
+                }
+            }
+        }
+    }
+
+    /// Verdicts that were given while nobody listened show in the counters.
+    pub(super) fn handle_stats(&mut self, stats: &[TunnelStats], now: Duration) {
+        for stats in stats {
+            let Some(index) = self.index(stats.tunnel) else { continue };
+            let probe = self.config.tunnels.get(index).and_then(|tunnel| tunnel.probe);
+            let Some(runtime) = self.tunnels.get_mut(index) else { continue };
+            if runtime.heard_from.is_none() {
+                runtime.heard_from = stats.remote;
+            }
+            let unexplained = core::mem::replace(&mut runtime.unexplained, false);
+            // Within the detection time an authenticated packet outweighs a verdict.
+            let alive = probe.is_some_and(|probe| {
+                stats.heard_ago.is_some_and(|ago| ago < probe.interval * probe.multiplier)
+            });
+            if alive && (runtime.health.is_silent() || unexplained) {
+                runtime.health.handle_liveness(true, Cause::Probe, Duration::ZERO, now);
+            } else if unexplained && stats.masked_by_core && probe.is_some() {
+                let silent = stats.heard_ago.unwrap_or_default();
+                runtime.health.handle_liveness(false, Cause::Probe, silent, now);
+            }
+            self.touched.insert(index);
+        }
+    }
+}
+
+/// Recognises the SAs that go on working by their keys.
+fn adopt_sas(
+    mirror: &mut Mirror,
+    hello: &Hello,
+    config: &Config,
+    names: &BTreeMap<TunnelId, String>,
+    keys: &crate::keys::KeyRecord,
+) {
+    let by_name: BTreeMap<&str, &crate::config::Tunnel> =
+        config.tunnels.iter().map(|tunnel| (tunnel.name.as_str(), tunnel)).collect();
+    for sa in &hello.sas {
+        let tunnel = names.get(&sa.tunnel).and_then(|name| by_name.get(name.as_str()));
+        let digest = tunnel.and_then(|tunnel| {
+            let manual = &tunnel.manual;
+            let (spi, key) = match sa.direction {
+                Direction::In => (manual.spi_in, &manual.key_in),
+                Direction::Out => (manual.spi_out, &manual.key_out),
+            };
+            let same = (sa.spi, sa.suite) == (spi, manual.suite)
+                && sa.key_check == key_check(hello.boot, key.expose());
+            same.then(|| keys.digest(manual.suite, key.expose()))
+        });
+        let held =
+            HeldSa { tunnel: sa.tunnel, direction: sa.direction, spi: sa.spi, suite: sa.suite, digest };
+        mirror.insert_sa(sa.id, held);
+    }
+}
+
+fn op(change: &Change, config: &Config, boot: BootId) -> Op {
+    match change {
+        Change::SetGateway(settings) => Op::SetGateway(settings.clone()),
+        Change::PutTunnel(tunnel) => Op::PutTunnel(tunnel.clone()),
+        Change::RemoveSa(id) => Op::RemoveSa(*id),
+        Change::PutSa(id, tunnel, direction, spec) => Op::PutSa(Sa {
+            id: *id,
+            boot,
+            tunnel: *tunnel,
+            direction: *direction,
+            spi: spec.spi,
+            suite: spec.suite,
+            key: key(config, *direction, spec),
+            esn: spec.esn,
+            replay_window: spec.replay_window,
+            selectors: spec.selectors.clone(),
+        }),
+        Change::PutGroup(group) => Op::PutGroup(group.clone()),
+        Change::PutRoute(prefix, target) => Op::PutRoute { prefix: *prefix, target: *target },
+        Change::RemoveRoute(prefix) => Op::RemoveRoute { prefix: *prefix },
+        Change::RemoveGroup(id) => Op::RemoveGroup(*id),
+        Change::RemoveTunnel(id) => Op::RemoveTunnel(*id),
+        Change::Sweep => Op::Sweep,
+    }
+}
+
+/// The queue is made anew with every configuration, so the index is valid; an empty key, which the
+/// core refuses, would be the answer to one that is not.
+fn key(config: &Config, direction: Direction, spec: &SaSpec) -> SecretKey {
+    let key = config.tunnels.get(spec.index).map(|tunnel| match direction {
+        Direction::In => &tunnel.manual.key_in,
+        Direction::Out => &tunnel.manual.key_out,
+    });
+    SecretKey::new(key.map_or_else(Vec::new, |key| key.expose().to_vec()))
+}
+
+/// Upper estimate of a change's length in a frame, in bytes.
+fn weight_of(change: &Change) -> usize {
+    const PREFIX: usize = 20;
+    match change {
+        Change::PutTunnel(tunnel) => {
+            let allowed = match &tunnel.allowed {
+                braid_api::Allowed::Routed => 0,
+                braid_api::Allowed::Prefixes(prefixes) => prefixes.len(),
+            };
+            400 + allowed * PREFIX
+        }
+        Change::PutSa(_, _, _, spec) => {
+            200 + (spec.selectors.local.len() + spec.selectors.remote.len()) * PREFIX
+        }
+        Change::PutGroup(group) => 20 + group.members.len() * PREFIX,
+        Change::SetGateway(_) | Change::PutRoute(..) => 100,
+        Change::RemoveSa(_)
+        | Change::RemoveRoute(_)
+        | Change::RemoveGroup(_)
+        | Change::RemoveTunnel(_)
+        | Change::Sweep => 40,
+    }
+}

@@ -1,0 +1,733 @@
+//! The shipped turn against the core's shipped tables, without anything in between.
+//!
+//! The rig plays the sockets: it carries transactions and answers in order, loses them with a
+//! connection, kills either process, and checks after every step what must hold always.
+
+use core::time::Duration;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    path::Path,
+    sync::Arc,
+};
+
+use braid_api::{
+    BootId, Cause, Direction, Event as CoreEvent, Hello, Op, Transaction, TunnelId, TunnelState, Verdict,
+};
+use braid_dataplane::{esp::Engine, tables::Writer};
+use proptest::prelude::*;
+
+use super::*;
+use crate::outer::Blocked;
+
+/// Variants of one configuration: weights, a tunnel less, other keys, priorities, no routes.
+const VARIANTS: usize = 6;
+
+fn configuration(variant: usize) -> Arc<Config> {
+    let mut text = "[gateway]\nname = \"x\"\n".to_owned();
+    let names = if variant == 2 { &["a", "b"][..] } else { &["a", "b", "c"] };
+    for (index, name) in names.iter().enumerate() {
+        let key = |side: usize| {
+            let salt = if variant == 3 && index == 0 { 0x40 } else { 0 };
+            format!("{:02x}", 0x10 * (index + 1) + side + salt).repeat(20)
+        };
+        let weight = if variant == 1 { 5 } else { 1 };
+        let priority = if variant == 4 { index as i32 } else { 0 };
+        text.push_str(&format!(
+            "[[tunnel]]\nname = \"{name}\"\nlocal = \"192.0.2.{}\"\nremote = \"203.0.113.{}\"\n\
+             inside = \"169.254.{}.2/30\"\nweight = {weight}\npriority = {priority}\n\
+             [tunnel.manual]\nsuite = \"aes128gcm16\"\nspi-in = {}\nspi-out = {}\nkey-in = \"{}\"\nkey-out = \"{}\"\n",
+            index + 1, index + 1, index + 10, 0x1000 + index, 0x2000 + index, key(0), key(1),
+        ));
+    }
+    if variant != 5 {
+        let via = names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+        text.push_str(&format!("[[route]]\nprefix = \"10.2.0.0/16\"\nvia = [{via}]\n"));
+        text.push_str("[[route]]\nprefix = \"10.3.0.0/16\"\nvia = [\"a\", \"b\"]\n");
+    }
+    Arc::new(crate::config::parse(&text, Path::new("x.toml"), 0o600).unwrap())
+}
+
+struct Rig {
+    turn: Turn,
+    now: Duration,
+    disk: Memory,
+    core: Option<Writer>,
+    connected: bool,
+    boots: u8,
+    to_core: VecDeque<Transaction>,
+    from_core: VecDeque<Event>,
+    plan: Option<KernelPlan>,
+    plans: usize,
+    /// Every key that any core has ever taken.
+    installed: BTreeSet<Vec<u8>>,
+    replies: Vec<(Token, Result<String, Vec<String>>)>,
+    notes: Vec<Note>,
+    exited: Option<String>,
+    variant: usize,
+    next_token: u64,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let disk = Memory::new([5; 32]);
+        let mut rig = Rig {
+            turn: Turn::new(configuration(0), disk.clone(), [1; 16], 1, Duration::ZERO),
+            now: Duration::ZERO,
+            disk,
+            core: None,
+            connected: false,
+            boots: 0,
+            to_core: VecDeque::new(),
+            from_core: VecDeque::new(),
+            plan: None,
+            plans: 0,
+            installed: BTreeSet::new(),
+            replies: Vec::new(),
+            notes: Vec::new(),
+            exited: None,
+            variant: 0,
+            next_token: 0,
+        };
+        rig.start_core();
+        rig.run_effects();
+        rig
+    }
+
+    /// Everything delivered, connected and confirmed.
+    fn settled() -> Self {
+        let mut rig = Rig::new();
+        rig.settle();
+        rig
+    }
+
+    fn start_core(&mut self) {
+        self.boots += 1;
+        self.core = Some(Writer::new(1, BootId([self.boots; 16]), Engine::Ring, &[self.boots; 32]));
+    }
+
+    fn event(&mut self, event: Event) {
+        self.turn.handle(event, self.now);
+        self.run_effects();
+    }
+
+    fn run_effects(&mut self) {
+        let effects = self.turn.take_effects();
+        let ranks: Vec<u8> = effects.iter().map(Effect::rank).collect();
+        assert!(ranks.is_sorted(), "effects leave in their order: {effects:?}");
+        for effect in effects {
+            match effect {
+                Effect::Remember => self.disk = self.turn.memory().clone(),
+                Effect::Transaction(transaction) => {
+                    if self.connected {
+                        self.to_core.push_back(transaction);
+                    }
+                }
+                Effect::Plan(plan) => {
+                    assert!(self.plan.is_none(), "one plan at a time");
+                    self.plan = Some(*plan);
+                    self.plans += 1;
+                }
+                Effect::QueryStats => {
+                    if let Some(core) = self.core.as_ref().filter(|_| self.connected) {
+                        let stats = core.stats(self.now.as_nanos() as u64);
+                        self.from_core.push_back(Event::Stats(stats.tunnels));
+                    }
+                }
+                Effect::Reconnect => {
+                    self.disconnect(true);
+                    self.connect();
+                }
+                Effect::Reply(token, result) => self.replies.push((token, result)),
+                Effect::Note(note) => self.notes.push(note),
+                Effect::Exit { message } => self.exited = Some(message),
+            }
+        }
+    }
+
+    fn connect(&mut self) {
+        let Some(core) = self.core.as_mut().filter(|_| !self.connected) else { return };
+        let generation = core.begin_sync();
+        let (tunnels, sas, groups) = core.summary();
+        self.connected = true;
+        let hello = Hello {
+            version: braid_api::VERSION,
+            boot: core.boot(),
+            generation,
+            uptime: Duration::ZERO,
+            workers: 1,
+            offload: true,
+            tunnels,
+            sas,
+            groups,
+            stash_entries: 0,
+        };
+        self.event(Event::CoreHello(hello));
+    }
+
+    /// The connection is lost; the core has read all that was sent, or none.
+    fn disconnect(&mut self, core_reads_first: bool) {
+        if !self.connected {
+            return;
+        }
+        while core_reads_first && self.core_step() {}
+        self.connected = false;
+        self.to_core.clear();
+        self.from_core.clear();
+        self.event(Event::CoreGone);
+    }
+
+    /// The core takes one transaction.
+    fn core_step(&mut self) -> bool {
+        let Some(core) = &mut self.core else { return false };
+        let Some(transaction) = self.to_core.pop_front() else { return false };
+        let epoch = transaction.epoch;
+        let keys: Vec<Vec<u8>> = transaction
+            .ops
+            .iter()
+            .filter_map(|op| match op {
+                Op::PutSa(sa) => Some(sa.key.expose().to_vec()),
+                _ => None,
+            })
+            .collect();
+        let answer = core.apply(transaction, self.now.as_nanos() as u64);
+        if answer.is_ok() {
+            for key in keys {
+                assert!(self.installed.insert(key), "a key was installed twice");
+            }
+        }
+        self.from_core.push_back(match answer {
+            Ok(_) => Event::Applied(epoch),
+            Err(rejected) => Event::Rejected(rejected),
+        });
+        self.check_core();
+        true
+    }
+
+    /// Control reads one message.
+    fn control_step(&mut self) -> bool {
+        let Some(event) = self.from_core.pop_front() else { return false };
+        if let Event::Rejected(rejected) = &event {
+            panic!("the core refused: {rejected:?}");
+        }
+        self.event(event);
+        true
+    }
+
+    fn finish_plan(&mut self, well: bool) {
+        if self.plan.take().is_some() {
+            self.event(if well { Event::PlanDone } else { Event::PlanFailed { message: "no".to_owned() } });
+        }
+    }
+
+    fn kill_core(&mut self) {
+        self.core = None;
+        self.disconnect(false);
+        self.start_core();
+    }
+
+    fn kill_control(&mut self, core_reads_first: bool) {
+        while core_reads_first && self.core_step() {}
+        self.connected = false;
+        self.to_core.clear();
+        self.from_core.clear();
+        self.plan = None;
+        let config = configuration(self.variant);
+        self.turn = Turn::new(config, self.disk.clone(), [1; 16], 1, self.now);
+        self.run_effects();
+    }
+
+    fn reload(&mut self, variant: usize) -> Token {
+        self.next_token += 1;
+        let token = Token(self.next_token);
+        self.variant = variant;
+        self.event(Event::Configured { config: configuration(variant), outer: BTreeMap::new(), token });
+        token
+    }
+
+    fn id(&self, name: &str) -> Option<TunnelId> {
+        let (tunnels, ..) = self.core.as_ref()?.summary();
+        tunnels.iter().find(|tunnel| tunnel.name == name).map(|tunnel| tunnel.id)
+    }
+
+    fn state(&self, name: &str) -> Option<TunnelState> {
+        Some(self.core.as_ref()?.states().get(self.id(name)?))
+    }
+
+    fn view(&self, name: &str) -> (State, String) {
+        let views = self.turn.tunnels(self.now);
+        let view = views.iter().find(|view| view.tunnel.name == name).unwrap();
+        (view.state, view.reason.clone())
+    }
+
+    fn liveness(&mut self, name: &str, up: bool) {
+        let Some(tunnel) = self.id(name).filter(|_| self.connected) else { return };
+        if !up && let Some(core) = &self.core {
+            core.states().mask_by_core(tunnel);
+        }
+        let verdict = if up { Verdict::Up } else { Verdict::Down };
+        let silent = if up { Duration::ZERO } else { Duration::from_millis(900) };
+        let event = CoreEvent::Liveness { tunnel, verdict, cause: Cause::Probe, silent };
+        self.from_core.push_back(Event::Core(event));
+    }
+
+    fn link(&mut self, name: &str, up: bool) {
+        let blocked = (!up).then(|| Blocked::LinkDown { name: "eth1".to_owned() });
+        let outer = Outer { mtu: Some(1500), blocked, ..Outer::default() };
+        self.event(Event::Outer([(name.to_owned(), outer)].into()));
+    }
+
+    fn sleep(&mut self, time: Duration) {
+        self.now += time;
+        while self.turn.poll_timeout().is_some_and(|at| at <= self.now) {
+            self.event(Event::Timer);
+        }
+    }
+
+    /// Delivers everything and lets every timer pass.
+    fn settle(&mut self) {
+        for _ in 0..200 {
+            self.finish_plan(true);
+            self.connect();
+            while self.core_step() || self.control_step() {}
+            self.sleep(Duration::from_secs(1));
+            let quiet = self.plan.is_none() && self.to_core.is_empty() && self.from_core.is_empty();
+            if quiet && self.turn.poll_timeout().is_none() {
+                return;
+            }
+        }
+    }
+
+    /// What must hold in the core after every transaction.
+    fn check_core(&self) {
+        let Some(core) = &self.core else { return };
+        let (tunnels, sas, _) = core.summary();
+        for tunnel in tunnels {
+            if tunnel.state == TunnelState::Masked {
+                continue;
+            }
+            for direction in [Direction::In, Direction::Out] {
+                assert!(
+                    sas.iter().any(|sa| sa.tunnel == tunnel.id && sa.direction == direction),
+                    "{} is offered without an SA",
+                    tunnel.name
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_start_installs_everything_and_then_offers_it() {
+    let mut rig = Rig::new();
+    rig.connect();
+    assert!(rig.to_core.is_empty(), "nothing before the plan is in force");
+    rig.finish_plan(true);
+    assert_eq!(rig.to_core.len(), 1);
+    assert!(!rig.to_core[0].ops.iter().any(|op| matches!(op, Op::Unmask(_))));
+    rig.core_step();
+    assert_eq!(rig.state("a"), Some(TunnelState::Masked));
+    assert_eq!(rig.view("a").0, State::Connecting);
+    rig.control_step();
+    let unmasks = rig.to_core[0].ops.iter().filter(|op| matches!(op, Op::Unmask(_)));
+    assert_eq!(unmasks.count(), 3);
+    rig.settle();
+    for name in ["a", "b", "c"] {
+        assert_eq!(rig.state(name), Some(TunnelState::Live));
+        assert_eq!(rig.view(name), (State::Up, String::new()));
+    }
+    let stats = rig.core.as_ref().unwrap().stats(0);
+    assert_eq!(stats.routes, 5, "two routes and three inside peers");
+    assert!(rig.notes.contains(&Note::ManualKeys { tunnels: 3 }));
+}
+
+#[test]
+fn a_verdict_of_the_core_masks_in_the_same_turn_and_names_its_cause() {
+    let mut rig = Rig::settled();
+    rig.liveness("b", true);
+    rig.settle();
+    rig.liveness("b", false);
+    assert_eq!(rig.state("b"), Some(TunnelState::Masked), "by the core itself");
+    rig.control_step();
+    assert!(matches!(rig.to_core[0].ops[..], [Op::Mask(_)]));
+    assert_eq!(rig.view("b"), (State::Down, "no answer to probes for 900 ms".to_owned()));
+    rig.settle_for(5);
+    assert_eq!(rig.state("b"), Some(TunnelState::Masked), "only control unmasks");
+    rig.liveness("b", true);
+    while rig.control_step() {}
+    assert_eq!(rig.view("b").0, State::Down, "watched for a moment");
+    rig.settle();
+    assert_eq!(rig.view("b").0, State::Up);
+    let views = rig.turn.tunnels(rig.now);
+    assert_eq!(views[1].failovers, 1);
+    assert_eq!(views[1].last_failure.as_ref().map(|(_, why)| why.cause()), Some("probe"));
+}
+
+#[test]
+fn a_verdict_that_meets_an_unmask_on_its_way_wins() {
+    let mut rig = Rig::settled();
+    rig.liveness("b", false);
+    rig.settle_for(5);
+    rig.liveness("b", true);
+    while rig.control_step() {}
+    rig.sleep(Duration::from_secs(1));
+    assert!(matches!(rig.to_core[0].ops[..], [Op::Undrain(_), Op::Unmask(_)]), "on its way");
+    rig.liveness("b", false);
+    rig.core_step();
+    assert_eq!(rig.state("b"), Some(TunnelState::Live), "the unmask came after the core's mask");
+    rig.settle_for(5);
+    assert_eq!(rig.state("b"), Some(TunnelState::Masked));
+}
+
+#[test]
+fn a_link_that_goes_masks_at_once_and_comes_back_after_the_hold_down() {
+    let mut rig = Rig::settled();
+    rig.link("a", true);
+    rig.settle();
+    let plans = rig.plans;
+    rig.link("a", false);
+    assert!(matches!(rig.to_core[0].ops[..], [Op::Mask(_)]));
+    assert_eq!(rig.view("a"), (State::Down, "link eth1 is down".to_owned()));
+    rig.settle();
+    rig.link("a", true);
+    assert_eq!(rig.state("a"), Some(TunnelState::Masked));
+    rig.settle();
+    assert_eq!(rig.state("a"), Some(TunnelState::Live));
+    assert_eq!(rig.plans, plans, "the kernel's part did not change");
+}
+
+#[test]
+fn control_killed_adopts_what_runs() {
+    let mut rig = Rig::settled();
+    rig.event(Event::Drain { tunnel: "c".to_owned(), token: Token(1) });
+    rig.settle();
+    let before = rig.core.as_ref().unwrap().summary();
+    rig.kill_control(true);
+    rig.finish_plan(true);
+    rig.connect();
+    while rig.core_step() || rig.control_step() {}
+    assert_eq!(rig.core.as_ref().unwrap().summary(), before, "nothing changed");
+    rig.settle();
+    assert_eq!(rig.core.as_ref().unwrap().summary(), before);
+    assert_eq!(rig.view("a").0, State::Up);
+    assert_eq!(rig.view("c").0, State::Draining);
+}
+
+#[test]
+fn a_verdict_given_while_control_was_dead_shows_in_the_counters() {
+    let mut rig = Rig::settled();
+    let id = rig.id("a").unwrap();
+    rig.kill_control(true);
+    rig.core.as_ref().unwrap().states().mask_by_core(id);
+    rig.settle_for(20);
+    assert_eq!(rig.view("a").0, State::Down);
+    assert_eq!(rig.state("a"), Some(TunnelState::Masked));
+    rig.liveness("a", true);
+    rig.settle();
+    assert_eq!(rig.view("a").0, State::Up);
+}
+
+impl Rig {
+    /// As [`Rig::settle`], for a state in which a timer is always set.
+    fn settle_for(&mut self, rounds: usize) {
+        for _ in 0..rounds {
+            self.finish_plan(true);
+            self.connect();
+            while self.core_step() || self.control_step() {}
+            self.sleep(Duration::from_secs(1));
+        }
+    }
+}
+
+#[test]
+fn after_a_core_restart_manual_tunnels_stay_down_and_say_so() {
+    let mut rig = Rig::settled();
+    rig.kill_core();
+    rig.settle();
+    for name in ["a", "b", "c"] {
+        assert_eq!(rig.state(name), Some(TunnelState::Masked));
+        let (state, reason) = rig.view(name);
+        assert_eq!(state, State::Down);
+        assert!(
+            reason.starts_with("manual keys are not reused after the forwarding core restarted"),
+            "{reason}"
+        );
+    }
+    // Other keys help; the old ones stay burnt, also for another life of control.
+    let token = rig.reload(3);
+    rig.settle();
+    assert!(rig.replies.iter().any(|(to, result)| *to == token && result.is_ok()));
+    assert_eq!(rig.view("a").0, State::Up);
+    assert_eq!(rig.view("b").0, State::Down);
+    rig.kill_control(true);
+    rig.settle();
+    assert_eq!(rig.view("a").0, State::Up);
+    assert_eq!(rig.view("b").0, State::Down);
+}
+
+#[test]
+fn a_transaction_lost_with_its_connection_burns_its_keys() {
+    for core_reads_first in [false, true] {
+        let mut rig = Rig::new();
+        rig.connect();
+        rig.finish_plan(true);
+        rig.kill_control(core_reads_first);
+        rig.settle();
+        let expected = if core_reads_first { State::Up } else { State::Down };
+        assert_eq!(rig.view("a").0, expected, "adopted, or never installed again");
+    }
+}
+
+#[test]
+fn a_reload_touches_only_what_changed() {
+    let mut rig = Rig::settled();
+    rig.reload(3);
+    rig.finish_plan(true);
+    let ops = &rig.to_core.iter().flat_map(|transaction| &transaction.ops).collect::<Vec<_>>();
+    let a = rig.id("a").unwrap();
+    for op in ops {
+        match op {
+            Op::Mask(id) | Op::Unmask(id) | Op::Undrain(id) => assert_eq!(*id, a),
+            Op::PutSa(sa) => assert_eq!(sa.tunnel, a),
+            Op::RemoveSa(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    rig.settle();
+    assert_eq!(rig.view("a").0, State::Up);
+}
+
+#[test]
+fn a_reload_of_the_same_keys_with_other_settings_is_refused() {
+    let mut rig = Rig::settled();
+    let mut config = (*configuration(0)).clone();
+    config.tunnels[0].manual.esn = true;
+    let event = Event::Configured { config: Arc::new(config), outer: BTreeMap::new(), token: Token(9) };
+    rig.event(event);
+    let (token, Err(lines)) = &rig.replies[0] else { panic!("refused") };
+    assert_eq!((*token, lines.len()), (Token(9), 2));
+    assert!(lines[0].contains("tunnel.manual.key-in") && lines[0].contains("installed once"), "{lines:?}");
+    assert!(rig.to_core.is_empty() && rig.plan.is_none());
+}
+
+#[test]
+fn a_plan_that_fails_at_a_reload_changes_nothing() {
+    let mut rig = Rig::settled();
+    let before = rig.core.as_ref().unwrap().summary();
+    let token = rig.reload(2);
+    rig.finish_plan(false);
+    assert_eq!(rig.replies, [(token, Err(vec!["no".to_owned()]))]);
+    rig.settle();
+    assert_eq!(rig.core.as_ref().unwrap().summary(), before);
+    assert_eq!(rig.view("c").0, State::Up);
+    assert_eq!(rig.exited, None);
+}
+
+#[test]
+fn a_first_plan_that_fails_ends_control() {
+    let mut rig = Rig::new();
+    rig.finish_plan(false);
+    assert_eq!(rig.exited.as_deref(), Some("no"));
+}
+
+#[test]
+fn a_removed_tunnel_goes_and_comes_back_only_with_other_keys() {
+    let mut rig = Rig::settled();
+    rig.reload(2);
+    rig.settle();
+    assert_eq!(rig.id("c"), None);
+    rig.reload(0);
+    rig.settle();
+    assert_eq!(rig.id("c"), None, "its keys were installed once");
+    assert!(rig.replies.last().unwrap().1.is_err());
+}
+
+#[test]
+fn drain_and_undrain_are_answered_when_they_are_in_force() {
+    let mut rig = Rig::settled();
+    rig.event(Event::Drain { tunnel: "a".to_owned(), token: Token(1) });
+    assert!(rig.replies.is_empty());
+    rig.core_step();
+    assert_eq!(rig.state("a"), Some(TunnelState::Draining));
+    rig.control_step();
+    assert_eq!(rig.replies, [(Token(1), Ok("done".to_owned()))]);
+    assert_eq!(rig.view("a").0, State::Draining);
+    rig.event(Event::Undrain { tunnel: "a".to_owned(), token: Token(2) });
+    rig.settle();
+    assert_eq!(rig.view("a").0, State::Up);
+    rig.event(Event::Drain { tunnel: "x".to_owned(), token: Token(3) });
+    let (_, Err(lines)) = &rig.replies[2] else { panic!("an error") };
+    assert_eq!(lines[0], "no tunnel is named \"x\"; known: a, b, c");
+}
+
+#[test]
+fn the_highest_priority_that_is_up_carries() {
+    let mut rig = Rig::settled();
+    rig.reload(4);
+    rig.settle();
+    let states = |rig: &Rig| ["a", "b", "c"].map(|name| rig.view(name).0);
+    // b is the highest of 10.3.0.0/16, c of 10.2.0.0/16.
+    assert_eq!(states(&rig), [State::Standby, State::Up, State::Up]);
+    rig.link("b", false);
+    rig.settle();
+    assert_eq!(states(&rig), [State::Up, State::Down, State::Up]);
+    let routes = rig.turn.routes();
+    let route = routes.iter().find(|route| route.prefix.to_string() == "10.3.0.0/16").unwrap();
+    assert_eq!(route.paths, [("a", 1, true), ("b", 1, false)]);
+}
+
+#[test]
+fn a_refused_tunnel_does_not_keep_the_others_down() {
+    let mut rig = Rig::new();
+    // No socket for b's address.
+    let sockets = ["192.0.2.1:4500", "192.0.2.3:4500"].map(|local| local.parse().unwrap());
+    let sockets = sockets.map(|local| (local, braid_api::Encapsulation::Udp)).to_vec();
+    rig.core.as_mut().unwrap().set_sockets(sockets);
+    rig.finish_plan(true);
+    rig.connect();
+    for _ in 0..10 {
+        while rig.core_step() {}
+        while let Some(event) = rig.from_core.pop_front() {
+            rig.event(event);
+        }
+        rig.finish_plan(true);
+    }
+    assert_eq!(rig.view("a").0, State::Up);
+    assert_eq!(rig.view("c").0, State::Up);
+    let (state, reason) = rig.view("b");
+    assert_eq!(
+        (state, reason.as_str()),
+        (State::Down, "the forwarding core refused it: there is no socket for the local address")
+    );
+}
+
+#[test]
+fn a_socket_that_comes_late_is_waited_for() {
+    let mut rig = Rig::new();
+    rig.core.as_mut().unwrap().set_sockets(Vec::new());
+    rig.finish_plan(true);
+    rig.connect();
+    for _ in 0..10 {
+        while rig.core_step() {}
+        while let Some(event) = rig.from_core.pop_front() {
+            rig.event(event);
+        }
+    }
+    assert_eq!(rig.view("a").0, State::Down);
+    let sockets = [1, 2, 3]
+        .map(|host| (format!("192.0.2.{host}:4500").parse().unwrap(), braid_api::Encapsulation::Udp));
+    rig.core.as_mut().unwrap().set_sockets(sockets.to_vec());
+    rig.settle();
+    for name in ["a", "b", "c"] {
+        assert_eq!(rig.view(name), (State::Up, String::new()), "{name}");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Core,
+    Control,
+    Plan(bool),
+    Connect,
+    Disconnect(bool),
+    KillCore,
+    KillControl(bool),
+    Reload(usize),
+    Liveness(usize, bool),
+    Link(usize, bool),
+    Drain(usize, bool),
+    Sleep(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => Just(Step::Core),
+        6 => Just(Step::Control),
+        4 => prop::bool::weighted(0.9).prop_map(Step::Plan),
+        3 => Just(Step::Connect),
+        1 => any::<bool>().prop_map(Step::Disconnect),
+        1 => Just(Step::KillCore),
+        1 => any::<bool>().prop_map(Step::KillControl),
+        1 => (0..VARIANTS).prop_map(Step::Reload),
+        3 => (0usize..3, any::<bool>()).prop_map(|(tunnel, up)| Step::Liveness(tunnel, up)),
+        2 => (0usize..3, any::<bool>()).prop_map(|(tunnel, up)| Step::Link(tunnel, up)),
+        1 => (0usize..3, any::<bool>()).prop_map(|(tunnel, drain)| Step::Drain(tunnel, drain)),
+        2 => (0u64..2000).prop_map(Step::Sleep),
+    ]
+}
+
+fn take(rig: &mut Rig, step: &Step) {
+    let name = |index: &usize| ["a", "b", "c"][*index];
+    match step {
+        Step::Core => drop(rig.core_step()),
+        Step::Control => drop(rig.control_step()),
+        // A first plan that fails ends the process.
+        Step::Plan(well) => {
+            let well = *well || !rig.turn.has_plan_in_force();
+            rig.finish_plan(well);
+        }
+        Step::Connect => rig.connect(),
+        Step::Disconnect(reads) => rig.disconnect(*reads),
+        Step::KillCore => rig.kill_core(),
+        Step::KillControl(reads) => rig.kill_control(*reads),
+        Step::Reload(variant) => {
+            let before = rig.variant;
+            let objected = !rig.turn.objections(&configuration(*variant)).is_empty();
+            rig.reload(*variant);
+            if objected {
+                rig.variant = before;
+            }
+        }
+        Step::Liveness(tunnel, up) => rig.liveness(name(tunnel), *up),
+        Step::Link(tunnel, up) => rig.link(name(tunnel), *up),
+        Step::Drain(tunnel, true) => {
+            rig.event(Event::Drain { tunnel: name(tunnel).to_owned(), token: Token(1000) });
+        }
+        Step::Drain(tunnel, false) => {
+            rig.event(Event::Undrain { tunnel: name(tunnel).to_owned(), token: Token(1001) });
+        }
+        Step::Sleep(ms) => rig.sleep(Duration::from_millis(*ms)),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Whatever happens, in whatever order: no key is installed twice, nothing is offered without
+    /// its SAs, the core refuses nothing; and once it is quiet, what can carry does and what cannot
+    /// does not, and says why.
+    #[test]
+    fn any_sequence_of_events_ends_in_the_desired_state(steps in prop::collection::vec(step(), 0..80)) {
+        let mut rig = Rig::new();
+        for step in &steps {
+            take(&mut rig, step);
+        }
+        // The peers answer and the links are up: nothing but keys may keep a tunnel down.
+        rig.settle_for(3);
+        for name in ["a", "b", "c"] {
+            rig.link(name, true);
+            rig.liveness(name, true);
+        }
+        rig.settle_for(120);
+        prop_assert!(rig.to_core.is_empty() && rig.from_core.is_empty() && rig.plan.is_none());
+        let config = rig.turn.config().clone();
+        prop_assert_eq!(rig.core.as_ref().unwrap().summary().0.len(), config.tunnels.len());
+        let routes = config.routes.len() + config.tunnels.len();
+        prop_assert_eq!(rig.core.as_ref().unwrap().stats(0).routes, routes as u64);
+        for tunnel in &config.tunnels {
+            let (state, reason) = rig.view(&tunnel.name);
+            let core = rig.state(&tunnel.name);
+            match state {
+                State::Up | State::Standby => prop_assert_eq!(core, Some(TunnelState::Live)),
+                State::Draining => prop_assert_eq!(core, Some(TunnelState::Draining)),
+                State::Down => {
+                    prop_assert_eq!(core, Some(TunnelState::Masked));
+                    prop_assert!(reason.contains("manual keys"), "{}", reason);
+                }
+                State::Connecting => prop_assert!(false, "{} is connecting: {}", tunnel.name, reason),
+            }
+        }
+        for (_, result) in &rig.replies {
+            prop_assert!(result.as_ref().err().is_none_or(|lines| !lines.is_empty()));
+        }
+    }
+}

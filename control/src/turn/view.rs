@@ -1,0 +1,228 @@
+//! What a turn shows of itself, for `braid status`.
+
+use core::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+
+use braid_api::{Direction, Group, GroupId, SaId, Target, TunnelId};
+use ipnet::IpNet;
+
+use super::{Offer, Turn};
+use crate::{config, failover::Obstacle, outer::Outer};
+
+/// A tunnel's state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    /// Carries traffic.
+    Up,
+    /// Does not, and says why.
+    Down,
+    /// On its way up.
+    Connecting,
+    /// Could carry traffic; tunnels of higher priority do.
+    Standby,
+    /// Loses its flows as they fall idle.
+    Draining,
+}
+
+impl State {
+    /// The name in `braid status --json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Up => "up",
+            State::Down => "down",
+            State::Connecting => "connecting",
+            State::Standby => "standby",
+            State::Draining => "draining",
+        }
+    }
+}
+
+/// A configured tunnel.
+#[derive(Clone, Debug)]
+pub struct TunnelView<'t> {
+    /// As configured.
+    pub tunnel: &'t config::Tunnel,
+    /// In the core.
+    pub id: Option<TunnelId>,
+    /// Where it stands.
+    pub state: State,
+    /// Why, unless it is up.
+    pub reason: String,
+    /// For how long.
+    pub since: Duration,
+    /// The outer path.
+    pub outer: Option<&'t Outer>,
+    /// Inner MTU, in bytes.
+    pub mtu: u16,
+    /// The SAs are in the core.
+    pub has_sas: bool,
+    /// How often it was taken out while it carried.
+    pub failovers: u64,
+    /// When and why it was taken out last.
+    pub last_failure: Option<(Duration, &'t Obstacle)>,
+}
+
+/// A route and its paths.
+#[derive(Clone, Debug)]
+pub struct RouteView<'t> {
+    /// Inner destination.
+    pub prefix: IpNet,
+    /// `static` or `connected`.
+    pub origin: &'static str,
+    /// Tunnel name, weight, whether it carries now.
+    pub paths: Vec<(&'t str, u16, bool)>,
+}
+
+impl Turn {
+    /// Every configured tunnel, in the order of the file.
+    pub fn tunnels(&self, now: Duration) -> Vec<TunnelView<'_>> {
+        let carrying = self.carrying();
+        let mut active = BTreeSet::new();
+        let mut grouped = BTreeSet::new();
+        for group in self.desired.tables.groups.values() {
+            let top = top_priority(group, &carrying);
+            for member in &group.members {
+                grouped.insert(member.tunnel);
+                if Some(member.priority) == top {
+                    active.insert(member.tunnel);
+                }
+            }
+        }
+        let view = |(index, tunnel)| self.view(index, tunnel, &active, &grouped, now);
+        self.config.tunnels.iter().enumerate().filter_map(view).collect()
+    }
+
+    fn view<'t>(
+        &'t self,
+        index: usize,
+        tunnel: &'t config::Tunnel,
+        active: &BTreeSet<TunnelId>,
+        grouped: &BTreeSet<TunnelId>,
+        now: Duration,
+    ) -> Option<TunnelView<'t>> {
+        let runtime = self.tunnels.get(index)?;
+        let id = self.desired.ids.get(index).copied().flatten();
+        let outranked = id.is_some_and(|id| grouped.contains(&id) && !active.contains(&id));
+        let (state, reason) = match (&runtime.obstacle, runtime.offer) {
+            (Some(why), _) if why.is_passing() => (State::Connecting, why.to_string()),
+            (Some(why), _) => (State::Down, why.to_string()),
+            (None, Offer::Masked | Offer::Unmasking(_)) => {
+                (State::Connecting, "the forwarding core is about to use it".to_owned())
+            }
+            (None, Offer::Live) if runtime.draining => {
+                (State::Draining, "drained on request; braid undrain brings it back".to_owned())
+            }
+            (None, Offer::Live) if outranked => {
+                (State::Standby, "tunnels of higher priority carry the traffic".to_owned())
+            }
+            (None, Offer::Live) => (State::Up, String::new()),
+        };
+        let outer = self.memory.outer.get(&tunnel.name);
+        let held = |id| {
+            [Direction::In, Direction::Out].into_iter().all(|direction| {
+                let spec = self.desired.tables.sas.get(&(id, direction));
+                self.core
+                    .as_ref()
+                    .zip(spec)
+                    .is_some_and(|(core, spec)| core.mirror.holds_sa(id, direction, spec))
+            })
+        };
+        Some(TunnelView {
+            tunnel,
+            id,
+            state,
+            reason,
+            since: now.saturating_sub(runtime.since),
+            outer,
+            mtu: crate::desired::tunnel_mtu(tunnel, outer),
+            has_sas: id.is_some_and(held),
+            failovers: runtime.failovers,
+            last_failure: runtime.last_failure.as_ref().map(|(at, why)| (now.saturating_sub(*at), why)),
+        })
+    }
+
+    /// Every route of the core's tables, by prefix.
+    pub fn routes(&self) -> Vec<RouteView<'_>> {
+        let carrying = self.carrying();
+        let names: BTreeMap<TunnelId, &str> = self
+            .config
+            .tunnels
+            .iter()
+            .zip(&self.desired.ids)
+            .filter_map(|(tunnel, id)| Some(((*id)?, tunnel.name.as_str())))
+            .collect();
+        let name = |id: &TunnelId| names.get(id).copied().unwrap_or_default();
+        let tables = &self.desired.tables;
+        let mut paths_of: BTreeMap<GroupId, Vec<(&str, u16, bool)>> = BTreeMap::new();
+        for (id, group) in &tables.groups {
+            let top = top_priority(group, &carrying);
+            let path = |member: &braid_api::Member| {
+                let is_active = carrying.contains_key(&member.tunnel) && Some(member.priority) == top;
+                (name(&member.tunnel), member.weight, is_active)
+            };
+            paths_of.insert(*id, group.members.iter().map(path).collect());
+        }
+        let route = |(prefix, target): (&IpNet, &Target)| match target {
+            Target::Group(id) => RouteView {
+                prefix: *prefix,
+                origin: "static",
+                paths: paths_of.get(id).cloned().unwrap_or_default(),
+            },
+            Target::Tunnel(id) => RouteView {
+                prefix: *prefix,
+                origin: "connected",
+                paths: vec![(name(id), 1, carrying.contains_key(id))],
+            },
+        };
+        tables.routes.iter().map(route).collect()
+    }
+
+    /// The name of a tunnel of the core.
+    pub fn tunnel_name(&self, id: TunnelId) -> Option<&str> {
+        self.core.as_ref()?.names.get(&id).map(String::as_str)
+    }
+
+    /// Members of a group: name, weight, priority.
+    pub fn group_members(&self, id: GroupId) -> Vec<(&str, u16, i32)> {
+        let group = self.core.as_ref().and_then(|core| core.mirror.groups.get(&id));
+        let members = group.into_iter().flat_map(|group| &group.members);
+        members
+            .map(|member| {
+                (self.tunnel_name(member.tunnel).unwrap_or_default(), member.weight, member.priority)
+            })
+            .collect()
+    }
+
+    /// Since the core started, or control where there is no core.
+    pub fn uptime(&self, now: Duration) -> Duration {
+        self.core.as_ref().map_or(now, |core| core.uptime.0 + now.saturating_sub(core.uptime.1))
+    }
+
+    /// Whether the core answers.
+    pub fn has_core(&self) -> bool {
+        self.core.is_some()
+    }
+
+    /// Numbers of the SAs that the core holds, as far as confirmed.
+    pub fn held_sas(&self) -> Vec<SaId> {
+        self.core.iter().flat_map(|core| core.mirror.sas().map(|(id, _)| id)).collect()
+    }
+
+    /// Tunnels that carry traffic where their priority allows; true for those being drained.
+    fn carrying(&self) -> BTreeMap<TunnelId, bool> {
+        let live = |(runtime, id): (&super::Runtime, &Option<TunnelId>)| {
+            (runtime.offer == Offer::Live).then_some(((*id)?, runtime.draining))
+        };
+        self.tunnels.iter().zip(&self.desired.ids).filter_map(live).collect()
+    }
+}
+
+/// The priority that carries a group's traffic: the highest of a tunnel that is not being drained,
+/// or of one that is where there is no other.
+fn top_priority(group: &Group, carrying: &BTreeMap<TunnelId, bool>) -> Option<i32> {
+    let highest = |draining: bool| {
+        let members = group.members.iter().filter(|member| carrying.get(&member.tunnel) == Some(&draining));
+        members.map(|member| member.priority).max()
+    };
+    highest(false).or_else(|| highest(true))
+}
