@@ -163,6 +163,7 @@ async fn launch(mut args: RunArgs) -> Result<u8, StartError> {
     let _ = rustix::thread::set_no_new_privs(true);
     let dir = RunDir::open(&args.run_dir)?;
     args.run_dir = dir.path().to_owned();
+    drop_needless().map_err(system("cannot drop capabilities"))?;
     let kernel = Kernel::new(dir.record()).map_err(system("cannot reach the kernel by netlink"))?;
     let (events, mut incoming) = mpsc::unbounded_channel();
     let listener = dir.listen(LAUNCHER_SOCKET, SocketType::SEQPACKET)?;
@@ -221,6 +222,23 @@ fn check_privileges() -> Result<(), StartError> {
     rustix::fs::open("/dev/net/tun", flags, rustix::fs::Mode::empty())
         .map_err(|error| StartError::NoTun(error.into()))?;
     Ok(())
+}
+
+/// Keeps what the launcher and its children need; they get no more than it has.
+fn drop_needless() -> io::Result<()> {
+    use rustix::thread::CapabilitySet;
+    let needed = CapabilitySet::NET_ADMIN
+        | CapabilitySet::NET_RAW
+        | CapabilitySet::NET_BIND_SERVICE
+        // The core's liveness thread runs at a realtime priority.
+        | CapabilitySet::SYS_NICE
+        // Control reads a configuration that belongs to the user who typed sudo.
+        | CapabilitySet::DAC_READ_SEARCH;
+    let mut sets = rustix::thread::capabilities(None)?;
+    sets.effective &= needed;
+    sets.permitted &= needed;
+    sets.inheritable &= needed;
+    Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
 async fn accept_all(listener: Listener, events: mpsc::UnboundedSender<Event>) {
