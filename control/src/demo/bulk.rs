@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_linger;
+
 use super::error::Error;
 use super::net::Namespace;
 
@@ -81,6 +83,8 @@ impl Drop for Bulk {
 
 impl End {
     fn start(flow: TcpStream, work: impl FnOnce(TcpStream) + Send + 'static) -> Result<Self, Error> {
+        // An aborted connection sends nothing more once it is closed: later steps look at the wire.
+        set_socket_linger(&flow, Some(Duration::ZERO)).map_err(Error::system("cannot set up a flow"))?;
         let own = flow.try_clone().map_err(Error::system("cannot set up a flow"))?;
         let thread = thread::Builder::new()
             .spawn(move || work(own))

@@ -180,7 +180,7 @@ impl Seen {
             Err(Refused::Keepalive) => {}
             Err(Refused::Leak(what)) => {
                 self.leaks += 1;
-                let told = || format!("{what} on {} ({} bytes)", PATHS[path].name, packet.len());
+                let told = || format!("{what} on {}: {}", PATHS[path].name, describe(packet));
                 self.first_leak.get_or_insert_with(told);
             }
         }
@@ -255,6 +255,21 @@ fn flow_of(esp: &[u8]) -> Option<usize> {
 /// (eight bytes of IV, sixteen of ICV).
 fn esp_len(payload: usize) -> usize {
     8 + 8 + (20 + 8 + payload + 2).next_multiple_of(4) + 16
+}
+
+/// What a person needs to find out where a packet came from.
+fn describe(packet: &[u8]) -> String {
+    match packet {
+        [first, _, _, _, _, _, _, _, _, protocol, _, _, a, b, c, d, e, f, g, h, ..] if first >> 4 == 4 => {
+            format!(
+                "protocol {protocol}, {} > {}, {} bytes",
+                Ipv4Addr::new(*a, *b, *c, *d),
+                Ipv4Addr::new(*e, *f, *g, *h),
+                packet.len()
+            )
+        }
+        _ => format!("{} bytes", packet.len()),
+    }
 }
 
 fn pair(from: Ipv4Addr, to: Ipv4Addr) -> [u8; 8] {

@@ -329,6 +329,16 @@ mod tests {
     }
 
     #[test]
+    fn the_gateways_take_their_configuration() {
+        let keys = Keys::draw().unwrap();
+        for side in [Side::A, Side::B] {
+            let config = crate::config::parse(&configuration(side, &keys), FilePath::new(CONFIG), 0o600);
+            let config = config.unwrap();
+            assert_eq!((config.tunnels.len(), config.routes.len()), (2, 2));
+        }
+    }
+
+    #[test]
     fn spis_are_distinct_and_not_reserved() {
         let keys = Keys::draw().unwrap();
         let mut spis: Vec<u32> = keys.spis.into_iter().flatten().collect();

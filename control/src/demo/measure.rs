@@ -220,19 +220,20 @@ impl Demo<'_> {
     /// Whether what crossed the outer links was encrypted, all of it.
     fn conclude(&mut self, looks: &[Seen]) {
         let report = &mut self.report;
-        let mut shortfalls = Vec::new();
+        let leaks = looks.iter().filter_map(|seen| seen.first_leak.clone());
+        let mut shortfalls: Vec<_> = leaks.map(Shortfall::InClear).collect();
         for (number, path) in PATHS.iter().enumerate() {
             let both_ways = (0..2).all(|way| looks.iter().any(|seen| seen.esp[number][way] > 0));
             if !both_ways {
                 shortfalls.push(Shortfall::NothingSeen(path.name));
             }
         }
-        let leaks = looks.iter().filter_map(|seen| seen.first_leak.clone());
-        shortfalls.extend(leaks.map(Shortfall::InClear));
         let crossed = !report.shortfalls.iter().any(|one| matches!(one, Shortfall::NotCrossed(_)));
         report.encrypted = crossed && shortfalls.is_empty();
         report.packets_inspected = looks.iter().map(|seen| seen.packets() + seen.leaks).sum();
-        report.shortfalls.extend(shortfalls);
+        // What matters most is said first.
+        shortfalls.append(&mut report.shortfalls);
+        report.shortfalls = shortfalls;
     }
 
     /// Bytes that each tunnel of gateway A has sent so far.

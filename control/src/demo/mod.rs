@@ -37,7 +37,7 @@ use error::Error;
 use report::Report;
 use stop::Stop;
 
-/// Arguments of `braid demo`.
+/// Shows the main job on this machine, with nothing to configure.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "Example: braid demo --seconds 10\n\n\
     Needs root, or a kernel that allows unprivileged user namespaces. Changes nothing on this machine.")]
