@@ -60,6 +60,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_sigaltstack,
     libc::SYS_gettid,
     libc::SYS_getpid,
+    libc::SYS_getuid,
     libc::SYS_tgkill,
     libc::SYS_exit,
     libc::SYS_exit_group,
