@@ -106,17 +106,17 @@ impl Service {
         let mut housekeeping = Instant::now();
         loop {
             let ready = self.wait()?;
-            if ready.launcher && !self.from_launcher()? {
+            if ready.launcher && !self.serve_launcher()? {
                 return Ok(());
             }
             if ready.notices {
-                self.from_workers();
+                self.serve_workers();
             }
             if ready.listener {
                 self.accept();
             }
             if ready.control {
-                self.from_control();
+                self.serve_control();
             }
             if housekeeping.elapsed() >= HOUSEKEEPING {
                 housekeeping = Instant::now();
@@ -147,7 +147,7 @@ impl Service {
     }
 
     /// False when the launcher is gone.
-    fn from_launcher(&mut self) -> io::Result<bool> {
+    fn serve_launcher(&mut self) -> io::Result<bool> {
         let Some((message, fds)) = self.launcher.receive()? else { return Ok(false) };
         match message {
             ToCoreProcess::Start { .. } => {}
@@ -196,7 +196,7 @@ impl Service {
         Ok(())
     }
 
-    fn from_workers(&mut self) {
+    fn serve_workers(&mut self) {
         let _ = rustix::io::read(&self.wake, &mut [0_u8; 8]);
         while let Ok(notice) = self.notices.try_recv() {
             match notice {
@@ -259,7 +259,7 @@ impl Service {
         }
     }
 
-    fn from_control(&mut self) {
+    fn serve_control(&mut self) {
         let Some(mut control) = self.control.take() else { return };
         let mut open = control.fill().is_ok();
         while let Some(message) = control.next_frame() {

@@ -49,7 +49,7 @@ impl Forwarder {
         };
         let Some(tunnel) = self.choose(tables, way, now) else { return self.end(DropReason::NoTunnel, 1) };
         let before = departure.placed.0;
-        let progress = self.into_tunnel(tables, tunnel, &packet, departure, now);
+        let progress = self.place_segments(tables, tunnel, &packet, departure, now);
         if before == 0
             && let Way::Bucket(group, bucket) = way
             && let Some(group) = tables.group(group)
@@ -97,7 +97,7 @@ impl Forwarder {
     }
 
     #[inline]
-    fn into_tunnel(
+    fn place_segments(
         &mut self,
         tables: &Tables,
         tunnel: &Tunnel,

@@ -175,7 +175,7 @@ fn control_messages<'a>(
     control: &'a Control,
 ) -> impl Iterator<Item = (c_int, c_int, [u8; 4])> + use<'a> {
     const HEAD: usize = size_of::<cmsghdr>();
-    let mut rest = &control.0[..(header.msg_controllen as usize).min(CONTROL_LEN)];
+    let mut rest = &control.0[..header.msg_controllen.min(CONTROL_LEN)];
     core::iter::from_fn(move || {
         let head = rest.get(..HEAD)?;
         let word = |at: usize| [head[at], head[at + 1], head[at + 2], head[at + 3]];
