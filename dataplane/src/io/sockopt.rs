@@ -50,7 +50,7 @@ pub(super) fn get(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<c
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Options that every outer socket has: mark, interface, buffers, TOS, DF, no mixing of families.
+/// Options that every outer socket has: mark, interface, buffers, TOS, DF.
 pub(super) fn prepare(fd: BorrowedFd<'_>, v6: bool, uplink: Option<&str>, mark: u32) -> io::Result<()> {
     /// Holds what arrives while a batch is worked on; a smaller one costs TCP a fifth.
     const BUFFER: c_int = 8 << 20;
@@ -67,7 +67,6 @@ pub(super) fn prepare(fd: BorrowedFd<'_>, v6: bool, uplink: Option<&str>, mark: 
         }
     }
     if v6 {
-        set(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
         set(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
         set(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO)?;
         set(fd, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1)

@@ -29,6 +29,10 @@ fn bind_one(local: SocketAddr, uplink: Option<&str>, mark: u32, share: bool) -> 
     let domain = if local.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
     let fd = sockopt::socket(domain, libc::SOCK_DGRAM, 0)?;
     sockopt::prepare(fd.as_fd(), local.is_ipv6(), uplink, mark)?;
+    if local.is_ipv6() {
+        // Not in `prepare`: a raw socket has one family anyway, and refuses the question.
+        sockopt::set(fd.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+    }
     // A kernel without UDP_GRO delivers datagram by datagram, which recvmmsg still batches.
     let _ = sockopt::set(fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1);
     if share {
