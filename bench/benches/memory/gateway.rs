@@ -1,0 +1,256 @@
+//! A forwarder with its tables, and what feeds it in place of devices and sockets.
+
+use std::{
+    hint::black_box,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
+
+use braid_api::{
+    Allowed, BootId, DfPolicy, Direction, Encapsulation, Epoch, Group, GroupId, Member, Op, Sa, SaId,
+    SecretKey, Selectors, Spi, Suite, Target, Transaction, Tunnel, TunnelId,
+};
+use braid_dataplane::{
+    drop_reason::DropReason,
+    esp::Engine,
+    forward::{Arrival, Departure, Drops, Forwarder, Progress, Wire},
+    offload::{coalesce::Slots, vnet::Vnet},
+    tables::{Reader, Writer},
+    worker::monotonic,
+};
+
+use crate::BATCH;
+
+/// Inner header of IPv4 and UDP, in bytes.
+pub(crate) const HEADER: usize = 28;
+const SEGMENTS: u16 = 64;
+const OPS: usize = 50_000;
+
+/// Which end of the tunnels.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Ours,
+    Peer,
+}
+
+/// One gateway without devices.
+pub(crate) struct Gateway {
+    pub(crate) reader: Reader,
+    forwarder: Forwarder,
+    drops: Arc<Drops>,
+    // The tables live as long as their writer publishes them.
+    _writer: Writer,
+}
+
+impl Gateway {
+    /// `tunnels` tunnels, whose members and routes `ops` adds.
+    pub(crate) fn new(side: Side, suite: Suite, tunnels: u32, ops: impl Iterator<Item = Op>) -> Self {
+        let boot = BootId([side as u8; 16]);
+        let mut writer = Writer::new(1, boot, Engine::detect(), &[3; 32]);
+        let tunnels_ops = (0..tunnels).flat_map(|number| tunnel(side, suite, boot, number));
+        let unmask = (0..tunnels).map(|number| Op::Unmask(TunnelId(number)));
+        let mut ops = tunnels_ops.chain(ops).chain(unmask);
+        for epoch in 1.. {
+            let ops: Vec<Op> = ops.by_ref().take(OPS).collect();
+            if ops.is_empty() {
+                break;
+            }
+            let transaction = Transaction { epoch: Epoch(epoch), ops };
+            writer.apply(transaction, monotonic().nanos).expect("a valid transaction");
+        }
+        let drops = Arc::new(Drops::new(1));
+        let forwarder = Forwarder::new(0, SEGMENTS, true, writer.states().clone(), Arc::clone(&drops));
+        Gateway { reader: writer.reader(), forwarder, drops, _writer: writer }
+    }
+
+    /// Takes a batch from the source as far as sealed runs, each of which `leave` gets with the bytes of
+    /// each packet, as the worker does between device and socket.
+    pub(crate) fn outward(&mut self, source: &mut Source, mut leave: impl FnMut(&[u8], usize)) {
+        let now = monotonic();
+        let tables = self.reader.enter();
+        for _ in 0..BATCH {
+            let mut departure = Departure::new(source.packet(), Vnet::default());
+            while self.forwarder.outward(&tables, &mut departure, now) == Progress::Full {
+                flush(&mut self.forwarder, true, &mut leave);
+            }
+            if self.forwarder.runs.has_closed() {
+                flush(&mut self.forwarder, false, &mut leave);
+            }
+        }
+        flush(&mut self.forwarder, true, &mut leave);
+    }
+
+    /// Takes received runs as far as packets for the LAN, and forgets these; their number.
+    pub(crate) fn inward(&mut self, pool: &mut Pool) -> usize {
+        let now = monotonic();
+        let tables = self.reader.enter();
+        let mut packets = 0;
+        for arrival in &mut pool.arrivals {
+            while self.forwarder.inward(&tables, &mut pool.slots, arrival, now) == Progress::Full {
+                packets += black_box(self.forwarder.lan.pending()).len();
+                self.forwarder.lan.clear();
+            }
+        }
+        packets += black_box(self.forwarder.lan.pending()).len();
+        self.forwarder.lan.clear();
+        packets
+    }
+
+    /// A packet that was dropped was not forwarded, and must not count as fast.
+    pub(crate) fn assert_no_drops(&self) {
+        for reason in DropReason::ALL {
+            assert_eq!(self.drops.sum(*reason as usize), 0, "{}", reason.name());
+        }
+    }
+}
+
+#[inline]
+fn flush(forwarder: &mut Forwarder, all: bool, leave: &mut impl FnMut(&[u8], usize)) {
+    forwarder.runs.flush(all, |run| {
+        let sa = Arc::clone(&run.sa);
+        let mut sequence = sa.lock();
+        let (segment, count, inner_bytes) = (run.segment, u64::from(run.count), run.inner_bytes);
+        leave(run.seal(&mut sequence).expect("far below 2^32 packets"), segment);
+        drop(sequence);
+        run.live.sent(0, count, inner_bytes);
+        sa.counter.add(count, inner_bytes);
+    });
+}
+
+/// Flows that take turns. Each packet stands in the same buffer, as the one that was last read from the device.
+pub(crate) struct Source {
+    headers: Vec<[u8; HEADER]>,
+    next: usize,
+    buffer: Vec<u8>,
+}
+
+impl Source {
+    /// Packets of `len` bytes, one flow to each destination.
+    pub(crate) fn new(len: usize, destinations: impl Iterator<Item = Ipv4Addr>) -> Self {
+        let headers: Vec<_> =
+            destinations.enumerate().map(|(flow, to)| header(len, flow as u16, to)).collect();
+        Source { headers, next: 0, buffer: vec![0xA5; len] }
+    }
+
+    #[inline]
+    fn packet(&mut self) -> &mut [u8] {
+        self.buffer[..HEADER].copy_from_slice(&self.headers[self.next]);
+        self.next = (self.next + 1) % self.headers.len();
+        &mut self.buffer
+    }
+}
+
+/// What the peer has received.
+pub(crate) struct Pool {
+    slots: Buffers,
+    arrivals: Vec<Arrival>,
+}
+
+struct Buffers(Vec<Box<[u8]>>);
+
+impl Slots for Buffers {
+    fn slot(&self, slot: usize) -> &[u8] {
+        &self.0[slot]
+    }
+
+    fn slot_mut(&mut self, slot: usize) -> &mut [u8] {
+        &mut self.0[slot]
+    }
+}
+
+impl Pool {
+    pub(crate) fn new() -> Self {
+        let slots = (0..BATCH).map(|_| vec![0; 65_536].into_boxed_slice()).collect();
+        Pool { slots: Buffers(slots), arrivals: Vec::with_capacity(BATCH) }
+    }
+
+    /// Receives a batch, whose sequence numbers are fresh.
+    pub(crate) fn refill(&mut self, from: &mut Gateway, source: &mut Source) {
+        self.arrivals.clear();
+        from.outward(source, |run, segment| {
+            let slot = self.arrivals.len();
+            self.slots.0[slot][..run.len()].copy_from_slice(run);
+            self.arrivals.push(Arrival::new(slot, run.len(), segment, outer(Side::Ours, 0), 0, Wire::Udp));
+        });
+    }
+}
+
+/// A group of the tunnels in `members`, all alike.
+pub(crate) fn group(id: u32, members: core::ops::Range<u32>) -> Op {
+    let member = |tunnel| Member { tunnel: TunnelId(tunnel), weight: 1, priority: 0 };
+    Op::PutGroup(Group { id: GroupId(id), members: members.map(member).collect() })
+}
+
+/// A route to a group.
+pub(crate) fn route(to: Ipv4Addr, len: u8, group: u32) -> Op {
+    let prefix = ipnet::IpNet::new(IpAddr::V4(to), len).expect("at most 32 bits");
+    Op::PutRoute { prefix, target: Target::Group(GroupId(group)) }
+}
+
+fn outer(side: Side, number: u32) -> SocketAddr {
+    let net = if side == Side::Ours { 0xC000_0200_u32 } else { 0xC633_6400 };
+    SocketAddr::from((Ipv4Addr::from_bits(net + number / 1000), 4500 + (number % 1000) as u16))
+}
+
+fn other(side: Side) -> Side {
+    if side == Side::Ours { Side::Peer } else { Side::Ours }
+}
+
+/// A tunnel and its two SAs.
+fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> [Op; 3] {
+    let id = TunnelId(number);
+    let tunnel = Op::PutTunnel(Tunnel {
+        id,
+        name: format!("tunnel-{number}"),
+        local: outer(side, number),
+        remote: Some(outer(other(side), number)),
+        encapsulation: Encapsulation::Udp,
+        inside: vec![Ipv4Addr::new(169, 254, 1, 1 + side as u8).into()],
+        peer_inside: vec![Ipv4Addr::new(169, 254, 1, 1 + other(side) as u8).into()],
+        path_mtu: 9200,
+        clamp_mtu: 9100,
+        df: DfPolicy::Honour,
+        allowed: Allowed::Routed,
+        probe: None,
+    });
+    // An SA is known by its sender.
+    let sa = |n: u64, direction: Direction| {
+        let sender = if direction == Direction::Out { side } else { other(side) };
+        let mut key: Vec<u8> =
+            (0..suite.key_len()).map(|at| (at as u8).wrapping_mul(37) ^ sender as u8).collect();
+        key[..4].copy_from_slice(&number.to_be_bytes());
+        Op::PutSa(Sa {
+            id: SaId(1 + n + 2 * u64::from(number)),
+            boot,
+            tunnel: id,
+            direction,
+            spi: Spi((1 + sender as u32) << 24 | number),
+            suite,
+            key: SecretKey::new(key),
+            esn: false,
+            replay_window: 2048,
+            selectors: Selectors::default(),
+        })
+    };
+    [tunnel, sa(0, Direction::In), sa(1, Direction::Out)]
+}
+
+/// IPv4 and UDP, from a source and a port of its own for each flow.
+fn header(len: usize, flow: u16, to: Ipv4Addr) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[0] = 0x45;
+    header[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+    header[6] = 0x40;
+    header[8] = 64;
+    header[9] = 17;
+    header[12..16].copy_from_slice(&(0x0A01_0000 | u32::from(flow)).to_be_bytes());
+    header[16..20].copy_from_slice(&to.octets());
+    let words = header[..20].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xFFFF) + (sum >> 16);
+    header[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    header[20..22].copy_from_slice(&(1024 + flow).to_be_bytes());
+    header[22..24].copy_from_slice(&53_u16.to_be_bytes());
+    header[24..26].copy_from_slice(&((len - 20) as u16).to_be_bytes());
+    header
+}
