@@ -1,0 +1,134 @@
+//! Two Braid gateways with fixed keys on the standard network, as most scenarios want them.
+
+use braid_netns::gateway::Gateway;
+use braid_netns::topology::{GATEWAY_A, GATEWAY_B, NET_A, NET_A6, NET_B, NET_B6, OuterPath};
+use braid_netns::{Result, Topology, TopologyBuilder};
+use std::fmt::Write;
+use std::time::Duration;
+
+/// Starting takes a fraction of a second; this is for a machine that does something else.
+pub(crate) const START: Duration = Duration::from_secs(20);
+/// How often a tunnel probes its peer, milliseconds.
+pub(crate) const PROBE_INTERVAL: u64 = 50;
+/// Probes unanswered in a row until a tunnel is down.
+pub(crate) const PROBE_MULTIPLIER: u64 = 3;
+
+/// Which gateway.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The client's.
+    A,
+    /// The server's.
+    B,
+}
+
+/// What the tunnels are to be.
+#[derive(Clone)]
+pub(crate) struct Setup {
+    /// By the configuration's name.
+    pub(crate) suite: &'static str,
+    /// Bytes of one direction's key material.
+    pub(crate) key_bytes: usize,
+    /// `udp` or `esp`.
+    pub(crate) encapsulation: &'static str,
+    /// Number of tunnels; each has an outer path of its own.
+    pub(crate) tunnels: usize,
+    /// Tunnel whose outer addresses are IPv6.
+    pub(crate) outer6: Option<usize>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { suite: "aes128gcm16", key_bytes: 20, encapsulation: "udp", tunnels: 2, outer6: None }
+    }
+}
+
+impl Setup {
+    /// SPI of the packets that this side sends into a tunnel.
+    pub(crate) fn spi(tunnel: usize, from: Side) -> usize {
+        0x1001 + 2 * tunnel + usize::from(from == Side::B)
+    }
+
+    /// The configuration of one side.
+    pub(crate) fn configuration(&self, side: Side, paths: &[OuterPath]) -> String {
+        let (name, source, source6, far) = match side {
+            Side::A => ("gateway-a", GATEWAY_A, "fd00:1::1", [NET_B, NET_B6]),
+            Side::B => ("gateway-b", GATEWAY_B, "fd00:2::1", [NET_A, NET_A6]),
+        };
+        let mut text = format!("[gateway]\nname = \"{name}\"\nsource = [\"{source}\", \"{source6}\"]\n");
+        for (index, path) in paths.iter().take(self.tunnels).enumerate() {
+            self.write_tunnel(&mut text, side, index, path);
+        }
+        let via: Vec<String> = (0..self.tunnels).map(|index| format!("\"t{index}\"")).collect();
+        for prefix in far {
+            // Writing to a String does not fail.
+            let _ = write!(text, "\n[[route]]\nprefix = \"{prefix}\"\nvia = [{}]\n", via.join(", "));
+        }
+        text
+    }
+
+    fn write_tunnel(&self, text: &mut String, side: Side, index: usize, path: &OuterPath) {
+        let outer = if self.outer6 == Some(index) {
+            [path.a6.to_string(), path.b6.to_string()]
+        } else {
+            [path.a.to_string(), path.b.to_string()]
+        };
+        let (own, far, host, other) = match side {
+            Side::A => (0, 1, 1, Side::B),
+            Side::B => (1, 0, 2, Side::A),
+        };
+        let (local, remote) = (&outer[own], &outer[far]);
+        let (spi_in, spi_out) = (Self::spi(index, other), Self::spi(index, side));
+        let (key_in, key_out) = (self.key(index, other), self.key(index, side));
+        let net = 10 + index;
+        // Writing to a String does not fail.
+        let _ = write!(
+            text,
+            "\n[[tunnel]]\nname = \"t{index}\"\ntype = \"ipsec\"\n\
+             local = \"{local}\"\nremote = \"{remote}\"\n\
+             inside = [\"169.254.{net}.{host}/30\", \"fd00:ffff:{net}::{host}/126\"]\n\
+             probe = {{ interval = \"{PROBE_INTERVAL}ms\", multiplier = {PROBE_MULTIPLIER} }}\n\
+             \n[tunnel.manual]\nsuite = \"{}\"\nencapsulation = \"{}\"\n\
+             spi-in = {spi_in:#x}\nspi-out = {spi_out:#x}\n\
+             key-in = \"{key_in}\"\nkey-out = \"{key_out}\"\n",
+            self.suite, self.encapsulation
+        );
+    }
+
+    /// Known to everybody who reads this: what is tested is not its secrecy.
+    fn key(&self, tunnel: usize, from: Side) -> String {
+        let start = 16 * tunnel + 128 * usize::from(from == Side::B);
+        (0..self.key_bytes).map(|at| format!("{:02x}", (start + at * 7) % 256)).collect()
+    }
+}
+
+/// The network with both gateways running, every tunnel up.
+pub(crate) struct Pair {
+    // Before the network: dropped first.
+    pub(crate) a: Gateway,
+    pub(crate) b: Gateway,
+    pub(crate) topology: Topology,
+}
+
+impl Pair {
+    /// Builds the network for these tunnels and starts both gateways.
+    pub(crate) fn start(setup: &Setup) -> Result<Self> {
+        Self::start_on(setup, &Topology::builder())
+    }
+
+    /// As [`Pair::start`], on a network of this kind.
+    pub(crate) fn start_on(setup: &Setup, builder: &TopologyBuilder) -> Result<Self> {
+        let topology = builder.clone().paths(setup.tunnels).build()?;
+        let a = Gateway::start(&topology.gateway_a, &setup.configuration(Side::A, &topology.paths))?;
+        let b = Gateway::start(&topology.gateway_b, &setup.configuration(Side::B, &topology.paths))?;
+        let mut pair = Self { a, b, topology };
+        pair.wait_up()?;
+        Ok(pair)
+    }
+
+    /// Waits until both sides have every tunnel up.
+    pub(crate) fn wait_up(&mut self) -> Result<()> {
+        self.a.wait_up(START)?;
+        self.b.wait_up(START)
+    }
+}
