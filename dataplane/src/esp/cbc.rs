@@ -68,7 +68,7 @@ impl CbcSealer {
     }
 
     /// The IV of sequence number `seq`.
-    #[inline]
+    #[inline(never)]
     pub(super) fn iv(&self, seq: u64) -> [u8; CBC_BLOCK] {
         let mut block = [0; CBC_BLOCK];
         block[8..].copy_from_slice(&seq.to_be_bytes());
@@ -122,7 +122,7 @@ impl CbcOpener {
     }
 
     /// Decrypts whole blocks in place.
-    #[inline]
+    #[inline(never)]
     pub(super) fn decrypt(&self, iv: [u8; CBC_BLOCK], text: &mut [u8]) {
         let context = DecryptionContext::Iv128(FixedLength::from(iv));
         self.cipher.decrypt(text, context).expect(WHOLE_BLOCKS);

@@ -8,7 +8,9 @@ use braid_api::Suite;
 use super::cbc::CbcOpener;
 use super::engine::{Aead, Engine};
 use super::seal::{AeadParameters, Salt, word};
-use super::suite::{AEAD_IV, CBC_BLOCK, FIXED_HEADER, KeyError, Layout, TRAILER, Transform, split_key};
+use super::suite::{
+    AEAD_HEADER, AEAD_ICV, CBC_BLOCK, FIXED_HEADER, KeyError, Layout, TRAILER, Transform, split_key,
+};
 
 /// Opens the packets of one inbound SA. Its keys are expanded once; it can be shared between threads.
 ///
@@ -104,26 +106,23 @@ impl Opener {
     /// whose encrypted part may have been wiped.
     #[inline]
     pub fn open(&self, esp: &mut [u8], seq: u64) -> Result<Opened, OpenError> {
-        self.layout.check(esp.len())?;
-        let seq_high = self.esn.then_some((seq >> 32) as u32);
-        let start = self.layout.header_len();
-        let (packet, icv) = esp.split_at_mut(esp.len() - self.layout.icv_len);
-        let text = match &self.cipher {
+        match &self.cipher {
             Cipher::Aead { key, salt } => {
-                let opening = aead_parameters(packet, salt, seq, self.esn);
-                let text = &mut packet[FIXED_HEADER + AEAD_IV..];
+                check_aead_len(esp.len())?;
+                let (packet, icv) = esp.split_at_mut(esp.len() - AEAD_ICV);
+                let (header, text) = packet.split_at_mut(AEAD_HEADER);
+                let opening = aead_parameters(header, salt, seq, self.esn);
                 key.open(opening.nonce, opening.aad(), text, icv).map_err(|_| OpenError::BadIcv)?;
-                text
+                opened(text, AEAD_HEADER)
             }
             Cipher::Cbc(cbc) => {
-                cbc.verify(packet, seq_high, icv).map_err(|_| OpenError::BadIcv)?;
-                let (header, text) = packet.split_at_mut(FIXED_HEADER + CBC_BLOCK);
-                cbc.decrypt(cbc_iv(header), text);
-                text
+                let (header, text) = self.verified_cbc(cbc, esp, seq)?;
+                let (iv, header_len, end) = (cbc_iv(header), header.len(), header.len() + text.len());
+                let text = &mut esp[header_len..end];
+                cbc.decrypt(iv, text);
+                opened(text, header_len)
             }
-        };
-        let (len, next_header) = read_trailer(text)?;
-        Ok(Opened { start, end: start + len, next_header })
+        }
     }
 
     /// Like [`Self::open`], but decrypts to the start of `out` and leaves `esp` as it is; the inner packet and its
@@ -136,24 +135,48 @@ impl Opener {
     /// If `out` is too short.
     #[inline]
     pub fn open_into(&self, esp: &[u8], seq: u64, out: &mut [u8]) -> Result<Opened, OpenError> {
-        self.layout.check(esp.len())?;
-        let seq_high = self.esn.then_some((seq >> 32) as u32);
-        let (packet, icv) = esp.split_at(esp.len() - self.layout.icv_len);
-        let (header, text) = packet.split_at(self.layout.header_len());
-        let out = &mut out[..text.len()];
         match &self.cipher {
             Cipher::Aead { key, salt } => {
+                check_aead_len(esp.len())?;
+                let (packet, icv) = esp.split_at(esp.len() - AEAD_ICV);
+                let (header, text) = packet.split_at(AEAD_HEADER);
+                let out = &mut out[..text.len()];
                 let opening = aead_parameters(header, salt, seq, self.esn);
                 key.open_into(opening.nonce, opening.aad(), text, icv, out).map_err(|_| OpenError::BadIcv)?;
+                opened(out, 0)
             }
             Cipher::Cbc(cbc) => {
-                cbc.verify(packet, seq_high, icv).map_err(|_| OpenError::BadIcv)?;
+                let (header, text) = self.verified_cbc(cbc, esp, seq)?;
+                let out = &mut out[..text.len()];
                 out.copy_from_slice(text);
                 cbc.decrypt(cbc_iv(header), out);
+                opened(out, 0)
             }
         }
-        let (end, next_header) = read_trailer(out)?;
-        Ok(Opened { start: 0, end, next_header })
+    }
+
+    /// Header and encrypted part of a packet whose ICV is right: it is verified before anything is decrypted
+    /// (RFC 4303 section 3.4.4.1).
+    #[inline(never)]
+    fn verified_cbc<'a>(
+        &self,
+        cbc: &CbcOpener,
+        esp: &'a [u8],
+        seq: u64,
+    ) -> Result<(&'a [u8], &'a [u8]), OpenError> {
+        let header_len = self.layout.header_len();
+        let encrypted = esp
+            .len()
+            .checked_sub(header_len + self.layout.icv_len)
+            .filter(|&encrypted| encrypted >= TRAILER)
+            .ok_or(OpenError::TooShort)?;
+        if encrypted % CBC_BLOCK != 0 {
+            return Err(OpenError::NotWholeBlocks);
+        }
+        let (packet, icv) = esp.split_at(header_len + encrypted);
+        let seq_high = self.esn.then_some((seq >> 32) as u32);
+        cbc.verify(packet, seq_high, icv).map_err(|_| OpenError::BadIcv)?;
+        Ok(packet.split_at(header_len))
     }
 }
 
@@ -179,17 +202,23 @@ fn cbc_iv(header: &[u8]) -> [u8; CBC_BLOCK] {
     iv
 }
 
-/// Length of the payload, and next header, of decrypted text that `Layout::check` has found long enough.
+/// Whether there is room for header, trailer and ICV. Stream ciphers open any length beyond.
+#[inline]
+fn check_aead_len(esp_len: usize) -> Result<(), OpenError> {
+    if esp_len < AEAD_HEADER + TRAILER + AEAD_ICV { Err(OpenError::TooShort) } else { Ok(()) }
+}
+
+/// Finds the payload at the start of decrypted `text`, which begins at `start` in the caller's buffer and is
+/// long enough for the trailer.
 ///
 /// RFC 4303 section 2.4: the padding is inspected, since all our transforms use the default padding.
 #[inline]
-fn read_trailer(text: &[u8]) -> Result<(usize, u8), OpenError> {
+fn opened(text: &[u8], start: usize) -> Result<Opened, OpenError> {
     let (text, trailer) = text.split_at(text.len() - TRAILER);
-    let pad = usize::from(trailer[0]);
-    let payload = text.len().checked_sub(pad).ok_or(OpenError::BadPadding)?;
+    let payload = text.len().checked_sub(usize::from(trailer[0])).ok_or(OpenError::BadPadding)?;
     let padding = &text[payload..];
     if padding.iter().zip(1u8..).all(|(&byte, n)| byte == n) {
-        Ok((payload, trailer[1]))
+        Ok(Opened { start, end: start + payload, next_header: trailer[1] })
     } else {
         Err(OpenError::BadPadding)
     }

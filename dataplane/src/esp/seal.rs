@@ -7,7 +7,9 @@ use zeroize::Zeroize;
 
 use super::cbc::CbcSealer;
 use super::engine::{Aead, Engine, NONCE};
-use super::suite::{AEAD_ICV, AEAD_IV, FIXED_HEADER, KeyError, Layout, SALT, TRAILER, Transform, split_key};
+use super::suite::{
+    AEAD_HEADER, AEAD_ICV, FIXED_HEADER, KeyError, Layout, SALT, TRAILER, Transform, split_key,
+};
 
 /// Seals the packets of one outbound SA. Its keys are expanded once; it can be shared between threads.
 ///
@@ -73,7 +75,7 @@ impl Sealer {
                 // RFC 4106 section 3.1 and RFC 7634 section 2 ask of the IV only that it never repeats for a
                 // key: the sequence number itself.
                 let sealing = self.aead_header(esp, salt, seq, seq);
-                let (_, text) = esp.split_at_mut(FIXED_HEADER + AEAD_IV);
+                let (_, text) = esp.split_at_mut(AEAD_HEADER);
                 let (text, tag) = text.split_at_mut(text.len() - AEAD_ICV);
                 key.seal(sealing.nonce, sealing.aad(), text, tag);
             }
@@ -94,7 +96,7 @@ impl Sealer {
         match &self.cipher {
             Cipher::Aead { key, salt } => {
                 let sealing = self.aead_header(esp, salt, seq, seq);
-                let out = &mut esp[FIXED_HEADER + AEAD_IV..];
+                let out = &mut esp[AEAD_HEADER..];
                 key.seal_from(sealing.nonce, sealing.aad(), plain, next_header, out);
             }
             Cipher::Cbc(cbc) => {
@@ -111,11 +113,11 @@ impl Sealer {
     #[inline]
     fn aead_header(&self, esp: &mut [u8], salt: &Salt, seq: u64, iv: u64) -> AeadParameters {
         self.write_seq(esp, seq);
-        esp[FIXED_HEADER..FIXED_HEADER + AEAD_IV].copy_from_slice(&iv.to_be_bytes());
+        esp[FIXED_HEADER..AEAD_HEADER].copy_from_slice(&iv.to_be_bytes());
         AeadParameters::new(salt, iv, word(esp, 0), seq, self.esn)
     }
 
-    #[inline]
+    #[inline(never)]
     fn seal_cbc(&self, cbc: &CbcSealer, esp: &mut [u8], seq: u64, iv: [u8; 16]) {
         self.write_seq(esp, seq);
         let header_len = self.layout.header_len();
@@ -139,7 +141,7 @@ impl Sealer {
             Cipher::Aead { key, salt } => {
                 let iv = u64::from_be_bytes(iv.try_into().expect("8 bytes"));
                 let sealing = self.aead_header(esp, salt, seq, iv);
-                let (_, text) = esp.split_at_mut(FIXED_HEADER + AEAD_IV);
+                let (_, text) = esp.split_at_mut(AEAD_HEADER);
                 let (text, tag) = text.split_at_mut(text.len() - AEAD_ICV);
                 key.seal(sealing.nonce, sealing.aad(), text, tag);
             }

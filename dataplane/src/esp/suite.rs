@@ -15,6 +15,8 @@ pub(super) const TRAILER: usize = 2;
 pub(super) const SALT: usize = 4;
 /// Explicit IV of GCM and ChaCha20-Poly1305 (RFC 4106 section 3.1, RFC 7634 section 2).
 pub(super) const AEAD_IV: usize = 8;
+/// Bytes before the payload with the AEAD suites.
+pub(super) const AEAD_HEADER: usize = FIXED_HEADER + AEAD_IV;
 /// ICV of GCM-16 and ChaCha20-Poly1305 (RFC 4106 section 6, RFC 7634 section 2).
 pub(super) const AEAD_ICV: usize = 16;
 /// Block, and so IV, of AES-CBC (RFC 3602 section 2).
@@ -113,20 +115,6 @@ impl Layout {
     pub const fn max_payload(&self, esp_len: usize) -> usize {
         let encrypted = esp_len.saturating_sub(self.header_len() + self.icv_len);
         (encrypted & !(self.align - 1)).saturating_sub(TRAILER)
-    }
-
-    /// Whether `esp_len` can be an ESP packet of this layout.
-    ///
-    /// A stream cipher needs no alignment, so only whole blocks are insisted upon for CBC.
-    pub(super) fn check(&self, esp_len: usize) -> Result<(), super::OpenError> {
-        let encrypted = esp_len
-            .checked_sub(self.header_len() + self.icv_len)
-            .filter(|&n| n >= TRAILER)
-            .ok_or(super::OpenError::TooShort)?;
-        if self.iv_len == CBC_BLOCK && encrypted % CBC_BLOCK != 0 {
-            return Err(super::OpenError::NotWholeBlocks);
-        }
-        Ok(())
     }
 }
 
