@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, getpid, getppid};
 use serde::Deserialize;
 use zeroize::Zeroizing;
@@ -161,14 +161,17 @@ impl Gateway {
         log.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
     }
 
-    /// Ends it as SIGTERM does, and forcibly when that takes too long.
-    pub(super) fn end(mut self) {
-        if let Ok(pid) = i32::try_from(self.child.id()) {
-            // One that is gone already needs no signal.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    /// Ends them as SIGTERM does, and forcibly those for which that takes too long.
+    pub(super) fn end(mut gateways: [Self; 2]) {
+        for gateway in &gateways {
+            if let Ok(pid) = i32::try_from(gateway.child.id()) {
+                // One that is gone already needs no signal.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            }
         }
+        let mut ended = || gateways.iter_mut().all(|gateway| !matches!(gateway.child.try_wait(), Ok(None)));
         // Not the demonstration's own flag: ending goes on when interrupted.
-        let _ = Stop::default().wait_for("its end", END_LIMIT, || Ok(self.child.try_wait().ok().flatten()));
+        let _ = Stop::default().wait_for("their end", END_LIMIT, || Ok(ended().then_some(())));
     }
 }
 
@@ -246,6 +249,8 @@ fn spawn(home: &FilePath, log: &FilePath) -> io::Result<Child> {
 
 /// The child's first steps: to die with its parent, then to become `braid run`.
 pub(super) fn become_gateway(home: &FilePath, parent: i32) -> ExitCode {
+    // We hold signals back for our own use, and a child inherits that.
+    let _ = SigSet::all().thread_unblock();
     // The signal goes to whoever dies after this, so look whether it happened before.
     let parent_lives = || getppid() == Pid::from_raw(parent);
     let error = match set_pdeathsig(Signal::SIGKILL) {
@@ -291,7 +296,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// What both tunnels encrypt with.
 pub(super) const SUITE: &str = "aes128gcm16";
-const PROBE_INTERVAL: &str = "50ms";
+const PROBE_INTERVAL: &str = "30ms";
 const PROBE_MULTIPLIER: u32 = 3;
 /// RFC 4106 section 8.1: a 16-byte key, then the 4-byte salt.
 const KEY_LEN: usize = 20;

@@ -55,9 +55,7 @@ pub(super) fn perform(
     let failover = demo.fail_over()?;
     demo.conclude(&[proof, failover]);
     let Demo { gateways, report, .. } = demo;
-    for gateway in gateways {
-        gateway.end();
-    }
+    Gateway::end(gateways);
     Ok(report)
 }
 
@@ -305,7 +303,7 @@ fn add(sum: &mut (u64, Duration), part: (u64, Duration)) {
 
 /// The path that is cut.
 const CUT: usize = 0;
-const TURNS: u32 = 2;
+const TURNS: u32 = 3;
 const WARM_UP: Duration = Duration::from_millis(200);
 const REDRAW: Duration = Duration::from_millis(200);
 const STEADY: Duration = Duration::from_millis(600);
