@@ -323,8 +323,8 @@ impl Control {
     async fn run_effects(&mut self) -> Result<(), Failure> {
         for effect in self.turn.take_effects() {
             match effect {
-                Effect::Remember => {
-                    // What follows may depend on it: without the record no key may be sent.
+                Effect::Remember | Effect::RememberLater => {
+                    // Without the record no key may be sent.
                     memory::save(&self.args.run_dir, &self.launcher_life, self.turn.memory())
                         .map_err(|error| Failure::RunDir { path: self.args.run_dir.clone(), error })?;
                 }

@@ -107,7 +107,8 @@ pub enum Event {
 /// What to do, in the order in which it is to be done.
 #[derive(Debug)]
 pub enum Effect {
-    /// Write [`Turn::memory`] to where it survives control, before anything else is done.
+    /// Write [`Turn::memory`] to where it survives control, before anything else is done: it says
+    /// which keys are about to be sent.
     Remember,
     /// Send to the core.
     Transaction(Transaction),
@@ -117,6 +118,8 @@ pub enum Effect {
     QueryStats,
     /// Close the connection to the core and connect again.
     Reconnect,
+    /// Write [`Turn::memory`], after what is urgent.
+    RememberLater,
     /// Answer.
     Reply(Token, Result<String, Vec<String>>),
     /// Log.
@@ -136,9 +139,10 @@ impl Effect {
             Effect::Plan(_) => 2,
             Effect::QueryStats => 3,
             Effect::Reconnect => 4,
-            Effect::Reply(..) => 5,
-            Effect::Note(_) => 6,
-            Effect::Exit { .. } => 7,
+            Effect::RememberLater => 5,
+            Effect::Reply(..) => 6,
+            Effect::Note(_) => 7,
+            Effect::Exit { .. } => 8,
         }
     }
 }
@@ -157,6 +161,13 @@ pub enum Note {
         tunnel: String,
         /// Why.
         why: Obstacle,
+    },
+    /// A tunnel answers again and has to prove itself.
+    Watched {
+        /// Its name.
+        tunnel: String,
+        /// Failures in a row.
+        failures: u32,
     },
     /// The core is there.
     CoreFound {
@@ -210,7 +221,11 @@ impl Note {
             | Note::PlanFailed { .. }
             | Note::ManualKeys { .. }
             | Note::NearlyExhausted { .. } => true,
-            Note::Up { .. } | Note::CoreFound { .. } | Note::Moved { .. } | Note::Reloaded => false,
+            Note::Up { .. }
+            | Note::Watched { .. }
+            | Note::CoreFound { .. }
+            | Note::Moved { .. }
+            | Note::Reloaded => false,
         }
     }
 }
@@ -220,6 +235,9 @@ impl fmt::Display for Note {
         match self {
             Note::Up { tunnel } => write!(f, "tunnel {tunnel} is up"),
             Note::Down { tunnel, why } => write!(f, "tunnel {tunnel} is down: {why}"),
+            Note::Watched { tunnel, failures } => {
+                write!(f, "tunnel {tunnel} answers again and is watched ({failures} failures in a row)")
+            }
             Note::CoreFound { adopted: 0, .. } => write!(f, "the forwarding core is there"),
             Note::CoreFound { adopted, .. } => {
                 write!(f, "the forwarding core is there; {adopted} SAs go on working")
@@ -232,6 +250,12 @@ impl fmt::Display for Note {
                 write!(f, "the forwarding core refused operation {}: {:?}", rejected.op, rejected.reason)
             }
             Note::PlanFailed { message } => write!(f, "{message}"),
+            Note::ManualKeys { tunnels: 1 } => {
+                write!(
+                    f,
+                    "a tunnel has fixed keys: for tests only, since every start of braid counts from 1 again"
+                )
+            }
             Note::ManualKeys { tunnels } => write!(
                 f,
                 "{tunnels} tunnels have fixed keys: for tests only, since every start of braid counts from 1 again",
@@ -255,8 +279,10 @@ pub struct Turn {
     hash_seed: [u8; 16],
     workers: u32,
     desired: Desired,
-    plan_sent: Option<KernelPlan>,
-    plan_in_force: Option<KernelPlan>,
+    /// Counts the plans, so that none is compared where time matters.
+    plan_wanted: u64,
+    plan_sent: Option<u64>,
+    plan_in_force: Option<u64>,
     plan_retry: Option<Duration>,
     core: Option<Core>,
     /// Numbers that the core has confirmed.
@@ -330,6 +356,7 @@ impl Turn {
             hash_seed,
             workers,
             desired: Desired::default(),
+            plan_wanted: 0,
             plan_sent: None,
             plan_in_force: None,
             plan_retry: None,
@@ -383,7 +410,12 @@ impl Turn {
     pub fn take_effects(&mut self) -> Vec<Effect> {
         let mut effects = core::mem::take(&mut self.effects);
         effects.sort_by_key(Effect::rank);
-        effects.dedup_by(|a, b| matches!((a, b), (Effect::Remember, Effect::Remember)));
+        effects.dedup_by(|a, b| {
+            matches!(
+                (a, b),
+                (Effect::Remember, Effect::Remember) | (Effect::RememberLater, Effect::RememberLater)
+            )
+        });
         effects
     }
 
@@ -491,14 +523,14 @@ impl Turn {
         let by_name = &self.by_name;
         self.memory.outer.retain(|name, _| by_name.contains_key(name));
         self.memory.drained.retain(|name| by_name.contains_key(name));
-        self.effects.push(Effect::Remember);
+        self.effects.push(Effect::RememberLater);
         self.rebuild();
     }
 
     /// Something that the desired state depends on has changed.
     fn rebuild(&mut self) {
         let refused: BTreeSet<usize> = self.refused.keys().copied().collect();
-        self.desired = desired::build(
+        let desired = desired::build(
             &self.config,
             &Circumstances {
                 outer: &self.memory.outer,
@@ -509,6 +541,10 @@ impl Turn {
                 refused: &refused,
             },
         );
+        if desired.plan != self.desired.plan {
+            self.plan_wanted += 1;
+        }
+        self.desired = desired;
         if let Some(core) = &mut self.core {
             core.is_dirty = true;
         }
@@ -520,7 +556,7 @@ impl Turn {
             let known = self.memory.outer.entry(name).or_default();
             let update = known.update(news);
             if update != Update::Nothing {
-                self.effects.push(Effect::Remember);
+                self.effects.push(Effect::RememberLater);
             }
             self.needs_rebuild |= update == Update::Path;
             let blocked = known.blocked.clone();
@@ -582,16 +618,12 @@ impl Turn {
 
     /// Drives everything towards what is desired.
     fn settle(&mut self, now: Duration) {
-        let wanted = &self.desired.plan;
-        if self.plan_sent.is_none()
-            && self.plan_retry.is_none()
-            && self.plan_in_force.as_ref() != Some(wanted)
-        {
-            self.plan_sent = Some(wanted.clone());
-            self.effects.push(Effect::Plan(Box::new(wanted.clone())));
+        if self.plan_sent.is_none() && self.plan_retry.is_none() && !self.is_planned() {
+            self.plan_sent = Some(self.plan_wanted);
+            self.effects.push(Effect::Plan(Box::new(self.desired.plan.clone())));
         }
         if self.plan_sent.is_none()
-            && self.plan_in_force.as_ref() == Some(&self.desired.plan)
+            && self.is_planned()
             && let Some((_, token)) = self.fallback.take()
         {
             self.awaiting_sync.push(token);
@@ -623,6 +655,11 @@ impl Turn {
         });
         let refused: Vec<String> = refused.collect();
         if refused.is_empty() { Ok("the configuration is in force".to_owned()) } else { Err(refused) }
+    }
+
+    /// Whether the kernel's part is as desired.
+    fn is_planned(&self) -> bool {
+        self.plan_in_force == Some(self.plan_wanted)
     }
 
     fn touch_all(&mut self) {

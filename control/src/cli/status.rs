@@ -169,7 +169,11 @@ impl Screen {
     }
 
     fn show(&mut self, text: &str) -> io::Result<()> {
-        let (width, height) = terminal::size()?;
+        // Some terminals do not know their size.
+        let (width, height) = match terminal::size()? {
+            (0, _) | (_, 0) => (80, 24),
+            size => size,
+        };
         queue!(self.0, cursor::MoveTo(0, 0))?;
         let lines = text.lines().chain(["", "q leaves"]).take(usize::from(height));
         for (row, line) in lines.enumerate() {

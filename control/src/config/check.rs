@@ -3,6 +3,7 @@
 use core::net::IpAddr;
 use std::collections::HashMap;
 
+use braid_api::Encapsulation;
 use ipnet::IpNet;
 
 use super::{
@@ -16,6 +17,7 @@ pub(super) fn cross_check(tunnels: &[TunnelDraft], routes: &[RouteDraft], report
     check_names(tunnels, report);
     check_spis(tunnels, report);
     check_keys(tunnels, report);
+    check_sockets(tunnels, report);
     let inside = check_inside(tunnels, report);
     check_routes(routes, &inside, report);
 }
@@ -62,6 +64,24 @@ fn check_keys(tunnels: &[TunnelDraft], report: &mut Report) {
                 let fault = conflict("the key is used twice: also by the tunnel", first, remedy);
                 report.error_at_line(tunnel.line, format_args!("tunnel.manual.{name}"), fault);
             }
+        }
+    }
+}
+
+/// Tunnels of one local address and port share a socket, which is bound to one interface or none.
+fn check_sockets(tunnels: &[TunnelDraft], report: &mut Report) {
+    let mut seen: HashMap<_, &Tunnel> = HashMap::new();
+    for tunnel in read(tunnels) {
+        let Some(local) = tunnel.local else { continue };
+        let port = match tunnel.manual.encapsulation {
+            Encapsulation::Udp => tunnel.manual.port,
+            Encapsulation::Esp => 0,
+        };
+        let first = *seen.entry((local, port)).or_insert(tunnel);
+        if first.uplink != tunnel.uplink {
+            let problem = format!("{local} is used over another uplink by tunnel {:?}", first.name);
+            let remedy = "give each uplink its own local address or port";
+            report.error_at_line(tunnel.line, "tunnel.uplink", conflict(problem, first.line, remedy));
         }
     }
 }

@@ -215,6 +215,21 @@ fn every_error_names_line_key_and_remedy() {
 }
 
 #[test]
+fn a_socket_has_one_uplink() {
+    let text = GOOD.replacen("weight = 3", "uplink = \"eth1\"", 1).replacen(
+        "encapsulation = \"esp\"",
+        "encapsulation = \"udp\"",
+        1,
+    );
+    let found = errors(&text);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(
+        found[0].contains("tunnel.uplink: 192.0.2.10 is used over another uplink by tunnel \"a\""),
+        "{found:#?}"
+    );
+}
+
+#[test]
 fn the_line_is_the_values() {
     let error = error_with("weight = 3", "weight = 0");
     let line = line_of(GOOD, "weight = 3");

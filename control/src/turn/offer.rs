@@ -120,6 +120,9 @@ impl Turn {
             let tunnel = tunnel.name.clone();
             match &obstacle {
                 None => self.effects.push(Effect::Note(Note::Up { tunnel })),
+                Some(Obstacle::HeldDown { failures, .. }) => {
+                    self.effects.push(Effect::Note(Note::Watched { tunnel, failures: *failures }));
+                }
                 Some(why) if carried || !why.is_passing() => {
                     self.effects.push(Effect::Note(Note::Down { tunnel, why: why.clone() }));
                 }
@@ -156,7 +159,7 @@ impl Turn {
         let changed =
             if drain { self.memory.drained.insert(name.clone()) } else { self.memory.drained.remove(&name) };
         if changed {
-            self.effects.push(Effect::Remember);
+            self.effects.push(Effect::RememberLater);
             self.touched.insert(index);
         }
         let acts = self

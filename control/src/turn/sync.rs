@@ -100,8 +100,7 @@ impl Core {
 impl Turn {
     /// Whether everything that can be in the core is there.
     pub(super) fn is_synced(&self) -> bool {
-        self.plan_in_force.as_ref() == Some(&self.desired.plan)
-            && self.core.as_ref().is_none_or(|core| core.is_idle())
+        self.is_planned() && self.core.as_ref().is_none_or(|core| core.is_idle())
     }
 
     pub(super) fn handle_hello(&mut self, hello: Hello, now: Duration) {
@@ -145,7 +144,7 @@ impl Turn {
                 runtime.health.handle_liveness(false, Cause::Exhausted, Duration::ZERO, now);
             }
             if tunnel.state == TunnelState::Draining && self.memory.drained.insert(tunnel.name.clone()) {
-                self.effects.push(Effect::Remember);
+                self.effects.push(Effect::RememberLater);
             }
         }
         if !hello.tunnels.is_empty() {
@@ -174,7 +173,7 @@ impl Turn {
 
     /// Sends the next transaction, if nothing stands against it.
     pub(super) fn pump(&mut self) {
-        if self.plan_in_force.as_ref() != Some(&self.desired.plan) {
+        if !self.is_planned() {
             return;
         }
         if self.core.as_ref().is_none_or(|core| core.outstanding.is_some()) {
@@ -392,7 +391,7 @@ impl Turn {
                 };
                 let outer = self.memory.outer.entry(tunnel.name.clone()).or_default();
                 if outer.mtu.replace(path_mtu) != Some(path_mtu) {
-                    self.effects.push(Effect::Remember);
+                    self.effects.push(Effect::RememberLater);
                     self.needs_rebuild = true;
                 }
             }

@@ -116,7 +116,7 @@ impl Rig {
         assert!(ranks.is_sorted(), "effects leave in their order: {effects:?}");
         for effect in effects {
             match effect {
-                Effect::Remember => self.disk = self.turn.memory().clone(),
+                Effect::Remember | Effect::RememberLater => self.disk = self.turn.memory().clone(),
                 Effect::Transaction(transaction) => {
                     if self.connected {
                         self.to_core.push_back(transaction);
