@@ -15,8 +15,8 @@ use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::layout::PROTOCOL;
 
-/// Multicast groups by their bits: links, IPv4 routes and rules, IPv6 routes and rules.
-const GROUPS: u32 = 1 | (1 << 6) | (1 << 7) | (1 << 10) | (1 << 18);
+/// Multicast groups by their bits: links; addresses, routes and rules of IPv4, then of IPv6.
+const GROUPS: u32 = 1 | (1 << 4) | (1 << 6) | (1 << 7) | (1 << 8) | (1 << 10) | (1 << 18);
 const BUFFER_LEN: usize = 64 * 1024;
 /// A removal seldom comes alone.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -24,6 +24,7 @@ const SETTLE: Duration = Duration::from_millis(50);
 const HEADER_LEN: usize = 16;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
+const RTM_DELADDR: u16 = 21;
 const RTM_DELROUTE: u16 = 25;
 const RTM_DELRULE: u16 = 33;
 const ARPHRD_NONE: u16 = 0xfffe;
@@ -83,7 +84,7 @@ fn may_concern_us(mut rest: &[u8]) -> bool {
         let len = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
         let body = rest.get(HEADER_LEN..len).unwrap_or_default();
         let concerns = match kind {
-            RTM_DELLINK | RTM_DELRULE => true,
+            RTM_DELLINK | RTM_DELADDR | RTM_DELRULE => true,
             // struct rtmsg: the protocol is its sixth byte.
             RTM_DELROUTE => body.get(5) == Some(&PROTOCOL),
             RTM_NEWLINK => is_tun_down(body),
@@ -128,6 +129,7 @@ mod tests {
         assert!(!may_concern_us(&route(4)));
         assert!(may_concern_us(&[route(4), route(PROTOCOL)].concat()));
         assert!(may_concern_us(&message(RTM_DELRULE, &[0; 12])));
+        assert!(may_concern_us(&message(RTM_DELADDR, &[0; 8])));
         assert!(may_concern_us(&message(RTM_NEWLINK, &link)));
         link[8] = 1;
         assert!(!may_concern_us(&message(RTM_NEWLINK, &link)));
