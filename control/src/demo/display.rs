@@ -4,10 +4,10 @@
 
 use std::io::{IsTerminal, Stdout, Write, stdout};
 
-use crossterm::cursor::{Hide, MoveToColumn, MoveUp, Show};
+use crossterm::cursor::{MoveToColumn, MoveUp};
+use crossterm::queue;
 use crossterm::style::Stylize;
 use crossterm::terminal::{Clear, ClearType};
-use crossterm::{execute, queue};
 
 /// Where progress goes.
 #[derive(Debug)]
@@ -55,9 +55,6 @@ impl Display {
             false if stdout().is_terminal() => Mode::Terminal,
             false => Mode::Lines,
         };
-        if mode == Mode::Terminal {
-            let _ = execute!(stdout(), Hide);
-        }
         Self { mode, live_lines: 0 }
     }
 
@@ -113,10 +110,7 @@ impl Display {
 
 impl Drop for Display {
     fn drop(&mut self) {
-        if self.mode == Mode::Terminal {
-            self.write(|_| Ok(()));
-            let _ = execute!(stdout(), Show);
-        }
+        self.write(|_| Ok(()));
     }
 }
 

@@ -132,7 +132,12 @@ impl Demo<'_> {
             let rates: [f64; 2] =
                 std::array::from_fn(|path| gbps(now.1[path].saturating_sub(last.1[path]), now.0 - last.0));
             last = now;
-            self.draw(step, if tunnels { Some((rates, "Gbit/s")) } else { None }, None);
+            if tunnels {
+                self.draw(step, rates, "Gbit/s", None);
+            } else {
+                let step = format!("{step:<30} {:7.2} Gbit/s", rates.iter().sum::<f64>());
+                self.display.live(&step, &[]);
+            }
         }
         Ok((bulk.received() - first, start.elapsed()))
     }
@@ -261,16 +266,12 @@ impl Demo<'_> {
             let rates =
                 std::array::from_fn(|path| 1e-3 * now.1[path].saturating_sub(last.1[path]) as f64 / seconds);
             last = now;
-            self.draw(step, Some((rates, "kpps")), cut);
+            self.draw(step, rates, "kpps", cut);
         }
         Ok(())
     }
 
-    fn draw(&mut self, step: &str, rates: Option<([f64; 2], &'static str)>, cut: Option<usize>) {
-        let Some((rates, unit)) = rates else {
-            self.display.live(step, &[]);
-            return;
-        };
+    fn draw(&mut self, step: &str, rates: [f64; 2], unit: &'static str, cut: Option<usize>) {
         let scale = rates.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
         let bars: [Bar; 2] = std::array::from_fn(|path| Bar {
             name: PATHS[path].name,
@@ -303,7 +304,7 @@ fn add(sum: &mut (u64, Duration), part: (u64, Duration)) {
 
 /// The path that is cut.
 const CUT: usize = 0;
-const TURNS: u32 = 3;
+const TURNS: u32 = 5;
 const WARM_UP: Duration = Duration::from_millis(200);
 const REDRAW: Duration = Duration::from_millis(200);
 const STEADY: Duration = Duration::from_millis(600);
