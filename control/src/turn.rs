@@ -13,6 +13,7 @@
 //!   [`crate::keys`]. Only the core's own word that a transaction is not in force takes it back.
 //! - Nothing in the core is changed before the launcher's plan for it is in force.
 
+mod message;
 mod offer;
 mod sync;
 mod view;
@@ -20,15 +21,13 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-use core::{fmt, time::Duration};
+use core::time::Duration;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use braid_api::{
-    Epoch, Hello, RejectReason, Rejected, Transaction, TunnelId, TunnelStats, launcher::KernelPlan,
-};
+use braid_api::{Epoch, RejectReason, TunnelId};
 
 use crate::{
     config::{Config, ConfigError, Fault},
@@ -38,6 +37,7 @@ use crate::{
     outer::{Outer, Update},
 };
 
+pub use message::{Effect, Event, Note, Token};
 pub use view::{RouteView, State, TunnelView};
 
 use sync::Core;
@@ -48,226 +48,6 @@ const PLAN_RETRY: Duration = Duration::from_secs(5);
 const SOCKET_RETRY: Duration = Duration::from_millis(500);
 /// Between looks at the counters while a tunnel is silent, should a verdict have been lost.
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Names whoever waits for an answer.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Token(pub u64);
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event {
-    /// A reload read a valid configuration; `outer` are the outer paths of its tunnels.
-    Configured {
-        /// The configuration.
-        config: Arc<Config>,
-        /// By tunnel name.
-        outer: BTreeMap<String, Outer>,
-        /// Who asked.
-        token: Token,
-    },
-    /// Outer paths changed.
-    Outer(BTreeMap<String, Outer>),
-    /// The plan sent last is in force.
-    PlanDone,
-    /// The plan sent last is not in force.
-    PlanFailed {
-        /// The launcher's line.
-        message: String,
-    },
-    /// The core is there.
-    CoreHello(Hello),
-    /// The connection to the core is lost.
-    CoreGone,
-    /// A transaction is in force.
-    Applied(Epoch),
-    /// A transaction is not in force.
-    Rejected(Rejected),
-    /// The core reports.
-    Core(braid_api::Event),
-    /// The core's counters, asked for by [`Effect::QueryStats`].
-    Stats(Vec<TunnelStats>),
-    /// Take a tunnel out of service.
-    Drain {
-        /// Its name.
-        tunnel: String,
-        /// Who asked.
-        token: Token,
-    },
-    /// Take it back into service.
-    Undrain {
-        /// Its name.
-        tunnel: String,
-        /// Who asked.
-        token: Token,
-    },
-    /// [`Turn::poll_timeout`] has come.
-    Timer,
-}
-
-/// What to do, in the order in which it is to be done.
-#[derive(Debug)]
-pub enum Effect {
-    /// Write [`Turn::memory`] to where it survives control, before anything else is done: it says
-    /// which keys are about to be sent.
-    Remember,
-    /// Send to the core.
-    Transaction(Transaction),
-    /// Send to the launcher; answered by [`Event::PlanDone`] or [`Event::PlanFailed`].
-    Plan(Box<KernelPlan>),
-    /// Ask the core for its counters.
-    QueryStats,
-    /// Close the connection to the core and connect again.
-    Reconnect,
-    /// Write [`Turn::memory`], after what is urgent.
-    RememberLater,
-    /// Answer.
-    Reply(Token, Result<String, Vec<String>>),
-    /// Log.
-    Note(Note),
-    /// The first plan failed: end with status 2.
-    Exit {
-        /// The line for stderr.
-        message: String,
-    },
-}
-
-impl Effect {
-    fn rank(&self) -> u8 {
-        match self {
-            Effect::Remember => 0,
-            Effect::Transaction(_) => 1,
-            Effect::Plan(_) => 2,
-            Effect::QueryStats => 3,
-            Effect::Reconnect => 4,
-            Effect::RememberLater => 5,
-            Effect::Reply(..) => 6,
-            Effect::Note(_) => 7,
-            Effect::Exit { .. } => 8,
-        }
-    }
-}
-
-/// Something for the log.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Note {
-    /// A tunnel is offered to traffic.
-    Up {
-        /// Its name.
-        tunnel: String,
-    },
-    /// A tunnel is taken out.
-    Down {
-        /// Its name.
-        tunnel: String,
-        /// Why.
-        why: Obstacle,
-    },
-    /// A tunnel answers again and has to prove itself.
-    Watched {
-        /// Its name.
-        tunnel: String,
-        /// Failures in a row.
-        failures: u32,
-    },
-    /// The core is there.
-    CoreFound {
-        /// How many SAs go on working.
-        adopted: usize,
-        /// It is not the core that was there before.
-        new: bool,
-    },
-    /// The core is gone.
-    CoreLost,
-    /// The core refused a change.
-    CoreRefused {
-        /// The tunnel at fault, if one is.
-        tunnel: Option<String>,
-        /// What it said.
-        rejected: Rejected,
-    },
-    /// A plan is not in force.
-    PlanFailed {
-        /// The launcher's line.
-        message: String,
-    },
-    /// Fixed keys are being installed.
-    ManualKeys {
-        /// For so many tunnels.
-        tunnels: usize,
-    },
-    /// An SA is about to run out of sequence numbers.
-    NearlyExhausted {
-        /// The tunnel.
-        tunnel: String,
-    },
-    /// The peer's outer address is another.
-    Moved {
-        /// The tunnel.
-        tunnel: String,
-        /// To where.
-        remote: core::net::SocketAddr,
-    },
-    /// A configuration is in force.
-    Reloaded,
-}
-
-impl Note {
-    /// Whether somebody should look at it.
-    pub fn is_warning(&self) -> bool {
-        match self {
-            Note::Down { .. }
-            | Note::CoreLost
-            | Note::CoreRefused { .. }
-            | Note::PlanFailed { .. }
-            | Note::ManualKeys { .. }
-            | Note::NearlyExhausted { .. } => true,
-            Note::Up { .. }
-            | Note::Watched { .. }
-            | Note::CoreFound { .. }
-            | Note::Moved { .. }
-            | Note::Reloaded => false,
-        }
-    }
-}
-
-impl fmt::Display for Note {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Note::Up { tunnel } => write!(f, "tunnel {tunnel} is up"),
-            Note::Down { tunnel, why } => write!(f, "tunnel {tunnel} is down: {why}"),
-            Note::Watched { tunnel, failures } => {
-                write!(f, "tunnel {tunnel} answers again and is watched ({failures} failures in a row)")
-            }
-            Note::CoreFound { adopted: 0, .. } => write!(f, "the forwarding core is there"),
-            Note::CoreFound { adopted, .. } => {
-                write!(f, "the forwarding core is there; {adopted} SAs go on working")
-            }
-            Note::CoreLost => write!(f, "the forwarding core is gone"),
-            Note::CoreRefused { tunnel: Some(tunnel), rejected } => {
-                write!(f, "the forwarding core refused tunnel {tunnel}: {:?}", rejected.reason)
-            }
-            Note::CoreRefused { tunnel: None, rejected } => {
-                write!(f, "the forwarding core refused operation {}: {:?}", rejected.op, rejected.reason)
-            }
-            Note::PlanFailed { message } => write!(f, "{message}"),
-            Note::ManualKeys { tunnels: 1 } => {
-                write!(
-                    f,
-                    "a tunnel has fixed keys: for tests only, since every start of braid counts from 1 again"
-                )
-            }
-            Note::ManualKeys { tunnels } => write!(
-                f,
-                "{tunnels} tunnels have fixed keys: for tests only, since every start of braid counts from 1 again",
-            ),
-            Note::NearlyExhausted { tunnel } => {
-                write!(f, "tunnel {tunnel}: the SA's sequence numbers run out soon; change the keys")
-            }
-            Note::Moved { tunnel, remote } => write!(f, "tunnel {tunnel}: the peer is now at {remote}"),
-            Note::Reloaded => write!(f, "the configuration is in force"),
-        }
-    }
-}
 
 /// Control's state.
 #[derive(Debug)]

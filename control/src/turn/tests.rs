@@ -12,6 +12,7 @@ use std::{
 
 use braid_api::{
     BootId, Cause, Direction, Event as CoreEvent, Hello, Op, Transaction, TunnelId, TunnelState, Verdict,
+    launcher::KernelPlan,
 };
 use braid_dataplane::{esp::Engine, tables::Writer};
 use proptest::prelude::*;
