@@ -136,6 +136,20 @@ impl Packet {
             && self.udp_payload().is_some_and(|payload| payload.len() >= 8 && payload[..4] != [0, 0, 0, 0])
     }
 
+    /// The MTU that it names, when it is an ICMP "fragmentation needed" (RFC 1191 section 4) or an
+    /// ICMPv6 "packet too big" (RFC 4443 section 3.2).
+    #[must_use]
+    pub fn too_big(&self) -> Option<u32> {
+        let headers = self.headers()?;
+        let icmp = self.ip.get(headers.length..headers.length + 8)?;
+        let mtu = u32::from_be_bytes([icmp[4], icmp[5], icmp[6], icmp[7]]);
+        match (headers.protocol, icmp[0], icmp[1]) {
+            (1, 3, 4) => Some(mtu & 0xFFFF),
+            (58, 2, 0) => Some(mtu),
+            _ => None,
+        }
+    }
+
     /// True when it is a WireGuard data message (type 4) on the port.
     #[must_use]
     pub fn is_wireguard_data(&self, port: u16) -> bool {
@@ -243,6 +257,16 @@ mod tests {
         assert_eq!(v6.ports, Some((1, 2)));
         assert_eq!(headers(&ip[..30]), None);
         assert_eq!(headers(&[]), None);
+    }
+
+    #[test]
+    fn tells_the_mtu_of_an_error() {
+        let mut ip = udp_in_ipv4(&[], 7);
+        ip[9] = 1;
+        ip[20..28].copy_from_slice(&[3, 4, 0, 0, 0, 0, 5, 0x9e]);
+        assert_eq!(packet(ip.clone()).too_big(), Some(1438));
+        ip[21] = 3;
+        assert_eq!(packet(ip).too_big(), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod capture;
+pub mod content;
 mod error;
 pub mod fault;
 pub mod gateway;
@@ -20,6 +21,7 @@ pub mod guard;
 pub mod leak;
 mod netns;
 mod process;
+pub mod raw;
 pub mod runner;
 pub mod topology;
 pub mod traffic;

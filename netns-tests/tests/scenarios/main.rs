@@ -5,11 +5,12 @@ mod kernel;
 #[allow(dead_code, reason = "part of it is for groups that are not listed yet")]
 mod pair;
 mod smoke;
+mod tunnel;
 
 use braid_netns::runner::{self, Scenario};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let groups: [&[Scenario]; 2] = [smoke::ALL, kernel::ALL];
+    let groups: [&[Scenario]; 3] = [smoke::ALL, kernel::ALL, tunnel::ALL];
     runner::main(&groups.concat())
 }

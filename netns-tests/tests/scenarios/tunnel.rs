@@ -3,11 +3,12 @@
 
 use crate::pair::{Pair, Setup};
 use braid_netns::capture::{Capture, Packet};
+use braid_netns::content::{self, Echo};
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{SERVER, SERVER6};
 use braid_netns::traffic::{IperfServer, Pings, TcpLoad, ping};
-use braid_netns::{Netns, Offload, Topology};
-use std::net::{IpAddr, UdpSocket};
+use braid_netns::{Offload, Topology};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 pub(crate) const ALL: &[Scenario] = &[
@@ -21,21 +22,26 @@ const TCP: TcpLoad = TcpLoad { flows: 4, seconds: 1, reverse: false };
 /// Bytes; the last ones are fragmented before they reach the gateway.
 const UDP_SIZES: [usize; 9] = [1, 2, 15, 16, 512, 1300, 1472, 9000, 40_000];
 const ESP: u8 = 50;
+const TRANSFER: Duration = Duration::from_secs(20);
+/// "Fragmentation needed" and "packet too big".
+const TOO_BIG: &str = "(icmp[0] = 3 and icmp[1] = 4) or (icmp6 and ip6[40] = 2)";
 
 fn all_protocols_over_ipv4() -> Outcome {
-    everything_crosses_unseen(&Setup::default())
+    everything_crosses_unseen(&Setup::default(), &[1438])
 }
 
 fn all_protocols_over_ipv6() -> Outcome {
-    everything_crosses_unseen(&Setup { outer6: Some(1), ..Setup::default() })
+    everything_crosses_unseen(&Setup { outer6: Some(1), ..Setup::default() }, &[1438, 1418])
 }
 
 fn raw_esp() -> Outcome {
-    everything_crosses_unseen(&Setup { encapsulation: "esp", outer6: Some(1), ..Setup::default() })
+    let setup = Setup { encapsulation: "esp", outer6: Some(1), ..Setup::default() };
+    everything_crosses_unseen(&setup, &[1446, 1426])
 }
 
-/// With every suite, and a capture of both outer paths.
-fn everything_crosses_unseen(setup: &Setup) -> Outcome {
+/// With a capture of both outer paths, and of what the hosts are told; `mtus` are the tunnels', the
+/// device's first.
+fn everything_crosses_unseen(setup: &Setup, mtus: &[u32]) -> Outcome {
     let pair = Pair::start(setup)?;
     let topology = &pair.topology;
     // Packets as a wire would carry them.
@@ -44,6 +50,10 @@ fn everything_crosses_unseen(setup: &Setup) -> Outcome {
     let captures = ["a0", "a1"]
         .iter()
         .map(|device| Capture::start(internet, device, "", 96))
+        .collect::<Result<Vec<_>, _>>()?;
+    let told = [&topology.client, &topology.server]
+        .into_iter()
+        .map(|host| Capture::start(host, "eth0", TOO_BIG, 96))
         .collect::<Result<Vec<_>, _>>()?;
     pings_cross(topology)?;
     for address in [SERVER, SERVER6] {
@@ -61,6 +71,14 @@ fn everything_crosses_unseen(setup: &Setup) -> Outcome {
         let other: Vec<_> =
             packets.iter().filter(|packet| !is_esp(packet) && !is_housekeeping(packet)).collect();
         assert!(other.is_empty(), "path {index}: {} packets are no ESP: {:?}", other.len(), other[0]);
+    }
+    for capture in told {
+        let packets = capture.stop()?;
+        let told = |v6| packets.iter().filter(move |packet| packet.ip[0] >> 4 == if v6 { 6 } else { 4 });
+        for v6 in [false, true] {
+            let told: BTreeSet<u32> = told(v6).filter_map(Packet::too_big).collect();
+            assert!(told.contains(&mtus[0]) && told.iter().all(|mtu| mtus.contains(mtu)), "{told:?}");
+        }
     }
     Ok(())
 }
@@ -88,37 +106,13 @@ fn pings_cross(topology: &Topology) -> Outcome {
 
 /// Datagrams of every size there and back, contents compared.
 fn udp_crosses(topology: &Topology, address: &str) -> Outcome {
-    let server = bind(&topology.server, address)?;
-    let any = if address.contains(':') { "::" } else { "0.0.0.0" };
-    let client = bind(&topology.client, any)?;
-    client.connect(server.local_addr()?)?;
-    let mut buffer = vec![0; 65_536];
+    let echo = Echo::new(&topology.client, &topology.server, address)?;
     for size in UDP_SIZES {
-        let sent: Vec<u8> = (0..size).map(|at| (at * 31 + size) as u8).collect();
-        // Two of each: the first may find a path MTU out.
-        let mut answered = false;
-        for _ in 0..2 {
-            if client.send(&sent).is_err() {
-                continue;
-            }
-            let Ok((length, from)) = server.recv_from(&mut buffer) else { continue };
-            assert_eq!(buffer[..length], sent[..], "{size} bytes to {address} arrived changed");
-            server.send_to(&buffer[..length], from)?;
-            let Ok(length) = client.recv(&mut buffer) else { continue };
-            assert_eq!(buffer[..length], sent[..], "{size} bytes from {address} arrived changed");
-            answered = true;
-            break;
-        }
-        assert!(answered, "{size} bytes to {address} and back");
+        // Either end may have to learn from the device's MTU, and then from the tunnel's own.
+        let lost = echo.round(size, 5)?;
+        assert!(lost == 0 || size > 1300, "{lost} of {size} bytes to {address} were lost");
     }
     Ok(())
-}
-
-fn bind(netns: &Netns, address: &str) -> Result<UdpSocket, Box<dyn std::error::Error>> {
-    let address: IpAddr = address.parse()?;
-    let socket = netns.enter(|| UdpSocket::bind((address, 0)))??;
-    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
-    Ok(socket)
 }
 
 fn is_esp(packet: &Packet) -> bool {
@@ -141,28 +135,37 @@ fn is_housekeeping(packet: &Packet) -> bool {
     }
 }
 
-/// Every suite in the list, with both encapsulations by turns.
+/// Every suite, with both encapsulations by turns; what it leaves of 1500 bytes is told, is carried
+/// whole, and a byte more is refused.
 fn every_suite() -> Outcome {
     let suites = [
-        ("aes256gcm16", 36),
-        ("chacha20poly1305", 36),
-        ("aes128-sha256", 48),
-        ("aes256-sha256", 64),
-        ("aes128-sha1", 36),
-        ("aes256-sha1", 52),
-        ("aes256-sha384", 80),
-        ("aes256-sha512", 96),
+        ("aes128gcm16", 20, 1438),
+        ("aes256gcm16", 36, 1446),
+        ("chacha20poly1305", 36, 1438),
+        ("aes128-sha1", 36, 1438),
+        ("aes256-sha1", 52, 1422),
+        ("aes128-sha256", 48, 1438),
+        ("aes256-sha256", 64, 1422),
+        ("aes128-sha384", 64, 1422),
+        ("aes256-sha384", 80, 1422),
+        ("aes128-sha512", 80, 1422),
+        ("aes256-sha512", 96, 1406),
     ];
-    for (number, (suite, key_bytes)) in suites.into_iter().enumerate() {
+    for (number, (suite, key_bytes, mtu)) in suites.into_iter().enumerate() {
         let encapsulation = if number % 2 == 0 { "udp" } else { "esp" };
         let pair = Pair::start(&Setup { suite, key_bytes, encapsulation, tunnels: 1, outer6: None })?;
-        for address in [SERVER, SERVER6] {
-            let result = ping(&pair.topology.client, address, &Pings::default())?;
-            assert_eq!(result.rtt_ms.len(), 3, "{suite} to {address}");
+        let told = pair.a.status()?["tunnels"][0]["mtu"].as_u64();
+        assert_eq!(told, Some(mtu), "{suite} over {encapsulation}");
+        let Topology { client, server, .. } = &pair.topology;
+        for (address, headers) in [(SERVER, 28), (SERVER6, 48)] {
+            let whole = Pings { size: mtu as u32 - headers, df: true, ..Pings::default() };
+            assert_eq!(ping(client, address, &whole)?.rtt_ms.len(), 3, "{suite}: {mtu} bytes to {address}");
+            let more = Pings { size: whole.size + 1, count: 1, ..whole };
+            assert!(ping(client, address, &more)?.rtt_ms.is_empty(), "{suite}: more than {mtu} bytes whole");
+            for reverse in [false, true] {
+                content::tcp(client, server, address, 2_000_000, reverse, TRANSFER)?;
+            }
         }
-        let server = IperfServer::start(&pair.topology.server, SERVER)?;
-        let tcp = server.tcp(&pair.topology.client, &TCP)?;
-        assert!(tcp.bytes > 1_000_000, "{suite}: {tcp:?}");
     }
     Ok(())
 }
