@@ -20,6 +20,7 @@ pub mod gateway;
 pub mod guard;
 pub mod leak;
 mod netns;
+pub mod paced;
 mod process;
 pub mod raw;
 pub mod runner;
