@@ -207,7 +207,8 @@ fn tunnel_status(
         local: local.map(|local| outer_address(local, tunnel)),
         remote: remote.map(|remote| outer_address(remote, tunnel)),
         inside: tunnel.inside.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-        mtu: stats.map_or(view.mtu, |stats| stats.mtu),
+        // The core assumes the worst of a tunnel without SAs.
+        mtu: stats.filter(|_| view.has_sas).map_or(view.mtu, |stats| stats.mtu),
         uplink: tunnel.uplink.clone().or_else(|| view.outer?.interface.clone()),
         tx_packets: stats.map_or(0, |stats| stats.tx_packets),
         tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),

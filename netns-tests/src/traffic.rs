@@ -110,14 +110,35 @@ impl IperfServer {
         running.finish()
     }
 
+    /// Starts sending TCP at a rate that leaves capacity, to do something else meanwhile: what is
+    /// then sent again was lost.
+    ///
+    /// # Errors
+    /// When iperf3 is missing.
+    pub fn tcp_at_rate(
+        &self,
+        client: &Netns,
+        flows: u32,
+        mbit_per_flow: u32,
+        seconds: u32,
+    ) -> Result<RunningTcp> {
+        let rate = format!("{mbit_per_flow}M");
+        self.start_tcp(client, &TcpLoad { flows, seconds, reverse: false }, &["-b", &rate])
+    }
+
     /// Starts sending TCP, to do something else meanwhile.
     ///
     /// # Errors
     /// When iperf3 is missing.
     pub fn tcp_in_background(&self, client: &Netns, load: &TcpLoad) -> Result<RunningTcp> {
+        self.start_tcp(client, load, &[])
+    }
+
+    fn start_tcp(&self, client: &Netns, load: &TcpLoad, more: &[&str]) -> Result<RunningTcp> {
         let (seconds, flows) = (load.seconds.to_string(), load.flows.to_string());
         let mut argv = vec!["iperf3", "-J", "-c", &self.address, "-t", &seconds, "-P", &flows];
         argv.extend(["--connect-timeout", "5000"]);
+        argv.extend(more);
         if load.reverse {
             argv.push("-R");
         }

@@ -453,6 +453,9 @@ fn after_a_core_restart_manual_tunnels_stay_down_and_say_so() {
             "{reason}"
         );
     }
+    let stats = rig.core.as_ref().map(|core| core.stats(rig.now.as_nanos() as u64));
+    let status = crate::status::status(&rig.turn, stats.as_ref(), rig.now);
+    assert!(status.tunnels.iter().all(|tunnel| tunnel.mtu == 1438), "their suite's: {:?}", status.tunnels);
     // Other keys help; the old ones stay burnt, also for another life of control.
     let token = rig.reload(3);
     rig.settle();

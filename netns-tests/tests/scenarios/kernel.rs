@@ -84,7 +84,8 @@ fn wait_for(netns: &Netns, wanted: &State) -> Result<()> {
     })
 }
 
-fn kill_part(netns: &Netns, name: &str) -> Result<()> {
+/// Kills one of a gateway's processes and waits until the launcher has started another.
+pub(crate) fn kill_part(netns: &Netns, name: &str) -> Result<()> {
     let pid = poll_until(&format!("{name} running"), SOON, || {
         netns.processes().ok()?.into_iter().find(|pid| {
             fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(name))

@@ -1,16 +1,27 @@
 //! Scenarios in network namespaces, run by `netns-tests/run` (root; see `braid_netns::runner`).
 //! Each builds its own network, asserts on what users would see, and leaves nothing behind.
 
+mod failover;
 mod kernel;
 #[allow(dead_code, reason = "part of it is for groups that are not listed yet")]
 mod pair;
 mod smoke;
+mod survival;
 mod tunnel;
+mod wires;
 
 use braid_netns::runner::{self, Scenario};
 use std::process::ExitCode;
 
+#[rustfmt::skip]
+const GROUPS: &[&[Scenario]] = &[
+    smoke::ALL,
+    kernel::ALL,
+    tunnel::ALL,
+    survival::ALL,
+    failover::ALL,
+];
+
 fn main() -> ExitCode {
-    let groups: [&[Scenario]; 3] = [smoke::ALL, kernel::ALL, tunnel::ALL];
-    runner::main(&groups.concat())
+    runner::main(&GROUPS.concat())
 }

@@ -1,0 +1,153 @@
+//! A tunnel cut in mid-path, silently, under a paced load of many flows in both directions: how much
+//! is lost and for how long, and that no flow of a healthy tunnel notices.
+
+use crate::pair::{PROBE_INTERVAL, PROBE_MULTIPLIER, Pair, START, Setup, Side};
+use crate::wires::{Ways, Wires, now};
+use braid_netns::gateway::Gateway;
+use braid_netns::paced::{Load, Log, Paced};
+use braid_netns::runner::{Outcome, Scenario};
+use braid_netns::topology::{CLIENT, SERVER};
+use braid_netns::{Result, retry_until};
+use std::collections::BTreeSet;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+pub(crate) const ALL: &[Scenario] = &[
+    ("failover::one_of_two_tunnels_cut", one_of_two_tunnels_cut),
+    ("failover::one_of_four_tunnels_cut", one_of_four_tunnels_cut),
+];
+
+/// Each way: every flow has a packet each 16 ms.
+const LOAD: Load = Load::told_apart(64, 4);
+/// Which tunnel.
+const CUT: usize = 0;
+/// A probe's interval until the first one meets the cut, the detection time, and for a machine with
+/// two CPUs and more processes than that to come to it.
+const SLACK: Duration = Duration::from_millis(200);
+const RECOVERY: Duration =
+    Duration::from_millis(PROBE_INTERVAL * (PROBE_MULTIPLIER + 1)).saturating_add(SLACK);
+/// Long beside all the above, short beside a test's patience.
+const STAGE: Duration = Duration::from_millis(1200);
+/// What was on its way in the moment of the cut.
+const UNDER_WAY: Duration = Duration::from_millis(20);
+
+fn one_of_two_tunnels_cut() -> Outcome {
+    cut_and_restore(2)
+}
+
+fn one_of_four_tunnels_cut() -> Outcome {
+    cut_and_restore(4)
+}
+
+/// When things happened: on the load's clock, and on the captures'.
+#[derive(Clone, Copy)]
+struct Moment {
+    load: Duration,
+    capture: Duration,
+}
+
+impl Moment {
+    fn now(origin: Instant) -> Self {
+        Self { load: origin.elapsed(), capture: now() }
+    }
+}
+
+fn cut_and_restore(tunnels: usize) -> Outcome {
+    let pair = Pair::start(&Setup { tunnels, ..Setup::default() })?;
+    let topology = &pair.topology;
+    let wires = [Wires::watch(topology, Side::A)?, Wires::watch(topology, Side::B)?];
+    let origin = Instant::now();
+    let start = || {
+        let there = Paced::start(&topology.client, &topology.server, SERVER, LOAD, origin)?;
+        let back = Paced::start(&topology.server, &topology.client, CLIENT, LOAD, origin)?;
+        Result::Ok([there, back])
+    };
+    let loads = start()?;
+    sleep(STAGE);
+    let cut = Moment::now(origin);
+    let faults = topology.cut(CUT)?;
+    state_of_the_cut(&pair, "down")?;
+    sleep(STAGE);
+    let restored = Moment::now(origin);
+    for fault in faults {
+        fault.undo()?;
+    }
+    state_of_the_cut(&pair, "up")?;
+    sleep(STAGE);
+    let end = Moment::now(origin);
+    for load in loads {
+        bounded(&load.finish()?, cut, restored);
+    }
+    // Those flows were busy all the time. After a gap they go home.
+    let again = Moment::now(origin);
+    let loads = start()?;
+    sleep(STAGE);
+    for load in loads {
+        assert_eq!(load.finish()?.flaw(), None);
+    }
+    for wires in wires {
+        let ways = wires.stop()?;
+        assert_eq!(ways.out_of_sequence(), None);
+        stayed(&ways, tunnels, [cut, restored, end]);
+        let home = ways.of_flows(LOAD, again.capture..now());
+        let used: BTreeSet<usize> = home.values().flatten().copied().collect();
+        assert!(used.contains(&CUT), "nothing came home: {used:?}");
+    }
+    Ok(())
+}
+
+fn state_of_the_cut(pair: &Pair, state: &str) -> Outcome {
+    for gateway in [&pair.a, &pair.b] {
+        wait_for_state(gateway, state)?;
+    }
+    Ok(())
+}
+
+fn wait_for_state(gateway: &Gateway, state: &str) -> Result<()> {
+    retry_until(&format!("the cut tunnel {state}"), START, || {
+        let status = gateway.status().map_err(|error| error.to_string())?;
+        let tunnel = &status["tunnels"][CUT];
+        if tunnel["state"] == state { Ok(()) } else { Err(tunnel.to_string()) }
+    })
+}
+
+/// Loss and disorder only where the cut excuses them: from the cut on, as long as it may take to
+/// notice it.
+fn bounded(log: &Log, cut: Moment, restored: Moment) {
+    let excused = cut.load.saturating_sub(UNDER_WAY)..cut.load + RECOVERY;
+    assert!(excused.end < restored.load, "the cut lasted too short to judge");
+    let lost = log.lost();
+    let late = lost.iter().filter(|packet| !excused.contains(&packet.sent)).min_by_key(|packet| packet.sent);
+    assert_eq!(late, None, "cut at {:?}: {} lost, {:?}", cut.load, lost.len(), log.flaw());
+    let disorder = log.overtaken();
+    let outside = disorder.iter().find(|late| !excused.contains(&late.at));
+    assert_eq!(outside, None, "cut at {:?}", cut.load);
+    assert_eq!((log.refused, log.damaged), (0, 0));
+    // At most what the flows of one tunnel send until it is noticed.
+    let flows: BTreeSet<usize> = lost.iter().map(|packet| packet.flow).collect();
+    let per_flow = RECOVERY.as_millis() / LOAD.flow_interval().as_millis() + 2;
+    assert!(!lost.is_empty(), "a cut that loses nothing is none");
+    assert!(lost.len() as u128 <= flows.len() as u128 * per_flow, "{} of {flows:?}", lost.len());
+    assert!(flows.len() < LOAD.flows, "flows of every tunnel lost packets");
+}
+
+/// No flow of a healthy tunnel is ever seen elsewhere; those of the cut one all find another way.
+fn stayed(ways: &Ways, tunnels: usize, [cut, restored, end]: [Moment; 3]) {
+    let whole = Duration::ZERO..end.capture;
+    let before = ways.of_flows(LOAD, Duration::ZERO..cut.capture);
+    assert_eq!(before.len(), LOAD.flows);
+    let mut hit = 0;
+    let all = ways.of_flows(LOAD, whole);
+    let meanwhile = ways.of_flows(LOAD, cut.capture + RECOVERY..restored.capture);
+    for (flow, paths) in &before {
+        assert_eq!(paths.len(), 1, "flow {flow} before the cut: {paths:?}");
+        if paths.contains(&CUT) {
+            hit += 1;
+            let now = meanwhile.get(flow);
+            assert!(now.is_some_and(|now| now.len() == 1 && !now.contains(&CUT)), "flow {flow}: {now:?}");
+        } else {
+            assert_eq!(all.get(flow), Some(paths), "flow {flow} moved");
+        }
+    }
+    assert!(hit > 0 && hit < LOAD.flows, "{hit} flows of {tunnels} tunnels hit");
+}

@@ -1,0 +1,108 @@
+//! Which outer wire each flow of a paced load takes, from captures of the encrypted packets, and
+//! that no SA ever repeats itself.
+
+use braid_netns::capture::{Capture, Packet};
+use braid_netns::paced::Load;
+use braid_netns::topology::OuterPath;
+use braid_netns::{Error, Offload, Result, Topology};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::pair::Side;
+
+/// Captures of every outer path, in the middle, of what one gateway sends.
+pub(crate) struct Wires {
+    captures: Vec<(usize, Capture)>,
+}
+
+/// What was seen.
+pub(crate) struct Ways {
+    /// When, on which path, an ESP packet in UDP.
+    packets: Vec<(Duration, usize, Esp)>,
+}
+
+#[derive(Clone, Copy)]
+struct Esp {
+    spi: u32,
+    sequence: u32,
+    /// Of the UDP payload, bytes.
+    length: usize,
+}
+
+/// Now, on the captures' clock.
+pub(crate) fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+impl Wires {
+    /// Watches what `side` sends. Super-packets are cut before the wire from now on, so that every
+    /// packet is seen alone.
+    pub(crate) fn watch(topology: &Topology, side: Side) -> Result<Self> {
+        topology.offloads(Offload::UdpSegmentation, false)?;
+        let internet = topology.internet.as_ref().ok_or_else(|| Error::Usage("no internet".to_owned()))?;
+        let watch = |path: &OuterPath| {
+            let (device, own) = match side {
+                Side::A => (format!("a{}", path.index), path.a),
+                Side::B => (format!("b{}", path.index), path.b),
+            };
+            let filter = format!("udp port 4500 and src host {own}");
+            Ok((path.index, Capture::start(internet, &device, &filter, 64)?))
+        };
+        Ok(Self { captures: topology.paths.iter().map(watch).collect::<Result<_>>()? })
+    }
+
+    /// Ends it.
+    pub(crate) fn stop(self) -> Result<Ways> {
+        let mut packets = Vec::new();
+        for (path, capture) in self.captures {
+            let seen = capture.stop()?;
+            packets.extend(seen.iter().filter_map(|packet| Some((packet.time, path, esp(packet)?))));
+        }
+        Ok(Ways { packets })
+    }
+}
+
+impl Ways {
+    /// By flow, the paths on which it was seen.
+    pub(crate) fn of_flows(&self, load: Load, during: Range<Duration>) -> BTreeMap<usize, BTreeSet<usize>> {
+        let mut ways: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+        for (at, path, esp) in &self.packets {
+            if during.contains(at)
+                && let Some(flow) = load.esp_flow(esp.length)
+            {
+                ways.entry(flow).or_default().insert(*path);
+            }
+        }
+        ways
+    }
+
+    /// The first ESP sequence number that did not come after the last one of its SPI: a nonce used
+    /// twice, or a wire order that is not the order of sealing.
+    pub(crate) fn out_of_sequence(&self) -> Option<String> {
+        let mut last: BTreeMap<u32, u32> = BTreeMap::new();
+        for (_, path, esp) in &self.packets {
+            let before = last.insert(esp.spi, esp.sequence).unwrap_or(0);
+            if esp.sequence <= before {
+                let Esp { spi, sequence, .. } = esp;
+                return Some(format!("path {path}: SPI {spi:#x} sends {sequence} after {before}"));
+            }
+        }
+        None
+    }
+
+    /// ESP packets seen.
+    pub(crate) fn count(&self) -> usize {
+        self.packets.len()
+    }
+}
+
+fn esp(packet: &Packet) -> Option<Esp> {
+    if !packet.is_esp_in_udp() {
+        return None;
+    }
+    let (spi, rest) = packet.udp_payload()?.split_first_chunk()?;
+    let (sequence, _) = rest.split_first_chunk()?;
+    let length = packet.wire_length - packet.headers()?.length;
+    Some(Esp { spi: u32::from_be_bytes(*spi), sequence: u32::from_be_bytes(*sequence), length })
+}
