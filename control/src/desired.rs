@@ -7,8 +7,8 @@ use core::net::{IpAddr, SocketAddr};
 use std::collections::{BTreeMap, BTreeSet};
 
 use braid_api::{
-    Allowed, Direction, Encapsulation, GatewaySettings, Group, GroupId, Member, Selectors, Spi, Suite,
-    Target, Tunnel, TunnelId,
+    Allowed, DfPolicy, Direction, Encapsulation, GatewaySettings, Group, GroupId, Member, Selectors, Spi,
+    Suite, Target, Tunnel, TunnelId,
     launcher::{KernelPlan, PlannedRoute, PlannedSocket},
 };
 use braid_dataplane::tables::mtu::inner_mtu;
@@ -24,6 +24,8 @@ use crate::{
 const DEFAULT_PATH_MTU: u16 = 1500;
 /// RFC 8200 section 5: below this, the kernel takes IPv6 off the device.
 const MIN_DEVICE_MTU: u16 = 1280;
+/// With `df = "clear"`: the kernel must not refuse what the core is to fragment, from jumbo networks too.
+const CLEARING_DEVICE_MTU: u16 = 9216;
 
 /// What everything should be like.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -342,6 +344,9 @@ fn build_plan(
     for (tunnel, id) in config.tunnels.iter().zip(ids) {
         let outer = circumstances.outer.get(&tunnel.name);
         mtu = mtu.max(tunnel_mtu(tunnel, outer));
+        if tunnel.df == DfPolicy::Clear {
+            mtu = mtu.max(CLEARING_DEVICE_MTU);
+        }
         peers.extend(outer.and_then(|outer| remote_address(tunnel, outer)));
         if let Some(config::Remote::Address(address)) = tunnel.remote {
             peers.insert(address);

@@ -27,7 +27,7 @@ use rustix::{
 use crate::{
     drop_reason::DropReason,
     forward::Drops,
-    io::{tun::TunQueue, udp},
+    io::{path, tun::TunQueue},
     liveness::Input,
     packet::FlowKey,
     run::Launcher,
@@ -225,7 +225,7 @@ impl Service {
             return;
         };
         let (local, remote, configured) = ends;
-        let Ok(path_mtu) = udp::path_mtu(local, remote, None, OUTER_MARK) else { return };
+        let Ok(path_mtu) = path::path_mtu(local.ip(), remote.ip(), OUTER_MARK) else { return };
         let path_mtu = path_mtu.min(configured);
         self.lowered.insert(tunnel, Instant::now());
         self.writer.set_path_mtu(tunnel, Some(path_mtu));

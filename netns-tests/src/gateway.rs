@@ -2,6 +2,7 @@
 
 use crate::guard::{TempDir, temp_dir};
 use crate::{Error, Netns, Process, Ran, Result, retry_until};
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -67,6 +68,17 @@ impl Gateway {
             });
         }
         serde_json::from_str(&ran.stdout).map_err(|bad| Error::parse("braid status", bad))
+    }
+
+    /// Packets dropped so far, by reason; reasons that never were are left out.
+    ///
+    /// # Errors
+    /// As [`Gateway::status`].
+    pub fn drops(&self) -> Result<BTreeMap<String, u64>> {
+        let status = self.status()?;
+        let drops = status["drops"].as_object().ok_or_else(|| Error::parse("braid status", "no drops"))?;
+        let counted = drops.iter().filter_map(|(reason, count)| Some((reason.clone(), count.as_u64()?)));
+        Ok(counted.filter(|(_, count)| *count > 0).collect())
     }
 
     /// Waits until every tunnel is up or standby.

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 pub mod batch;
+pub mod path;
 pub mod priority;
 pub mod raw;
 pub mod simd;

@@ -39,17 +39,6 @@ pub(super) fn set_bytes(fd: BorrowedFd<'_>, level: c_int, name: c_int, value: &[
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Reads an integer option.
-pub(super) fn get(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<c_int> {
-    let mut value: c_int = 0;
-    let mut len = size_of::<c_int>() as socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes, the size of `value`.
-    let result = unsafe {
-        libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast::<c_void>(), &raw mut len)
-    };
-    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
-}
-
 /// Options that every outer socket has: mark, interface, buffers, TOS, DF.
 pub(super) fn prepare(fd: BorrowedFd<'_>, v6: bool, uplink: Option<&str>, mark: u32) -> io::Result<()> {
     /// Holds what arrives while a batch is worked on; a smaller one costs TCP a fifth.

@@ -1,4 +1,4 @@
-//! Outer UDP sockets: opening, probing what the kernel's GSO takes, reading the path's MTU.
+//! Outer UDP sockets: opening, probing what the kernel's GSO takes.
 
 use std::{
     io,
@@ -60,30 +60,6 @@ pub fn probe_max_segments() -> u16 {
     probe().unwrap_or(1)
 }
 
-/// The MTU of the path to a peer as the kernel has learned it, in bytes, outer IP header included.
-///
-/// # Errors
-/// There is no route.
-pub fn path_mtu(local: SocketAddr, remote: SocketAddr, uplink: Option<&str>, mark: u32) -> io::Result<u16> {
-    let domain = if local.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
-    let fd = sockopt::socket(domain, libc::SOCK_DGRAM, 0)?;
-    if mark != 0 {
-        // Without the mark a route into the device could answer for the outer one.
-        sockopt::set(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, mark as i32)?;
-    }
-    if let Some(uplink) = uplink {
-        sockopt::set_bytes(fd.as_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, uplink.as_bytes())?;
-    }
-    sockopt::with_address(fd.as_fd(), SocketAddr::new(local.ip(), 0), libc::bind)?;
-    sockopt::with_address(fd.as_fd(), SocketAddr::new(remote.ip(), remote.port().max(1)), libc::connect)?;
-    let mtu = if local.is_ipv6() {
-        sockopt::get(fd.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU)?
-    } else {
-        sockopt::get(fd.as_fd(), libc::IPPROTO_IP, libc::IP_MTU)?
-    };
-    Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
-}
-
 /// The address that a socket is bound to.
 ///
 /// # Errors
@@ -105,11 +81,5 @@ mod tests {
             let local = local_address(&first[0]).unwrap();
             assert_eq!(bind(local, None, 0, count).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         }
-    }
-
-    #[test]
-    fn loopback_has_a_path_mtu() {
-        let local = (Ipv4Addr::LOCALHOST, 0).into();
-        assert!(path_mtu(local, (Ipv4Addr::LOCALHOST, 4500).into(), None, 0).unwrap() >= 1500);
     }
 }

@@ -5,6 +5,7 @@ mod failover;
 mod kernel;
 #[allow(dead_code, reason = "part of it is for groups that are not listed yet")]
 mod pair;
+mod sizes;
 mod smoke;
 mod survival;
 mod tunnel;
@@ -18,6 +19,7 @@ const GROUPS: &[&[Scenario]] = &[
     smoke::ALL,
     kernel::ALL,
     tunnel::ALL,
+    sizes::ALL,
     survival::ALL,
     failover::ALL,
 ];

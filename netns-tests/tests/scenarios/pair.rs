@@ -118,9 +118,18 @@ impl Pair {
 
     /// As [`Pair::start`], on a network of this kind.
     pub(crate) fn start_on(setup: &Setup, builder: &TopologyBuilder) -> Result<Self> {
-        let topology = builder.clone().paths(setup.tunnels).build()?;
-        let a = Gateway::start(&topology.gateway_a, &setup.configuration(Side::A, &topology.paths))?;
-        let b = Gateway::start(&topology.gateway_b, &setup.configuration(Side::B, &topology.paths))?;
+        Self::start_edited(setup, builder.clone().paths(setup.tunnels).build()?, |_, text| text)
+    }
+
+    /// On a network that is there, each side with its configuration edited.
+    pub(crate) fn start_edited(
+        setup: &Setup,
+        topology: Topology,
+        edit: impl Fn(Side, String) -> String,
+    ) -> Result<Self> {
+        let configured = |side| edit(side, setup.configuration(side, &topology.paths));
+        let a = Gateway::start(&topology.gateway_a, &configured(Side::A))?;
+        let b = Gateway::start(&topology.gateway_b, &configured(Side::B))?;
         let mut pair = Self { a, b, topology };
         pair.wait_up()?;
         Ok(pair)
