@@ -40,19 +40,22 @@ pub struct Load {
     pub smallest: usize,
     /// By how many bytes each flow's packets are longer than the last one's.
     pub step: usize,
+    /// Where it is sent to; the flows' source ports follow. Where the hash has a fixed seed, a flow
+    /// has the same way in every run.
+    pub port: u16,
 }
 
 impl Load {
     /// Lengths by which flows can be told apart on the outer wire.
     #[must_use]
     pub const fn told_apart(flows: usize, per_ms: usize) -> Self {
-        Self { flows, per_ms, smallest: 200, step: ESP_ALIGN }
+        Self { flows, per_ms, smallest: 200, step: ESP_ALIGN, port: 20_000 }
     }
 
     /// Packets of one length.
     #[must_use]
     pub const fn of_length(flows: usize, per_ms: usize, length: usize) -> Self {
-        Self { flows, per_ms, smallest: length, step: 0 }
+        Self { flows, per_ms, smallest: length, step: 0, port: 20_000 }
     }
 
     /// Longest time between two packets of a flow while all goes well.
@@ -143,9 +146,9 @@ impl Paced {
     /// When the sockets cannot be made.
     pub fn start(from: &Netns, to: &Netns, address: &str, load: Load, origin: Instant) -> Result<Self> {
         let address: IpAddr = address.parse().map_err(|bad| Error::parse("an address", bad))?;
-        let sink = to.enter(|| sink(address))??;
-        let target = sink.local_addr().map_err(Error::io("no address of the receiver"))?;
-        let flows = from.enter(|| sources(target, load.flows))??;
+        let target = SocketAddr::new(address, load.port);
+        let sink = to.enter(|| sink(target))??;
+        let flows = from.enter(|| sources(target, load))??;
         let stop = Arc::new(AtomicBool::new(false));
         let receiver = {
             let stop = Arc::clone(&stop);
@@ -236,9 +239,9 @@ impl Log {
     }
 }
 
-fn sink(address: IpAddr) -> Result<UdpSocket> {
+fn sink(target: SocketAddr) -> Result<UdpSocket> {
     let failed = || Error::io("cannot set up the paced receiver");
-    let sink = UdpSocket::bind((address, 0)).map_err(failed())?;
+    let sink = UdpSocket::bind(target).map_err(failed())?;
     sink.set_read_timeout(Some(READ_LIMIT)).map_err(failed())?;
     // A full buffer would look like loss on the way.
     setsockopt(&sink, sockopt::RcvBufForce, &RECEIVE_BUFFER)
@@ -246,16 +249,18 @@ fn sink(address: IpAddr) -> Result<UdpSocket> {
     Ok(sink)
 }
 
-fn sources(target: SocketAddr, flows: usize) -> Result<Vec<UdpSocket>> {
+fn sources(target: SocketAddr, load: Load) -> Result<Vec<UdpSocket>> {
     let any: IpAddr =
         if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let one = || {
-        let socket = UdpSocket::bind((any, 0))?;
+    // The receiver of the other direction has the port itself.
+    let ports = (load.port..).skip(1).take(load.flows);
+    let one = |port| {
+        let socket = UdpSocket::bind((any, port))?;
         socket.connect(target)?;
         socket.set_nonblocking(true)?;
         Ok(socket)
     };
-    (0..flows).map(|_| one()).collect::<std::io::Result<_>>().map_err(Error::io("cannot make the flows"))
+    ports.map(one).collect::<std::io::Result<_>>().map_err(Error::io("cannot make the flows"))
 }
 
 fn send(flows: &[UdpSocket], load: Load, origin: Instant, stop: &AtomicBool) -> Sent {

@@ -1,6 +1,7 @@
 //! Scenarios in network namespaces, run by `netns-tests/run` (root; see `braid_netns::runner`).
 //! Each builds its own network, asserts on what users would see, and leaves nothing behind.
 
+mod change;
 mod failover;
 mod kernel;
 #[allow(dead_code, reason = "part of it is for groups that are not listed yet")]
@@ -22,6 +23,7 @@ const GROUPS: &[&[Scenario]] = &[
     sizes::ALL,
     survival::ALL,
     failover::ALL,
+    change::ALL,
 ];
 
 fn main() -> ExitCode {

@@ -13,6 +13,9 @@ pub(crate) const PROBE_INTERVAL: u64 = 50;
 /// Probes unanswered in a row until a tunnel is down.
 pub(crate) const PROBE_MULTIPLIER: u64 = 3;
 
+/// So that a flow has the same way in every run.
+const SEED: &str = "000102030405060708090a0b0c0d0e0f";
+
 /// Which gateway.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -55,7 +58,9 @@ impl Setup {
             Side::A => ("gateway-a", GATEWAY_A, "fd00:1::1", [NET_B, NET_B6]),
             Side::B => ("gateway-b", GATEWAY_B, "fd00:2::1", [NET_A, NET_A6]),
         };
-        let mut text = format!("[gateway]\nname = \"{name}\"\nsource = [\"{source}\", \"{source6}\"]\n");
+        let mut text = format!(
+            "[gateway]\nname = \"{name}\"\nsource = [\"{source}\", \"{source6}\"]\nhash-seed = \"{SEED}\"\n"
+        );
         for (index, path) in paths.iter().take(self.tunnels).enumerate() {
             self.write_tunnel(&mut text, side, index, path);
         }
