@@ -3,6 +3,7 @@
 
 mod change;
 mod failover;
+mod hostile;
 mod kernel;
 #[allow(dead_code, reason = "part of it is for groups that are not listed yet")]
 mod pair;
@@ -21,6 +22,7 @@ const GROUPS: &[&[Scenario]] = &[
     kernel::ALL,
     tunnel::ALL,
     sizes::ALL,
+    hostile::ALL,
     survival::ALL,
     failover::ALL,
     change::ALL,

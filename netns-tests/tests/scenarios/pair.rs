@@ -100,8 +100,9 @@ impl Setup {
         );
     }
 
-    /// Known to everybody who reads this: what is tested is not its secrecy.
-    fn key(&self, tunnel: usize, from: Side) -> String {
+    /// Of what this side sends, in hexadecimal. Known to everybody who reads this: what is tested is
+    /// not its secrecy.
+    pub(crate) fn key(&self, tunnel: usize, from: Side) -> String {
         let start = 16 * tunnel + 128 * usize::from(from == Side::B);
         (0..self.key_bytes).map(|at| format!("{:02x}", (start + at * 7) % 256)).collect()
     }
