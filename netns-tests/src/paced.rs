@@ -34,8 +34,10 @@ const ESP_ALIGN: usize = 4;
 pub struct Load {
     /// Flows, each with a source port of its own; served by turns.
     pub flows: usize,
-    /// Packets each millisecond, of all flows together.
+    /// Sends each millisecond, of all flows together.
     pub per_ms: usize,
+    /// Packets of one flow in one send: more than one make a super-packet for the kernel to cut.
+    pub burst: usize,
     /// UDP payload of the first flow's packets, bytes.
     pub smallest: usize,
     /// By how many bytes each flow's packets are longer than the last one's.
@@ -49,13 +51,13 @@ impl Load {
     /// Lengths by which flows can be told apart on the outer wire.
     #[must_use]
     pub const fn told_apart(flows: usize, per_ms: usize) -> Self {
-        Self { flows, per_ms, smallest: 200, step: ESP_ALIGN, port: 20_000 }
+        Self { flows, per_ms, burst: 1, smallest: 200, step: ESP_ALIGN, port: 20_000 }
     }
 
-    /// Packets of one length.
+    /// Packets of one length. Only these can be sent in bursts.
     #[must_use]
     pub const fn of_length(flows: usize, per_ms: usize, length: usize) -> Self {
-        Self { flows, per_ms, smallest: length, step: 0, port: 20_000 }
+        Self { flows, per_ms, burst: 1, smallest: length, step: 0, port: 20_000 }
     }
 
     /// Longest time between two packets of a flow while all goes well.
@@ -258,6 +260,10 @@ fn sources(target: SocketAddr, load: Load) -> Result<Vec<UdpSocket>> {
         let socket = UdpSocket::bind((any, port))?;
         socket.connect(target)?;
         socket.set_nonblocking(true)?;
+        if load.burst > 1 {
+            let length = i32::try_from(load.smallest).unwrap_or(i32::MAX);
+            setsockopt(&socket, sockopt::UdpGsoSegment, &length)?;
+        }
         Ok(socket)
     };
     ports.map(one).collect::<std::io::Result<_>>().map_err(Error::io("cannot make the flows"))
@@ -268,18 +274,21 @@ fn send(flows: &[UdpSocket], load: Load, origin: Instant, stop: &AtomicBool) -> 
     let mut cpu = CpuSet::new();
     let _ = cpu.set(0).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpu));
     let mut sent = Sent { at: vec![Vec::new(); flows.len()], refused: 0 };
-    let mut packet = vec![0; load.length(flows.len())];
+    let mut packets = vec![0; load.length(flows.len()) * load.burst];
     let (mut next, mut due) = (0, Instant::now());
     while !stop.load(Ordering::Relaxed) {
         for _ in 0..load.per_ms {
             let flow = next % flows.len();
             next += 1;
             let sequence = sent.at[flow].len();
-            let packet = &mut packet[..load.length(flow)];
-            fill(packet, flow, sequence);
+            let length = load.length(flow);
+            let packets = &mut packets[..length * load.burst];
+            for (number, packet) in packets.chunks_exact_mut(length).enumerate() {
+                fill(packet, flow, sequence + number);
+            }
             let at = origin.elapsed();
-            match flows[flow].send(packet) {
-                Ok(_) => sent.at[flow].push(at),
+            match flows[flow].send(packets) {
+                Ok(_) => sent.at[flow].extend(std::iter::repeat_n(at, load.burst)),
                 // Its own buffer is full: nothing was sent, and nobody else is to blame.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => sent.refused += 1,

@@ -2,13 +2,16 @@
 //! Each builds its own network, asserts on what users would see, and leaves nothing behind.
 
 mod change;
+mod demo;
 mod failover;
 mod hostile;
 mod kernel;
+mod order;
 #[allow(dead_code, reason = "part of it is for groups that are not listed yet")]
 mod pair;
 mod sizes;
 mod smoke;
+mod spread;
 mod survival;
 mod tunnel;
 mod wires;
@@ -26,6 +29,9 @@ const GROUPS: &[&[Scenario]] = &[
     survival::ALL,
     failover::ALL,
     change::ALL,
+    spread::ALL,
+    order::ALL,
+    demo::ALL,
 ];
 
 fn main() -> ExitCode {

@@ -1,0 +1,83 @@
+//! `braid demo --json`, as root and as anybody else.
+
+use braid_netns::gateway::binary;
+use braid_netns::guard::temp_dir;
+use braid_netns::runner::{Outcome, Scenario};
+use braid_netns::{Error, Netns, Ran, Result};
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+pub(crate) const ALL: &[Scenario] =
+    &[("demo::as_root", as_root), ("demo::as_an_ordinary_user", as_an_ordinary_user)];
+
+/// Debian's `nobody`.
+const NOBODY: &str = "65534";
+
+fn as_root() -> Outcome {
+    let program = binary("braid")?;
+    // In a namespace of its own: whatever it would leave behind, or need from outside, shows.
+    let netns = Netns::new("demo")?;
+    let before = netns.devices()?;
+    let ran = netns.output(&[&program.to_string_lossy(), "demo", "--json", "--seconds", "1"])?;
+    judge(&ran);
+    assert_eq!(netns.devices()?, before);
+    assert_eq!(netns.processes()?, Vec::<i32>::new());
+    Ok(())
+}
+
+fn as_an_ordinary_user() -> Outcome {
+    // What was built may lie where nobody else may look.
+    let directory = temp_dir("demo")?;
+    let program = directory.path().join("braid");
+    fs::copy(binary("braid")?, &program)?;
+    for path in [directory.path(), &program] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    }
+    let netns = Netns::new("demo")?;
+    let user = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--inh-caps=-all"];
+    let program = program.to_string_lossy();
+    let demo: [&str; 5] = [&program, "demo", "--json", "--seconds", "1"];
+    let ran = netns.output(&[&user[..], &demo[..]].concat())?;
+    if user_namespaces_allowed(&netns, &user)? {
+        judge(&ran);
+    } else {
+        assert_eq!(ran.status.code(), Some(1));
+        assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+        assert!(ran.stderr.contains("user namespace"), "{}", ran.stderr);
+    }
+    assert_eq!(netns.processes()?, Vec::<i32>::new());
+    Ok(())
+}
+
+fn user_namespaces_allowed(netns: &Netns, user: &[&str]) -> Result<bool> {
+    let unshare = ["unshare", "--user", "--map-root-user", "--net", "true"];
+    Ok(netns.output(&[user, &unshare[..]].concat())?.status.success() && Path::new("/dev/net/tun").exists())
+}
+
+/// The document says that all of it worked, and the exit status agrees.
+fn judge(ran: &Ran) {
+    let parsed: std::result::Result<Value, _> = serde_json::from_str(&ran.stdout);
+    let document = parsed.map_err(|bad| Error::parse("braid demo", bad));
+    assert!(ran.status.success(), "{}: {}", ran.status, ran.stderr);
+    let document = document.unwrap_or_default();
+    let number = |pointer: &str| {
+        let value = document.pointer(pointer).and_then(Value::as_f64);
+        assert!(value.is_some(), "no {pointer} in {}", ran.stdout);
+        value.unwrap_or_default()
+    };
+    assert!(number("/gbps") > 0.0 && number("/plain_gbps") > 0.0);
+    let ratio = number("/gbps") / number("/plain_gbps");
+    assert!((number("/ratio") - ratio).abs() < 0.02, "{}", ran.stdout);
+    let shares: f64 = [0, 1].map(|tunnel| number(&format!("/tunnels/{tunnel}/share"))).iter().sum();
+    assert!((shares - 1.0).abs() < 0.02, "{}", ran.stdout);
+    assert!(document["tunnels"].as_array().is_some_and(|tunnels| {
+        tunnels.len() == 2 && tunnels.iter().all(|tunnel| tunnel["name"].is_string())
+    }));
+    assert!(number("/failover/lost_packets") > 0.0, "a silent cut costs packets");
+    assert!(number("/failover/recovery_ms") > 0.0);
+    assert_eq!(document.pointer("/failover/healthy_flows_moved"), Some(&Value::from(0)));
+    assert_eq!(document["encrypted"], true);
+    assert_eq!(ran.stderr, "");
+}

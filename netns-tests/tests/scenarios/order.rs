@@ -1,0 +1,88 @@
+//! No packet of a flow overtakes another: with one and two workers a gateway, packets that are small,
+//! that are large, and that are cut from super-packets and joined again; and TCP at full speed, by
+//! what its sender found out about order.
+
+use crate::pair::{Pair, Setup, Side};
+use braid_netns::gateway::Gateway;
+use braid_netns::paced::{Load, Paced};
+use braid_netns::runner::{Outcome, Scenario};
+use braid_netns::topology::{CLIENT, SERVER};
+use braid_netns::traffic::{IperfServer, TcpLoad};
+use braid_netns::{Error, Netns, Result, Topology};
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+pub(crate) const ALL: &[Scenario] = &[("order::one_worker", one_worker), ("order::two_workers", two_workers)];
+
+/// Each way. At the first, a gateway sees 120,000 packets a second.
+const LOADS: [Load; 3] = [
+    Load::of_length(64, 60, 24),
+    Load::of_length(16, 20, 1400),
+    Load { burst: 30, ..Load::of_length(4, 3, 1400) },
+];
+const STAGE: Duration = Duration::from_millis(1500);
+/// What Linux's TCP counts when it finds that its segments were reordered, not lost.
+const REORDERED: [&str; 3] = ["TCPSACKReorder", "TCPRenoReorder", "TCPTSReorder"];
+
+fn one_worker() -> Outcome {
+    in_order(1)
+}
+
+fn two_workers() -> Outcome {
+    in_order(2)
+}
+
+fn in_order(workers: u32) -> Outcome {
+    let setup = Setup::default();
+    let topology = Topology::builder().paths(setup.tunnels).build()?;
+    let start = |side, netns| {
+        let text = setup.configuration(side, &topology.paths);
+        Gateway::start(netns, &format!("[core]\nworkers = {workers}\n\n{text}"))
+    };
+    let (a, b) = (start(Side::A, &topology.gateway_a)?, start(Side::B, &topology.gateway_b)?);
+    let mut pair = Pair { a, b, topology };
+    pair.wait_up()?;
+    let topology = &pair.topology;
+    for load in LOADS {
+        let origin = Instant::now();
+        let paced = [
+            Paced::start(&topology.client, &topology.server, SERVER, load, origin)?,
+            Paced::start(&topology.server, &topology.client, CLIENT, load, origin)?,
+        ];
+        sleep(STAGE);
+        for paced in paced {
+            let log = paced.finish()?;
+            assert_eq!(log.overtaken(), [], "{:?}", log.flaw());
+            // A slow machine may lose some, but what was lost is not what was looked at.
+            assert!(log.lost().len() < log.sent() / 2 && log.damaged == 0, "{load:?}: {:?}", log.flaw());
+        }
+    }
+    let server = IperfServer::start(&topology.server, SERVER)?;
+    for reverse in [false, true] {
+        let sender = if reverse { &topology.server } else { &topology.client };
+        let before = reordered(sender)?;
+        let tcp = server.tcp(&topology.client, &TcpLoad { flows: 4, seconds: 2, reverse })?;
+        assert!(tcp.bytes > 50_000_000, "{tcp:?}");
+        assert_eq!(reordered(sender)? - before, 0, "{tcp:?}");
+    }
+    Ok(())
+}
+
+/// How often TCP in this namespace found segments reordered.
+fn reordered(netns: &Netns) -> Result<u64> {
+    // Not /proc/net: that is the process's first thread's namespace, not this thread's.
+    let text = netns.enter(|| fs::read_to_string("/proc/thread-self/net/netstat"))?;
+    let text = text.map_err(Error::io("cannot read TCP's counters"))?;
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let pairs = lines.chunks_exact(2).flat_map(|pair| pair[0].iter().zip(&pair[1]));
+    let counts: Vec<u64> = pairs
+        .filter(|(name, _)| REORDERED.contains(name))
+        .filter_map(|(_, count)| count.parse().ok())
+        .collect();
+    if counts.len() == REORDERED.len() {
+        Ok(counts.iter().sum())
+    } else {
+        Err(Error::parse("TCP's counters", format!("{counts:?} of {REORDERED:?}")))
+    }
+}
