@@ -1,0 +1,1 @@
+//! MODP groups (to be filled).
