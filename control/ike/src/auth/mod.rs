@@ -11,9 +11,11 @@ pub use certificate::{CertificateCredential, CredentialError, TrustStore};
 pub use int_auth::IntAuth;
 pub use octets::{SignedOctets, SignedOctetsInput};
 
+use zeroize::Zeroizing;
+
 use crate::SecretBytes;
-use crate::crypto::{CryptoError, Prf};
-use crate::wire::{AuthPayload, CertPayload, CertRequest, Identity};
+use crate::crypto::{CryptoError, Prf, constant_time_eq};
+use crate::wire::{AuthMethod, AuthPayload, CertPayload, CertRequest, Identity};
 
 /// How this side proves who it is.
 #[derive(Debug)]
@@ -108,13 +110,21 @@ impl Credential {
         octets: &SignedOctets,
         peer: &PeerSignatureSupport,
     ) -> Result<AuthPayload, CryptoError> {
-        let _ = (prf, octets, peer);
-        todo!()
+        match self {
+            Self::Psk(psk) => {
+                let data = psk_mac(prf, psk, octets).to_vec();
+                Ok(AuthPayload { method: AuthMethod::PSK, data })
+            }
+            Self::Certificate(certificate) => certificate.sign(octets, peer),
+        }
     }
 
     /// The CERT payloads of this side, end entity first; empty with a pre-shared key.
     pub fn certificates(&self) -> Vec<CertPayload> {
-        todo!()
+        match self {
+            Self::Psk(_) => Vec::new(),
+            Self::Certificate(certificate) => certificate.certificates(),
+        }
     }
 }
 
@@ -131,14 +141,33 @@ impl Verifier {
         certificates: &[CertPayload],
         unix_time: Duration,
     ) -> Result<(), AuthError> {
-        let _ = (prf, octets, auth, claimed, certificates, unix_time);
-        todo!()
+        match (self, auth.method) {
+            (Self::Psk(psk), AuthMethod::PSK) => {
+                let expected = psk_mac(prf, psk, octets);
+                if constant_time_eq(&expected, &auth.data) { Ok(()) } else { Err(AuthError::WrongPsk) }
+            }
+            (Self::Certificate(trust), AuthMethod::RSA | AuthMethod::SIGNATURE)
+            | (
+                Self::Certificate(trust),
+                AuthMethod::ECDSA_256 | AuthMethod::ECDSA_384 | AuthMethod::ECDSA_521,
+            ) => trust.verify(octets, auth, claimed, certificates, unix_time),
+            _ => Err(AuthError::MethodMismatch { received: auth.method.0 }),
+        }
     }
 
     /// The CERTREQ payload of this side; `None` with a pre-shared key.
     pub fn certificate_request(&self) -> Option<CertRequest> {
-        todo!()
+        match self {
+            Self::Psk(_) => None,
+            Self::Certificate(trust) => Some(trust.certificate_request()),
+        }
     }
+}
+
+/// prf(prf(secret, "Key Pad for IKEv2"), octets) (RFC 7296 section 2.15).
+fn psk_mac(prf: Prf, psk: &SecretBytes, octets: &SignedOctets) -> Zeroizing<Vec<u8>> {
+    let key = prf.compute(psk.expose(), &[b"Key Pad for IKEv2"]);
+    prf.compute(&key, &[&octets.0])
 }
 
 /// The hashes this side announces in SIGNATURE_HASH_ALGORITHMS: SHA2-256, 384, 512, Identity (Ed25519).

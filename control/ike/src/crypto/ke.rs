@@ -4,7 +4,11 @@
 //! answers with one call, the initiator finishes. Private scalars come from the caller's [`Random`], except
 //! for ML-KEM, whose key pairs and encapsulations aws-lc-rs draws from the system by itself.
 
+use aws_lc_rs::{agreement, kem};
+use zeroize::Zeroizing;
+
 use super::CryptoError;
+use super::modp::{Exponent, Group};
 use crate::{Random, SecretBytes};
 
 /// Key exchange methods (IANA "Transform Type 4").
@@ -53,6 +57,7 @@ pub type SharedSecret = SecretBytes;
 pub struct KePrivate {
     method: KeMethod,
     public: Vec<u8>,
+    secret: Secret,
 }
 
 impl KeMethod {
@@ -136,8 +141,23 @@ impl KeMethod {
 
     /// Begins an exchange as its initiator. ML-KEM draws its key pair from the system's randomness.
     pub fn initiate(self, rng: &mut dyn Random) -> Result<KePrivate, CryptoError> {
-        let _ = rng;
-        todo!()
+        let (public, secret) = match self.family() {
+            Family::Modp(group) => {
+                let exponent = group.exponent(rng);
+                (group.public(&exponent), Secret::Modp(group, exponent))
+            }
+            Family::Curve(curve) => {
+                let (private, public) = curve.generate(rng)?;
+                (public, Secret::Curve(curve, private))
+            }
+            Family::Kem(algorithm) => {
+                let key = kem::DecapsulationKey::generate(algorithm).map_err(|_| CryptoError::Library)?;
+                let public =
+                    key.encapsulation_key().and_then(|public| Ok(public.key_bytes()?.as_ref().to_vec()));
+                (public.map_err(|_| CryptoError::Library)?, Secret::Kem(Box::new(key)))
+            }
+        };
+        Ok(KePrivate { method: self, public, secret })
     }
 
     /// Answers a peer's public value: our public value (or ciphertext) and the shared secret. ML-KEM
@@ -147,8 +167,46 @@ impl KeMethod {
         rng: &mut dyn Random,
         peer_public: &[u8],
     ) -> Result<(Vec<u8>, SharedSecret), CryptoError> {
-        let _ = (rng, peer_public);
-        todo!()
+        match self.family() {
+            Family::Modp(group) => {
+                let exponent = group.exponent(rng);
+                let shared = group.agree(&exponent, peer_public)?;
+                Ok((group.public(&exponent), shared))
+            }
+            Family::Curve(curve) => {
+                let (private, public) = curve.generate(rng)?;
+                Ok((public, curve.agree(&private, peer_public)?))
+            }
+            Family::Kem(algorithm) => {
+                // FIPS 203 section 7.2: aws-lc checks the length and that every coefficient is reduced.
+                let key = kem::EncapsulationKey::new(algorithm, peer_public)
+                    .map_err(|_| CryptoError::InvalidPublicValue)?;
+                let (ciphertext, shared) = key.encapsulate().map_err(|_| CryptoError::InvalidPublicValue)?;
+                Ok((ciphertext.as_ref().to_vec(), SecretBytes::from_slice(shared.as_ref())))
+            }
+        }
+    }
+
+    fn family(self) -> Family {
+        match self {
+            Self::Modp1024 => Family::Modp(Group::Modp1024),
+            Self::Modp1536 => Family::Modp(Group::Modp1536),
+            Self::Modp2048 => Family::Modp(Group::Modp2048),
+            Self::Modp3072 => Family::Modp(Group::Modp3072),
+            Self::Modp4096 => Family::Modp(Group::Modp4096),
+            Self::Modp6144 => Family::Modp(Group::Modp6144),
+            Self::Modp8192 => Family::Modp(Group::Modp8192),
+            Self::Modp1024s160 => Family::Modp(Group::Modp1024s160),
+            Self::Modp2048s224 => Family::Modp(Group::Modp2048s224),
+            Self::Modp2048s256 => Family::Modp(Group::Modp2048s256),
+            Self::Ecp256 => Family::Curve(Curve::P256),
+            Self::Ecp384 => Family::Curve(Curve::P384),
+            Self::Ecp521 => Family::Curve(Curve::P521),
+            Self::Curve25519 => Family::Curve(Curve::X25519),
+            Self::MlKem512 => Family::Kem(&kem::ML_KEM_512),
+            Self::MlKem768 => Family::Kem(&kem::ML_KEM_768),
+            Self::MlKem1024 => Family::Kem(&kem::ML_KEM_1024),
+        }
     }
 }
 
@@ -165,8 +223,105 @@ impl KePrivate {
 
     /// Combines with the responder's value, which is checked first (RFC 6989).
     pub fn finish(self, peer_public: &[u8]) -> Result<SharedSecret, CryptoError> {
-        let _ = peer_public;
-        todo!()
+        match self.secret {
+            Secret::Modp(group, exponent) => group.agree(&exponent, peer_public),
+            Secret::Curve(curve, private) => curve.agree(&private, peer_public),
+            Secret::Kem(key) => {
+                let shared = key
+                    .decapsulate(kem::Ciphertext::from(peer_public))
+                    .map_err(|_| CryptoError::InvalidPublicValue)?;
+                Ok(SecretBytes::from_slice(shared.as_ref()))
+            }
+        }
+    }
+}
+
+enum Family {
+    Modp(Group),
+    Curve(Curve),
+    Kem(&'static kem::Algorithm<kem::AlgorithmId>),
+}
+
+enum Secret {
+    Modp(Group, Exponent),
+    Curve(Curve, agreement::PrivateKey),
+    Kem(Box<kem::DecapsulationKey<kem::AlgorithmId>>),
+}
+
+#[derive(Clone, Copy)]
+enum Curve {
+    P256,
+    P384,
+    P521,
+    X25519,
+}
+
+impl Curve {
+    fn algorithm(self) -> &'static agreement::Algorithm {
+        match self {
+            Self::P256 => &agreement::ECDH_P256,
+            Self::P384 => &agreement::ECDH_P384,
+            Self::P521 => &agreement::ECDH_P521,
+            Self::X25519 => &agreement::X25519,
+        }
+    }
+
+    fn scalar_len(self) -> usize {
+        match self {
+            Self::P256 | Self::X25519 => 32,
+            Self::P384 => 48,
+            Self::P521 => 66,
+        }
+    }
+
+    fn generate(self, rng: &mut dyn Random) -> Result<(agreement::PrivateKey, Vec<u8>), CryptoError> {
+        let mut scalar = Zeroizing::new(vec![0; self.scalar_len()]);
+        // A scalar outside [1, n) is drawn again: for P-521 after the mask below every second one at most.
+        for _ in 0..DRAWS {
+            rng.fill(&mut scalar);
+            if let (Self::P521, Some(top)) = (self, scalar.first_mut()) {
+                *top &= 1;
+            }
+            if let Ok(pair) = self.key_pair(&scalar) {
+                return Ok(pair);
+            }
+        }
+        Err(CryptoError::Library)
+    }
+
+    fn key_pair(self, scalar: &[u8]) -> Result<(agreement::PrivateKey, Vec<u8>), CryptoError> {
+        let private = agreement::PrivateKey::from_private_key(self.algorithm(), scalar)
+            .map_err(|_| CryptoError::Library)?;
+        let public = private.compute_public_key().map_err(|_| CryptoError::Library)?;
+        let public = match (self, public.as_ref()) {
+            (Self::X25519, value) => value.to_vec(),
+            // RFC 5903 section 7: x and y alone, without SEC 1's leading octet.
+            (Self::P256 | Self::P384 | Self::P521, [_, point @ ..]) => point.to_vec(),
+            (Self::P256 | Self::P384 | Self::P521, []) => return Err(CryptoError::Library),
+        };
+        Ok((private, public))
+    }
+
+    /// RFC 6989 section 2.3: aws-lc refuses points off the curve; RFC 8031 section 3.2 and RFC 7748
+    /// section 6.1: it refuses an all-zero X25519 result.
+    fn agree(self, private: &agreement::PrivateKey, peer: &[u8]) -> Result<SharedSecret, CryptoError> {
+        let mut encoded = Vec::with_capacity(peer.len() + 1);
+        let expected = match self {
+            Self::X25519 => self.scalar_len(),
+            Self::P256 | Self::P384 | Self::P521 => {
+                encoded.push(UNCOMPRESSED);
+                2 * self.scalar_len()
+            }
+        };
+        if peer.len() != expected {
+            return Err(CryptoError::InvalidPublicValue);
+        }
+        encoded.extend_from_slice(peer);
+        let peer = agreement::UnparsedPublicKey::new(self.algorithm(), &encoded);
+        // RFC 5903 section 7: the secret is the x coordinate.
+        agreement::agree(private, peer, CryptoError::InvalidPublicValue, |secret| {
+            Ok(SecretBytes::from_slice(secret))
+        })
     }
 }
 
@@ -175,3 +330,6 @@ impl std::fmt::Debug for KePrivate {
         f.debug_struct("KePrivate").field("method", &self.method).finish_non_exhaustive()
     }
 }
+
+const UNCOMPRESSED: u8 = 4;
+const DRAWS: usize = 128;

@@ -6,6 +6,7 @@
 pub mod ke;
 mod keys;
 mod modp;
+mod modp_primes;
 mod prf;
 mod sk;
 mod suite;
@@ -17,6 +18,7 @@ pub use keys::{ChildKeys, Contribution, IkeKeys};
 pub use sk::{Opener, Sealer};
 pub use suite::{Cipher, EspSuite, IkeSuite, Integrity, Prf};
 
+use crate::SecretBytes;
 use crate::wire::IkeSpi;
 
 /// Why a cryptographic operation was refused.
@@ -84,8 +86,6 @@ pub fn hmac_sha256(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
 pub fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {
     subtle::ConstantTimeEq::ct_eq(a, b).into()
 }
-
-use crate::SecretBytes;
 
 /// Lengths of everything cut from the key stream.
 pub(crate) fn split_secret(stream: &[u8], lengths: &[usize]) -> Option<Vec<SecretBytes>> {

@@ -1,10 +1,17 @@
 //! Proposals: parsing strongSwan's notation, offering, selecting, printing.
+//!
+//! A proposal here is one line of the configuration: alternatives by transform type. Offers are numbered from
+//! 1 in the order of the list, and an answer is looked up by that number (RFC 7296 section 3.3.1).
+
+mod select;
+mod text;
 
 use std::collections::BTreeMap;
-use std::str::FromStr;
+
+pub use text::describe;
 
 use crate::crypto::{Cipher, EspSuite, IkeSuite, Integrity, KeMethod, Prf};
-use crate::wire::{Proposal, ProposalSpi};
+use crate::wire::{Proposal, ProposalSpi, ProtocolId, Transform, TransformType};
 
 /// What this side offers or accepts for an IKE SA: alternatives by transform type, in order of preference.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +67,8 @@ pub enum ProposalError {
     NoKeyExchange,
     /// ML-KEM as the first key exchange.
     KemFirst(&'static str),
+    /// Additional key exchanges in a child's proposal without a first one.
+    AdditionalWithoutFirst,
     /// A keyword that does not belong into this kind of proposal (a PRF or ESN).
     Misplaced(&'static str),
 }
@@ -75,50 +84,6 @@ pub struct Selected<S> {
     pub number: u8,
 }
 
-impl FromStr for IkeProposal {
-    type Err = ProposalError;
-
-    fn from_str(text: &str) -> Result<Self, ProposalError> {
-        let _ = text;
-        todo!()
-    }
-}
-
-impl FromStr for EspProposal {
-    type Err = ProposalError;
-
-    fn from_str(text: &str) -> Result<Self, ProposalError> {
-        let _ = text;
-        todo!()
-    }
-}
-
-impl IkeProposal {
-    /// As an offer on the wire.
-    pub fn offer(&self, number: u8, spi: ProposalSpi) -> Proposal {
-        let _ = (number, spi);
-        todo!()
-    }
-
-    /// Responder: the best of ours that the peer offers. Our order of preference decides.
-    pub fn select(ours: &[Self], offered: &[Proposal]) -> Option<Selected<IkeSuite>> {
-        let _ = (ours, offered);
-        todo!()
-    }
-
-    /// Initiator: the responder's choice, if it is one of what we offered (RFC 7296 section 2.7).
-    pub fn accept(ours: &[Self], answer: &[Proposal]) -> Option<Selected<IkeSuite>> {
-        let _ = (ours, answer);
-        todo!()
-    }
-
-    /// The suite as an answer on the wire.
-    pub fn answer(suite: &IkeSuite, number: u8, spi: ProposalSpi) -> Proposal {
-        let _ = (suite, number, spi);
-        todo!()
-    }
-}
-
 /// Whether key exchange transforms count: not in IKE_AUTH (RFC 7296 section 1.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChildExchange {
@@ -128,38 +93,101 @@ pub enum ChildExchange {
     CreateChildSa,
 }
 
+impl IkeProposal {
+    /// All proposals of a list as the body of an SA payload.
+    pub fn offer_all(ours: &[Self], spi: &ProposalSpi) -> Vec<Proposal> {
+        (1..=u8::MAX).zip(ours).map(|(number, one)| one.offer(number, spi.clone())).collect()
+    }
+
+    /// As an offer on the wire.
+    pub fn offer(&self, number: u8, spi: ProposalSpi) -> Proposal {
+        let mut transforms: Vec<Transform> = self.ciphers.iter().map(|it| it.transform()).collect();
+        transforms.extend(self.integrities.iter().map(|it| it.transform()));
+        transforms.extend(self.prfs.iter().map(|it| it.transform()));
+        transforms.extend(self.kes.iter().map(|it| ke_transform(TransformType::KeyExchange, *it)));
+        transforms.extend(additional_transforms(&self.additional));
+        Proposal { number, protocol: ProtocolId::Ike, spi, transforms }
+    }
+
+    /// The suite as an answer on the wire.
+    pub fn answer(suite: &IkeSuite, number: u8, spi: ProposalSpi) -> Proposal {
+        let one = Self {
+            ciphers: vec![suite.cipher],
+            integrities: suite.integrity.into_iter().collect(),
+            prfs: vec![suite.prf],
+            kes: vec![suite.ke],
+            additional: suite.additional.iter().map(|(slot, method)| (*slot, vec![*method])).collect(),
+        };
+        one.offer(number, spi)
+    }
+}
+
 impl EspProposal {
+    /// All proposals of a list as the body of an SA payload.
+    pub fn offer_all(ours: &[Self], spi: u32, exchange: ChildExchange) -> Vec<Proposal> {
+        (1..=u8::MAX).zip(ours).map(|(number, one)| one.offer(number, spi, exchange)).collect()
+    }
+
     /// As an offer on the wire.
     pub fn offer(&self, number: u8, spi: u32, exchange: ChildExchange) -> Proposal {
-        let _ = (number, spi, exchange);
-        todo!()
-    }
-
-    /// Responder: the best of ours that the peer offers.
-    pub fn select(
-        ours: &[Self],
-        offered: &[Proposal],
-        exchange: ChildExchange,
-    ) -> Option<Selected<EspSuite>> {
-        let _ = (ours, offered, exchange);
-        todo!()
-    }
-
-    /// Initiator: the responder's choice, if it is one of what we offered.
-    pub fn accept(ours: &[Self], answer: &[Proposal], exchange: ChildExchange) -> Option<Selected<EspSuite>> {
-        let _ = (ours, answer, exchange);
-        todo!()
+        let mut transforms: Vec<Transform> = self.ciphers.iter().map(|it| it.transform()).collect();
+        transforms.extend(self.integrities.iter().map(|it| it.transform()));
+        if exchange == ChildExchange::CreateChildSa {
+            transforms.extend(self.kes.iter().map(|it| ke_transform(TransformType::KeyExchange, *it)));
+            transforms.extend(additional_transforms(&self.additional));
+        }
+        transforms.extend(self.esn.iter().map(|esn| Transform::new(TransformType::Esn, u16::from(*esn))));
+        Proposal { number, protocol: ProtocolId::Esp, spi: ProposalSpi::Esp(spi), transforms }
     }
 
     /// The suite as an answer on the wire.
     pub fn answer(suite: &EspSuite, number: u8, spi: u32) -> Proposal {
-        let _ = (suite, number, spi);
-        todo!()
+        let one = Self {
+            ciphers: vec![suite.cipher],
+            integrities: suite.integrity.into_iter().collect(),
+            kes: suite.ke.into_iter().collect(),
+            additional: suite.additional.iter().map(|(slot, method)| (*slot, vec![*method])).collect(),
+            esn: vec![suite.esn],
+        };
+        one.offer(number, spi, ChildExchange::CreateChildSa)
     }
 }
 
-/// Proposals from the wire as text, with numbers where this crate knows no name: for a diagnosis.
-pub fn describe(proposals: &[Proposal]) -> String {
-    let _ = proposals;
-    todo!()
+fn ke_transform(kind: TransformType, method: KeMethod) -> Transform {
+    Transform::new(kind, method.number())
 }
+
+fn additional_transforms(additional: &BTreeMap<u8, Vec<KeMethod>>) -> impl Iterator<Item = Transform> + '_ {
+    additional.iter().flat_map(|(slot, methods)| {
+        methods.iter().map(|method| ke_transform(TransformType::AdditionalKe(*slot), *method))
+    })
+}
+
+impl std::fmt::Display for ProposalError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::UnknownKeyword { keyword, nearest } => {
+                write!(f, "unknown algorithm \"{}\"; nearest is \"{nearest}\"", keyword.escape_debug())
+            }
+            Self::NoCipher => f.write_str("no encryption algorithm"),
+            Self::NoIntegrity => f.write_str("AES-CBC needs an integrity algorithm, such as sha256"),
+            Self::IntegrityWithAead => {
+                f.write_str("an AEAD (GCM, ChaCha20-Poly1305) takes no integrity algorithm")
+            }
+            Self::MixedCiphers => {
+                f.write_str("AEADs and AES-CBC do not go into one proposal; write two proposals")
+            }
+            Self::NoPrf => f.write_str("no PRF, such as prfsha384"),
+            Self::NoKeyExchange => f.write_str("no key exchange method, such as ecp384"),
+            Self::KemFirst(name) => {
+                write!(f, "{name} goes beside another key exchange: write it as ke1_{name}")
+            }
+            Self::AdditionalWithoutFirst => {
+                f.write_str("an additional key exchange needs a first one, such as ecp384")
+            }
+            Self::Misplaced(keyword) => write!(f, "\"{keyword}\" does not belong into this proposal"),
+        }
+    }
+}
+
+impl std::error::Error for ProposalError {}
