@@ -1,9 +1,11 @@
 //! Authentication (RFC 7296 section 2.15): pre-shared keys, signatures, certificates, identities.
 
 pub mod certificate;
+mod der;
 pub mod dn;
 mod int_auth;
 mod octets;
+mod signature;
 
 use std::time::Duration;
 

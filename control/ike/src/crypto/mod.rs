@@ -34,6 +34,8 @@ pub enum CryptoError {
     TooLong,
     /// Ours: key material of a length that the suite does not have.
     BadKeyLength,
+    /// Peer: it announced no signature hash that our key can sign with (RFC 7427 section 4).
+    NoCommonSignature,
     /// The cryptographic library refused for a reason it does not tell.
     Library,
 }
@@ -46,6 +48,7 @@ impl std::fmt::Display for CryptoError {
             Self::NoncesExhausted => "nonces exhausted",
             Self::TooLong => "message too long",
             Self::BadKeyLength => "wrong key length",
+            Self::NoCommonSignature => "no signature algorithm that the peer accepts",
             Self::Library => "cryptographic operation failed",
         })
     }

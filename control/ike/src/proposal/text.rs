@@ -293,7 +293,7 @@ mod tests {
         };
         assert_eq!(ike("aes256gmc16-prfsha384-ecp384"), error("aes256gmc16", "aes256gcm16"));
         assert_eq!(ike("aes256gcm16-prfsha384-ecp385"), error("ecp385", "ecp384"));
-        assert_eq!(esp("3des-sha1"), error("3des", "aes128"));
+        assert_eq!(esp("aes129-sha1"), error("aes129", "aes128"));
         assert_eq!(ike("aes256gcm16-prfsha384-ecp384-ke8_mlkem768"), error("ke8_mlkem768", "ke1_mlkem768"));
         assert!(matches!(esp(""), Err(ProposalError::UnknownKeyword { .. })));
     }
