@@ -1,4 +1,5 @@
-//! IKEv2 (RFC 7296) as pure state machines: messages, cryptography, authentication.
+//! IKEv2 (RFC 7296) as pure state machines: messages, cryptography, authentication, and the [`Endpoint`] that
+//! holds all IKE SAs of a gateway.
 //!
 //! Nothing here opens a socket, reads a clock or draws a random number by itself: the caller passes `now`
 //! and a [`Random`]. The exceptions live inside aws-lc-rs, which takes no outside randomness for ML-KEM key
@@ -10,10 +11,25 @@
 
 pub mod auth;
 pub mod crypto;
+pub mod diagnosis;
+pub mod effect;
+pub mod endpoint;
 pub mod proposal;
 pub mod random;
+mod sa;
 pub mod secret;
+pub mod settings;
+pub mod status;
 pub mod wire;
 
+pub use diagnosis::{Diagnosis, Fault, Step, Violation};
+pub use effect::{
+    ChildId, ChildSa, Direction, DownCause, Effect, EspTransport, Event, IkeSaId, Path, PeerId, StashUpdate,
+    TimerKind,
+};
+pub use endpoint::{Adopted, Endpoint};
 pub use random::Random;
+pub use sa::stash::AdoptError;
 pub use secret::SecretBytes;
+pub use settings::{EndpointSettings, Encapsulation, Lifetime, PeerConfig, Ppk, Role};
+pub use status::{Counters, PeerState, PeerStatus};

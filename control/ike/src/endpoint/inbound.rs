@@ -1,0 +1,137 @@
+//! Datagrams: to the SA that they belong to, or to a new one.
+
+use std::time::Instant;
+
+use super::Endpoint;
+use crate::effect::{Effect, Path};
+use crate::proposal::IkeProposal;
+use crate::random::Random;
+use crate::sa::IkeSa;
+use crate::sa::exchanges::init::Acceptable;
+use crate::sa::parts::Parts;
+use crate::sa::receive::is_first_request;
+use crate::wire::{DecodeError, ExchangeType, Header, Message, Notify, NotifyType, Parsed, Payload, parse};
+
+/// Half-open SAs with one remote address at most.
+const MAX_HALF_OPEN_OF_ONE: usize = 64;
+
+impl Endpoint {
+    /// Takes a datagram that came in on `path`, without the non-ESP marker.
+    pub fn handle_datagram(&mut self, now: Instant, rng: &mut dyn Random, path: Path, bytes: &[u8]) {
+        let parsed = match parse(bytes) {
+            Ok(parsed) => parsed,
+            // Not answered: RFC 7296 section 2.5 leaves it open, and nobody vouches for the sender.
+            Err(DecodeError::MajorVersion { .. }) => {
+                self.counters.other_version += 1;
+                return;
+            }
+            Err(_) => {
+                self.counters.malformed += 1;
+                return;
+            }
+        };
+        let header = match &parsed {
+            Parsed::Plain(message) => message.header,
+            Parsed::Sealed(sealed) => sealed.header,
+        };
+        if is_first_request(&header) {
+            if let Parsed::Plain(message) = &parsed {
+                self.handle_first_request(now, rng, path, bytes, message);
+            } else {
+                self.counters.malformed += 1;
+            }
+            return;
+        }
+        // RFC 7296 section 2.6: the receiver's own SPI finds the SA.
+        let ours = if header.from_initiator { header.responder_spi } else { header.initiator_spi };
+        let id = self.by_spi.get(&ours).copied().filter(|id| self.fits(*id, &header));
+        match id {
+            Some(id) => self.with_sa(now, rng, id, |sa, cx| sa.receive(cx, path, bytes, parsed)),
+            None => self.counters.unknown_spi += 1,
+        }
+    }
+
+    /// Whether both SPIs are the SA's; only the answer to our first request brings a new one.
+    fn fits(&self, id: crate::IkeSaId, header: &Header) -> bool {
+        self.sas.get(&id).is_some_and(|sa| {
+            let fresh = sa.spi_r.is_zero() && header.exchange == ExchangeType::IkeSaInit && header.response;
+            sa.spi_i == header.initiator_spi && (sa.spi_r == header.responder_spi || fresh)
+        })
+    }
+
+    fn handle_first_request(
+        &mut self,
+        now: Instant,
+        rng: &mut dyn Random,
+        path: Path,
+        bytes: &[u8],
+        message: &Message,
+    ) {
+        let spi = message.header.initiator_spi;
+        if let Some(id) = self.half_open.get(&(spi, path.remote)).copied() {
+            self.with_sa(now, rng, id, |sa, cx| sa.repeat_init(cx, path, bytes));
+            return;
+        }
+        let parts = Parts::of(&message.payloads);
+        let (Some(offered), Some(ke), Some(nonce)) = (parts.sa, parts.ke, parts.nonce) else {
+            self.counters.malformed += 1;
+            return;
+        };
+        if self.directory.candidates(path).next().is_none() {
+            self.counters.unknown_peer += 1;
+            self.refuse(path, &message.header, Notify::bare(NotifyType::NO_PROPOSAL_CHOSEN));
+            return;
+        }
+        if self.half_open.len() >= self.settings.cookie_threshold {
+            let cookie = parts.notify(NotifyType::COOKIE).map(|notify| notify.data.as_slice());
+            let right = cookie.is_some_and(|c| self.cookies.check(c, path.remote, spi, nonce));
+            if !right {
+                self.counters.wrong_cookies += u64::from(cookie.is_some());
+                self.counters.cookies_sent += 1;
+                let cookie = self.cookies.make(now, rng, path.remote, spi, nonce);
+                self.refuse(path, &message.header, Notify::new(NotifyType::COOKIE, cookie));
+                return;
+            }
+        }
+        let of_one = self.half_open.keys().filter(|(_, remote)| remote.ip() == path.remote.ip()).count();
+        if self.half_open.len() >= self.settings.max_half_open || of_one >= MAX_HALF_OPEN_OF_ONE {
+            self.counters.half_open_refused += 1;
+            return;
+        }
+        let found = self.directory.candidates(path).find_map(|(_, config)| {
+            IkeProposal::select(&config.ike_proposals, offered).map(|selected| (selected, config.clone()))
+        });
+        let Some((selected, config)) = found else {
+            self.counters.no_proposal += 1;
+            self.report_no_proposal(path, message, offered);
+            self.refuse(path, &message.header, Notify::bare(NotifyType::NO_PROPOSAL_CHOSEN));
+            return;
+        };
+        // RFC 7296 section 1.2: the group that the initiator guessed is not the one chosen.
+        if ke.group != selected.suite.ke.number() {
+            let notify = Notify::invalid_ke(selected.suite.ke.number());
+            self.refuse(path, &message.header, notify);
+            return;
+        }
+        let acceptable = Acceptable { selected, config: &config, ke, nonce };
+        let (made, upcalls) =
+            self.with_cx(now, rng, |cx| IkeSa::accept(cx, path, bytes, message, acceptable));
+        match made {
+            Some(sa) => self.settle(now, rng, Box::new(sa), upcalls),
+            None => self.counters.malformed += 1,
+        }
+    }
+
+    /// An answer in clear that leaves no state behind.
+    fn refuse(&mut self, path: Path, request: &Header, notify: Notify) {
+        let header = Header {
+            responder_spi: crate::wire::IkeSpi::ZERO,
+            from_initiator: false,
+            response: true,
+            ..*request
+        };
+        let bytes = Message { header, payloads: vec![Payload::Notify(notify)] }.encode_plain();
+        let non_esp_marker = path.local.port() == self.settings.nat_port;
+        self.effects.push_back(Effect::Transmit { path, bytes, non_esp_marker, stash: None });
+    }
+}

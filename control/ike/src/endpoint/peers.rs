@@ -1,0 +1,389 @@
+//! Peers: trying again for ever, telling up from down, and keeping one SA where two came to be.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Endpoint;
+use super::timers::Owner;
+use crate::diagnosis::{Diagnosis, Fault, Step};
+use crate::effect::{DownCause, Effect, Event, IkeSaId, Path, PeerId, TimerKind};
+use crate::random::{Random, random_u64};
+use crate::sa::exchanges::init::offers;
+use crate::sa::{End, IkeSa, Phase, Want};
+use crate::settings::{PeerConfig, Role};
+use crate::status::{ChildStatus, IkeStatus, PeerState, PeerStatus};
+use crate::wire::{ExchangeType, Message, Proposal, ProposalSpi};
+
+/// Two SAs made by opposite sides within this time are a collision, not a restart.
+const TOGETHER: Duration = Duration::from_secs(30);
+/// A peer that stayed up this long is tried again at once.
+const STEADY: Duration = Duration::from_secs(10);
+/// An IKE SA of the peer's making without a child is kept this long.
+const EMPTY_FOR: Duration = Duration::from_secs(60);
+
+/// A peer and what is known of it.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) config: Arc<PeerConfig>,
+    /// Outer addresses: ours, the peer's.
+    addresses: (Option<IpAddr>, Option<IpAddr>),
+    /// In the order of their making.
+    pub(super) sas: Vec<IkeSaId>,
+    up_since: Option<Instant>,
+    cause: DownCause,
+    attempts: u32,
+    next_try: Option<Instant>,
+    /// The owner was asked for addresses.
+    asked: bool,
+    last_failure: Option<(Instant, Diagnosis)>,
+}
+
+impl Peer {
+    fn new(config: Arc<PeerConfig>) -> Self {
+        let addresses = (config.local, config.remote);
+        Self {
+            config,
+            addresses,
+            sas: Vec::new(),
+            up_since: None,
+            cause: DownCause::Deleted,
+            attempts: 0,
+            next_try: None,
+            asked: false,
+            last_failure: None,
+        }
+    }
+}
+
+impl Endpoint {
+    /// Adds a peer or changes its configuration. SAs stay where the change allows it.
+    pub fn put_peer(&mut self, now: Instant, rng: &mut dyn Random, id: PeerId, config: Arc<PeerConfig>) {
+        self.directory.put(id, config.clone());
+        match self.peers.get_mut(&id) {
+            None => {
+                self.peers.insert(id, Peer::new(config));
+            }
+            Some(peer) => {
+                let renegotiate = peer.config.must_renegotiate(&config);
+                if renegotiate {
+                    peer.addresses = (config.local, config.remote);
+                    (peer.attempts, peer.asked) = (0, false);
+                }
+                peer.config = config.clone();
+                for sa in peer.sas.clone() {
+                    let config = config.clone();
+                    let end = End { cause: DownCause::Deleted, diagnosis: None };
+                    self.with_sa(now, rng, sa, |sa, cx| {
+                        if renegotiate {
+                            sa.delete(cx, end);
+                        } else {
+                            sa.config = Some(config);
+                        }
+                    });
+                }
+            }
+        }
+        self.refresh_peer(now, rng, id);
+    }
+
+    /// Ends a peer's SAs and forgets it.
+    pub fn remove_peer(&mut self, now: Instant, rng: &mut dyn Random, id: PeerId) {
+        self.directory.remove(id);
+        for sa in self.sas_of(id) {
+            let end = End { cause: DownCause::Deleted, diagnosis: None };
+            self.with_sa(now, rng, sa, |sa, cx| sa.delete(cx, end));
+        }
+        if let Some(peer) = self.peers.remove(&id)
+            && peer.up_since.is_some()
+        {
+            self.effects.push_back(Effect::Event(Event::PeerDown { peer: id, cause: DownCause::Deleted }));
+        }
+        self.timers.set(Owner::Peer(id), None);
+    }
+
+    /// Outer addresses for the next attempt: what [`Event::WantsAddress`] asks for. With MOBIKE an established
+    /// SA moves to them (RFC 4555); without, it is made anew.
+    pub fn set_addresses(
+        &mut self,
+        now: Instant,
+        rng: &mut dyn Random,
+        id: PeerId,
+        local: IpAddr,
+        remote: IpAddr,
+    ) {
+        self.directory.resolved(id, remote);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.addresses = (Some(local), Some(remote));
+        if std::mem::take(&mut peer.asked) {
+            peer.next_try = Some(now);
+        }
+        for sa in self.sas_of(id) {
+            self.with_sa(now, rng, sa, |sa, cx| {
+                let moved = sa.path.local.ip() != local || sa.path.remote.ip() != remote;
+                if !moved || !sa.is_established() || !sa.initiator {
+                    return;
+                }
+                if sa.caps.mobike {
+                    let path = Path {
+                        local: SocketAddr::new(local, sa.path.local.port()),
+                        remote: SocketAddr::new(remote, sa.path.remote.port()),
+                    };
+                    // What is under way already goes by the new path (RFC 4555 section 3.5).
+                    sa.move_to(cx, path);
+                    sa.want(cx.now, Want::MoveAddresses(path));
+                    sa.hurry(cx);
+                } else {
+                    sa.delete(cx, End { cause: DownCause::Deleted, diagnosis: None });
+                }
+            });
+        }
+        self.refresh_peer(now, rng, id);
+    }
+
+    /// Tries a peer now, whatever its backoff.
+    pub fn initiate(&mut self, now: Instant, rng: &mut dyn Random, id: PeerId) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.next_try = Some(now);
+        }
+        self.try_peer(now, rng, id);
+    }
+
+    pub(super) fn try_peer(&mut self, now: Instant, rng: &mut dyn Random, id: PeerId) {
+        let contact =
+            !self.sas_of(id).iter().any(|sa| self.sas.get(sa).is_some_and(|sa| sa.is_established()));
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if peer.next_try.is_none_or(|at| at > now) {
+            return self.set_peer_timer(id);
+        }
+        peer.next_try = None;
+        let config = peer.config.clone();
+        let unknown = peer.addresses.0.is_none() || peer.addresses.1.is_none();
+        // A name is resolved again before every attempt; the answer is awaited once.
+        if unknown || (config.remote_is_name && !peer.asked && peer.attempts > 0) {
+            peer.asked = true;
+            peer.attempts = peer.attempts.max(1);
+            peer.next_try = Some(now + self.settings.retry_max);
+            self.effects.push_back(Effect::Event(Event::WantsAddress { peer: id, local: config.local }));
+            return self.set_peer_timer(id);
+        }
+        peer.asked = config.remote_is_name && peer.asked;
+        peer.attempts = peer.attempts.saturating_add(1);
+        let (Some(local), Some(remote)) = peer.addresses else { return };
+        let port = self.settings.port;
+        let path = Path { local: SocketAddr::new(local, port), remote: SocketAddr::new(remote, port) };
+        let (sa, upcalls) = self.with_cx(now, rng, |cx| IkeSa::connect(cx, id, config, path, contact));
+        self.settle(now, rng, Box::new(sa), upcalls);
+        self.set_peer_timer(id);
+    }
+
+    fn set_peer_timer(&mut self, id: PeerId) {
+        let at = self.peers.get(&id).and_then(|peer| peer.next_try);
+        self.timers.set(Owner::Peer(id), at.map(|at| (at, TimerKind::Retry)));
+    }
+
+    /// Tells whether the peer is up, and sees to it that somebody tries.
+    pub(super) fn refresh_peer(&mut self, now: Instant, rng: &mut dyn Random, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let sas: Vec<&IkeSa> = peer.sas.iter().filter_map(|sa| self.sas.get(sa)).map(|sa| &**sa).collect();
+        let working = sas.iter().rev().find(|sa| sa.usable_child().is_some());
+        match (working, peer.up_since) {
+            (Some(sa), None) => {
+                let suite = sa.crypt.as_ref().map(|crypt| crypt.keys.suite().to_string());
+                let child = sa.usable_child().map(|child| child.terms.suite.to_string());
+                let event = Event::PeerUp {
+                    peer: id,
+                    ike_suite: suite.unwrap_or_default(),
+                    esp_suite: child.unwrap_or_default(),
+                };
+                self.effects.push_back(Effect::Event(event));
+                peer.up_since = Some(now);
+            }
+            (None, Some(since)) => {
+                let cause = peer.cause;
+                self.effects.push_back(Effect::Event(Event::PeerDown { peer: id, cause }));
+                peer.up_since = None;
+                if now >= since + STEADY {
+                    peer.attempts = 0;
+                }
+            }
+            (Some(_), Some(since)) if now >= since + STEADY => peer.attempts = 0,
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        let hopeful = sas.iter().any(|sa| match sa.phase {
+            Phase::Handshake(_) => sa.initiator,
+            Phase::Established => true,
+            // On its way out; if a successor exists, it counts itself.
+            Phase::Replaced | Phase::Deleting | Phase::Closed { .. } | Phase::Dead => false,
+        });
+        if peer.config.role == Role::Initiate && !hopeful && peer.next_try.is_none() {
+            peer.next_try = Some(now + backoff(&self.settings, peer.attempts, rng));
+        } else if hopeful && !peer.asked {
+            peer.next_try = None;
+        }
+        self.set_peer_timer(id);
+    }
+
+    /// An SA has ended, for a reason that somebody should know.
+    pub(super) fn note_end(&mut self, now: Instant, sa: &IkeSa, end: End) {
+        let known = sa.peer.and_then(|peer| self.peers.get_mut(&peer));
+        if matches!(end.diagnosis.as_ref().map(|d| (d.by_peer, d.step)), Some((true, Step::Auth))) {
+            self.counters.failed_authentication += 1;
+        }
+        if let Some(peer) = known {
+            peer.cause = end.cause;
+            if let Some(diagnosis) = &end.diagnosis {
+                peer.last_failure = Some((now, diagnosis.clone()));
+            }
+        }
+        if let Some(diagnosis) = end.diagnosis {
+            let diagnosis = Box::new(diagnosis);
+            let event = Event::Failed { peer: sa.peer, diagnosis, retry_in: None };
+            self.effects.push_back(Effect::Event(event));
+        }
+    }
+
+    /// Nothing of what a known peer offers is accepted here.
+    pub(super) fn report_no_proposal(&mut self, path: Path, message: &Message, offered: &[Proposal]) {
+        let Some((peer, config)) = self.directory.candidates(path).next() else { return };
+        let fault = Fault::NoProposal {
+            ours: offers(&config.ike_proposals, ProposalSpi::None),
+            peers: offered.to_vec(),
+        };
+        let diagnosis = Diagnosis {
+            step: Step::Init,
+            remote: Some(path.remote),
+            by_peer: true,
+            spi: message.header.initiator_spi,
+            fault,
+        };
+        let event = Event::Failed { peer: Some(peer), diagnosis: Box::new(diagnosis), retry_in: None };
+        self.effects.push_back(Effect::Event(event));
+    }
+
+    /// A new SA is established: of several with one peer, one stays.
+    pub(super) fn resolve_duplicates(
+        &mut self,
+        now: Instant,
+        rng: &mut dyn Random,
+        new: IkeSaId,
+        peer: PeerId,
+        initial_contact: bool,
+    ) {
+        let Some((by_us, key, made)) = self.sas.get(&new).map(|sa| (sa.initiator, rank(sa), sa.created))
+        else {
+            return;
+        };
+        let mut loses = false;
+        for id in self.sas_of(peer).into_iter().filter(|id| *id != new) {
+            let Some(other) = self.sas.get(&id) else { continue };
+            let end = End { cause: DownCause::Deleted, diagnosis: None };
+            let collided = other.initiator != by_us && made < other.created + TOGETHER;
+            match &other.phase {
+                // Ours has not got as far as IKE_AUTH: the peer has authenticated nothing of it.
+                Phase::Handshake(_) if other.initiator => {
+                    if other.current_exchange() != Some(ExchangeType::IkeAuth) {
+                        self.with_sa(now, rng, id, |sa, cx| sa.die(cx, None));
+                    }
+                }
+                // Both sides connected at once: both keep the SA of the higher SPIs.
+                Phase::Established if collided && rank(other) > key => loses = true,
+                // RFC 7296 section 2.4: the peer knows nothing of older ones.
+                Phase::Established if initial_contact && !collided => {
+                    self.with_sa(now, rng, id, |sa, cx| sa.die(cx, Some(end)));
+                }
+                Phase::Established => self.with_sa(now, rng, id, |sa, cx| sa.delete(cx, end)),
+                Phase::Handshake(_)
+                | Phase::Replaced
+                | Phase::Deleting
+                | Phase::Closed { .. }
+                | Phase::Dead => {}
+            }
+        }
+        if loses {
+            let end = End { cause: DownCause::Deleted, diagnosis: None };
+            self.with_sa(now, rng, new, |sa, cx| sa.delete(cx, end));
+        }
+    }
+
+    /// An established SA without a child.
+    pub(super) fn handle_childless(&mut self, now: Instant, rng: &mut dyn Random, id: IkeSaId, peer: PeerId) {
+        let others = self.sas_of(peer);
+        let served = others
+            .iter()
+            .filter(|other| **other != id)
+            .any(|other| self.sas.get(other).is_some_and(|sa| sa.usable_child().is_some()));
+        let initiates = self.peers.get(&peer).is_some_and(|peer| peer.config.role == Role::Initiate);
+        self.with_sa(now, rng, id, |sa, cx| {
+            let since = sa.childless_since.unwrap_or(cx.now);
+            if served || (!initiates && cx.now >= since + EMPTY_FOR) {
+                sa.delete(cx, End { cause: DownCause::Deleted, diagnosis: None });
+            } else if initiates {
+                sa.want(cx.now, Want::CreateChild);
+                sa.pump(cx);
+            }
+        });
+    }
+
+    /// Where a peer stands.
+    pub fn status(&self, now: Instant, id: PeerId) -> Option<PeerStatus> {
+        let peer = self.peers.get(&id)?;
+        let sas: Vec<&IkeSa> =
+            peer.sas.iter().rev().filter_map(|sa| self.sas.get(sa)).map(|sa| &**sa).collect();
+        let working = sas.iter().find(|sa| sa.usable_child().is_some());
+        let established = working.or_else(|| sas.iter().find(|sa| sa.is_established()));
+        let waiting = sas.iter().find_map(|sa| sa.current_exchange());
+        let state = match (working.is_some(), sas.is_empty() && peer.next_try.is_none()) {
+            (true, _) => PeerState::Up,
+            (false, true) => PeerState::Idle,
+            (false, false) => PeerState::Connecting,
+        };
+        let ike = established.and_then(|sa| {
+            Some(IkeStatus {
+                suite: sa.crypt.as_ref()?.keys.suite().to_string(),
+                rekey_in: sa.rekey_at.saturating_duration_since(now),
+                initiator: sa.initiator,
+                nat_here: sa.nat.here,
+                nat_there: sa.nat.there,
+            })
+        });
+        let child = working.and_then(|sa| {
+            let child = sa.usable_child()?;
+            Some(ChildStatus {
+                id: child.id,
+                suite: child.terms.suite.to_string(),
+                spi_in: child.terms.spi_in,
+                spi_out: child.terms.spi_out,
+                rekey_in: child.rekey_at.saturating_duration_since(now),
+                rekeys: sa.child_rekeys,
+                transport: sa.esp_transport().0,
+            })
+        });
+        Some(PeerStatus {
+            state,
+            path: established.or(sas.first()).map(|sa| sa.path),
+            ike,
+            child,
+            waiting_for: waiting,
+            attempts: peer.attempts,
+            retry_in: peer.next_try.map(|at| at.saturating_duration_since(now)),
+            last_failure: peer.last_failure.clone(),
+        })
+    }
+}
+
+/// What both sides compare two SAs by.
+fn rank(sa: &IkeSa) -> (crate::wire::IkeSpi, crate::wire::IkeSpi) {
+    (sa.spi_i, sa.spi_r)
+}
+
+/// The pause before an attempt: none before the first, then doubling, a quarter more or less at random.
+fn backoff(settings: &crate::EndpointSettings, attempts: u32, rng: &mut dyn Random) -> Duration {
+    if attempts == 0 {
+        return Duration::ZERO;
+    }
+    let factor = 1u32 << (attempts - 1).min(16);
+    let pause = settings.retry_first.saturating_mul(factor).min(settings.retry_max);
+    let jitter = random_u64(rng) % (u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX) / 2).max(1);
+    pause * 3 / 4 + Duration::from_nanos(jitter)
+}

@@ -1,0 +1,150 @@
+//! INFORMATIONAL (RFC 7296 section 1.4): deletions, liveness, and MOBIKE's address updates (RFC 4555).
+
+use super::super::child::ChildState;
+use super::super::nat::Nat;
+use super::super::parts::Parts;
+use super::super::{After, Cx, End, IkeSa, Phase, Task, Want};
+use crate::crypto::constant_time_eq;
+use crate::diagnosis::{Fault, Step};
+use crate::effect::{ChildId, DownCause, Path};
+use crate::random::random_array;
+use crate::wire::{Delete, ExchangeType, Notify, NotifyType, Payload};
+
+/// An SA deleted sooner than this after it was made points at the peer's configuration.
+const AT_ONCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+impl IkeSa {
+    pub(crate) fn handle_informational(
+        &mut self,
+        cx: &mut Cx<'_>,
+        path: Path,
+        parts: &Parts<'_>,
+    ) -> Vec<Payload> {
+        let mut payloads = Vec::new();
+        let deletes_ike = parts.deletes.iter().any(|delete| matches!(delete, Delete::Ike));
+        if deletes_ike {
+            // RFC 7296 section 1.4.1: the answer to it is empty, and its children end with it.
+            self.peer_deletes_ike(cx, parts);
+            return payloads;
+        }
+        let mut ended = Vec::new();
+        for delete in &parts.deletes {
+            if let Delete::Esp(spis) = delete {
+                spis.iter().for_each(|spi| ended.extend(self.peer_deletes_child(cx, *spi)));
+            }
+        }
+        if !ended.is_empty() {
+            payloads.push(Payload::Delete(Delete::Esp(ended)));
+        }
+        if parts.has(NotifyType::UPDATE_SA_ADDRESSES) && self.caps.mobike {
+            self.peer_moves(cx, path, parts, &mut payloads);
+        }
+        payloads.extend(parts.cookie2());
+        payloads
+    }
+
+    fn peer_deletes_ike(&mut self, cx: &mut Cx<'_>, parts: &Parts<'_>) {
+        // RFC 7296 section 2.25.2: a rekey of ours that is under way is forgotten; the peer's stands.
+        self.yield_to_peers_rekey(cx);
+        let refused = parts.has(NotifyType::AUTHENTICATION_FAILED);
+        let end = matches!(self.phase, Phase::Established).then(|| {
+            let at_once = cx.now < self.created + AT_ONCE;
+            let fault = if refused { Fault::PeerRejectedUs } else { Fault::PeerDeleted { at_once } };
+            let diagnosis = Some(self.diagnosis(Step::Informational, fault));
+            End { cause: DownCause::PeerDeleted, diagnosis }
+        });
+        self.after.push(After::Close(end));
+    }
+
+    /// The peer ends a child by the SPI it receives on; returns ours of the pair.
+    fn peer_deletes_child(&mut self, cx: &mut Cx<'_>, spi_out: u32) -> Option<u32> {
+        let child = self.children.iter().find(|child| child.terms.spi_out == spi_out)?;
+        let (id, spi_in, state) = (child.id, child.terms.spi_in, child.state);
+        let heir = match state {
+            ChildState::Replaced(heir) => Some(heir),
+            // The peer's rekey is done, ours of the same child is still under way.
+            ChildState::Rekeying => {
+                self.our_rekey_of(id).and_then(|rival| rival.as_ref()).map(|rival| rival.child)
+            }
+            ChildState::Live | ChildState::Redundant | ChildState::Deleting => None,
+        };
+        // RFC 7296 section 2.8: now the peer is known to use the new pair.
+        if let Some(heir) = heir {
+            self.activate_child(cx, heir);
+        }
+        self.end_child(cx, id, cx.settings.old_inbound_grace);
+        // RFC 7296 section 1.4.1: what our own Delete under way names is not named again.
+        let ours_under_way = matches!(&self.task, Some(Task::DeleteChildren(ids)) if ids.contains(&id));
+        (!ours_under_way).then_some(spi_in)
+    }
+
+    pub(crate) fn start_delete_children(&mut self, cx: &mut Cx<'_>, first: ChildId) {
+        // One message for all that wait.
+        let mut ids = vec![first];
+        self.queue.retain(|(_, want)| match want {
+            Want::DeleteChild(id) => {
+                ids.push(*id);
+                false
+            }
+            _ => true,
+        });
+        let spis: Vec<u32> =
+            ids.iter().filter_map(|id| self.child_mut(*id).map(|child| child.terms.spi_in)).collect();
+        if !spis.is_empty() {
+            let payloads = vec![Payload::Delete(Delete::Esp(spis))];
+            self.start_request(cx, Task::DeleteChildren(ids), ExchangeType::Informational, payloads);
+        }
+    }
+
+    pub(crate) fn handle_children_deleted(&mut self, cx: &mut Cx<'_>, ids: &[ChildId]) {
+        ids.iter().for_each(|id| self.end_child(cx, *id, cx.settings.old_inbound_grace));
+    }
+
+    /// MOBIKE: tells the peer that we are elsewhere (RFC 4555 section 3.5).
+    pub(crate) fn start_move(&mut self, cx: &mut Cx<'_>, path: Path) {
+        let Some(config) = self.config.clone() else { return };
+        self.move_to(cx, path);
+        let cookie2: [u8; 16] = random_array(cx.rng);
+        let mut payloads = vec![
+            Payload::Notify(Notify::bare(NotifyType::UPDATE_SA_ADDRESSES)),
+            Payload::Notify(Notify::new(NotifyType::COOKIE2, cookie2.to_vec())),
+        ];
+        payloads.extend(Nat::payloads(config.encapsulation, cx.rng, self.spi_i, self.spi_r, path));
+        let task = Task::MoveAddresses { cookie2: cookie2.to_vec(), path };
+        self.start_request(cx, task, ExchangeType::Informational, payloads);
+    }
+
+    pub(crate) fn handle_move_response(
+        &mut self,
+        cx: &mut Cx<'_>,
+        cookie2: &[u8],
+        path: Path,
+        parts: &Parts<'_>,
+    ) {
+        // RFC 4555 section 3.7: another cookie means that something is wrong on the way; tried again.
+        let echoed = parts.notify(NotifyType::COOKIE2).is_some_and(|n| constant_time_eq(&n.data, cookie2));
+        if !echoed || parts.has(NotifyType::UNACCEPTABLE_ADDRESSES) {
+            self.want(cx.now + cx.settings.retransmit_max, Want::MoveAddresses(path));
+            return;
+        }
+        let nat = Nat::detect(parts, self.spi_i, self.spi_r, path);
+        if nat.supported {
+            self.nat = nat;
+        }
+    }
+
+    fn peer_moves(&mut self, cx: &mut Cx<'_>, path: Path, parts: &Parts<'_>, payloads: &mut Vec<Payload>) {
+        let Some(config) = self.config.clone() else { return };
+        let nat = Nat::detect(parts, self.spi_i, self.spi_r, path);
+        // RFC 4555 section 3.9: the peer forbids NATs, yet there is one.
+        if parts.has(NotifyType::NO_NATS_ALLOWED) && (nat.here || nat.there) {
+            payloads.push(Payload::Notify(Notify::bare(NotifyType::UNEXPECTED_NAT_DETECTED)));
+            return;
+        }
+        if nat.supported {
+            self.nat = nat;
+            payloads.extend(Nat::payloads(config.encapsulation, cx.rng, self.spi_i, self.spi_r, path));
+        }
+        self.move_to(cx, path);
+    }
+}

@@ -1,0 +1,564 @@
+//! One IKE SA: its messages, its exchanges, its children.
+//!
+//! [`window`] owns message IDs and retransmission; each exchange has a file in [`exchanges`]; [`timers`] says
+//! what happens by time alone. An IKE SA knows nothing of others: what concerns them goes up to the endpoint
+//! as an [`Upcall`].
+//!
+//! Invariants: one request of ours at a time; nothing that was not authenticated changes state after
+//! IKE_SA_INIT; every queue is bounded; a child is in exactly one IKE SA.
+
+pub(crate) mod child;
+pub(crate) mod core_events;
+pub(crate) mod exchanges;
+pub(crate) mod nat;
+pub(crate) mod parts;
+pub(crate) mod receive;
+pub(crate) mod stash;
+pub(crate) mod timers;
+pub(crate) mod window;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::Random;
+use crate::auth::PeerSignatureSupport;
+use crate::crypto::{CryptoError, IkeKeys, Opener, Sealer};
+use crate::diagnosis::{Diagnosis, Fault, Step};
+use crate::effect::{ChildId, DownCause, Effect, EspTransport, Event, IkeSaId, Path, PeerId, StashUpdate};
+use crate::endpoint::directory::Directory;
+use crate::random::random_u64;
+use crate::settings::{EndpointSettings, Lifetime, PeerConfig};
+use crate::status::Counters;
+use crate::wire::fragment::seal_fragmented;
+use crate::wire::{Delete, ExchangeType, Header, IkeSpi, Message, Payload};
+use child::{Child, Lingering};
+use exchanges::auth::AuthTask;
+use exchanges::create_child::ChildTask;
+use exchanges::followup::{AwaitedFollowup, Followup};
+use exchanges::init::Handshake;
+use exchanges::rekey_ike::{IkeCollision, RekeyTask};
+use nat::Nat;
+use window::Window;
+
+/// Most child SAs of one IKE SA.
+pub(crate) const MAX_CHILDREN: usize = 16;
+/// Most exchanges waiting for the window.
+const MAX_QUEUE: usize = 64;
+/// How long an SA that has ended still answers retransmissions.
+pub(crate) const CLOSED_FOR: Duration = Duration::from_secs(30);
+
+/// What an IKE SA may use and change outside itself.
+pub(crate) struct Cx<'a> {
+    pub(crate) now: Instant,
+    /// Wall clock, for certificates.
+    pub(crate) unix_time: Duration,
+    pub(crate) rng: &'a mut dyn Random,
+    pub(crate) settings: &'a EndpointSettings,
+    pub(crate) effects: &'a mut VecDeque<Effect>,
+    pub(crate) esp_spis: &'a mut BTreeSet<u32>,
+    pub(crate) ids: &'a mut Ids,
+    pub(crate) upcalls: &'a mut Vec<Upcall>,
+    pub(crate) directory: &'a Directory,
+    pub(crate) counters: &'a mut Counters,
+}
+
+/// Numbers that are given out once.
+#[derive(Debug, Default)]
+pub(crate) struct Ids {
+    pub(crate) ike: u64,
+    pub(crate) child: u64,
+}
+
+impl Ids {
+    pub(crate) fn next_ike(&mut self) -> IkeSaId {
+        self.ike += 1;
+        IkeSaId(self.ike)
+    }
+
+    pub(crate) fn next_child(&mut self) -> ChildId {
+        self.child += 1;
+        ChildId(self.child)
+    }
+}
+
+/// What concerns other IKE SAs.
+#[derive(Debug)]
+pub(crate) enum Upcall {
+    /// The SA is authenticated.
+    Established { sa: IkeSaId, peer: PeerId, initial_contact: bool },
+    /// A rekey has made this SA.
+    New(Box<IkeSa>),
+    /// The children go to another SA of the same peer.
+    MoveChildren { from: IkeSaId, to: IkeSaId },
+    /// The SA has had no usable child for a while.
+    Childless { sa: IkeSaId, peer: PeerId },
+}
+
+/// Where an IKE SA stands.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// Not authenticated yet.
+    Handshake(Box<Handshake>),
+    /// Authenticated.
+    Established,
+    /// Another one has taken its place; it is to be deleted, by the peer or by us.
+    Replaced,
+    /// Our Delete is under way.
+    Deleting,
+    /// It has ended, and only repeats its last answer.
+    Closed { until: Instant },
+    /// It can be forgotten.
+    Dead,
+}
+
+/// Our request that is under way.
+#[derive(Debug)]
+pub(crate) enum Task {
+    Init,
+    Intermediate,
+    Auth(Box<AuthTask>),
+    Child(Box<ChildTask>),
+    RekeyIke(Box<RekeyTask>),
+    Followup(Box<Followup>),
+    DeleteChildren(Vec<ChildId>),
+    DeleteIke,
+    Probe,
+    MoveAddresses {
+        cookie2: Vec<u8>,
+        path: Path,
+    },
+    /// Of an earlier life of this process: only the window matters.
+    Forgotten {
+        spi_in: Option<u32>,
+        rekeys_ike: bool,
+    },
+}
+
+/// An exchange that we want.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Want {
+    DeleteIke,
+    DeleteChild(ChildId),
+    MoveAddresses(Path),
+    RekeyIke,
+    RekeyChild(ChildId),
+    CreateChild,
+    Probe,
+}
+
+/// What the peer announced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PeerCaps {
+    pub(crate) fragmentation: bool,
+    pub(crate) mobike: bool,
+    pub(crate) childless: bool,
+    pub(crate) intermediate: bool,
+    pub(crate) ppk: bool,
+    pub(crate) signatures: PeerSignatureSupport,
+}
+
+/// Keys at work.
+#[derive(Debug)]
+pub(crate) struct Crypt {
+    pub(crate) keys: IkeKeys,
+    pub(crate) sealer: Sealer,
+    pub(crate) opener: Opener,
+}
+
+impl Crypt {
+    pub(crate) fn new(keys: IkeKeys, initiator: bool, generation: u32) -> Result<Self, CryptoError> {
+        let sealer = keys.sealer(initiator, generation)?;
+        let opener = keys.opener(initiator)?;
+        Ok(Self { keys, sealer, opener })
+    }
+}
+
+/// Why an SA ended.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) cause: DownCause,
+    pub(crate) diagnosis: Option<Diagnosis>,
+}
+
+/// What follows once the answer has been sent.
+#[derive(Debug)]
+pub(crate) enum After {
+    Activate(ChildId),
+    Close(Option<End>),
+}
+
+/// One IKE SA.
+#[derive(Debug)]
+pub(crate) struct IkeSa {
+    pub(crate) id: IkeSaId,
+    pub(crate) peer: Option<PeerId>,
+    pub(crate) config: Option<Arc<PeerConfig>>,
+    /// We made it: flag I of what we send.
+    pub(crate) initiator: bool,
+    pub(crate) spi_i: IkeSpi,
+    pub(crate) spi_r: IkeSpi,
+    pub(crate) path: Path,
+    pub(crate) phase: Phase,
+    pub(crate) crypt: Option<Crypt>,
+    pub(crate) window: Window,
+    pub(crate) task: Option<Task>,
+    pub(crate) queue: VecDeque<(Instant, Want)>,
+    pub(crate) children: Vec<Child>,
+    pub(crate) lingering: Vec<Lingering>,
+    pub(crate) nat: Nat,
+    pub(crate) caps: PeerCaps,
+    pub(crate) after: Vec<After>,
+    pub(crate) collision: Option<IkeCollision>,
+    pub(crate) awaited: Option<Box<AwaitedFollowup>>,
+    pub(crate) created: Instant,
+    pub(crate) last_heard: Instant,
+    pub(crate) last_sent: Instant,
+    pub(crate) rekey_at: Instant,
+    pub(crate) expires_at: Instant,
+    /// Set while it is established and has no usable child.
+    pub(crate) childless_since: Option<Instant>,
+    /// When that is looked at next.
+    pub(crate) childless_at: Instant,
+    /// Of the child that ended last.
+    pub(crate) last_child_lived: Option<Duration>,
+    pub(crate) child_rekeys: u64,
+    pub(crate) end: Option<End>,
+}
+
+impl IkeSa {
+    /// An SA without keys.
+    pub(crate) fn blank(
+        cx: &mut Cx<'_>,
+        initiator: bool,
+        (spi_i, spi_r): (IkeSpi, IkeSpi),
+        path: Path,
+        phase: Phase,
+    ) -> Self {
+        let now = cx.now;
+        Self {
+            id: cx.ids.next_ike(),
+            peer: None,
+            config: None,
+            initiator,
+            spi_i,
+            spi_r,
+            path,
+            phase,
+            crypt: None,
+            window: Window::default(),
+            task: None,
+            queue: VecDeque::new(),
+            children: Vec::new(),
+            lingering: Vec::new(),
+            nat: Nat::default(),
+            caps: PeerCaps::default(),
+            after: Vec::new(),
+            collision: None,
+            awaited: None,
+            created: now,
+            last_heard: now,
+            last_sent: now,
+            rekey_at: now + Duration::from_secs(86_400),
+            expires_at: now + Duration::from_secs(86_400),
+            childless_since: None,
+            childless_at: now,
+            last_child_lived: None,
+            child_rekeys: 0,
+            end: None,
+        }
+    }
+
+    /// The SPI by which datagrams find it.
+    pub(crate) fn our_spi(&self) -> IkeSpi {
+        if self.initiator { self.spi_i } else { self.spi_r }
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        matches!(self.phase, Phase::Dead)
+    }
+
+    pub(crate) fn is_established(&self) -> bool {
+        matches!(self.phase, Phase::Established)
+    }
+
+    pub(crate) fn is_handshake(&self) -> bool {
+        matches!(self.phase, Phase::Handshake(_))
+    }
+
+    /// Whether traffic can go both ways.
+    pub(crate) fn usable_child(&self) -> Option<&Child> {
+        self.children.iter().rev().find(|child| child.is_usable())
+    }
+
+    pub(crate) fn child_mut(&mut self, id: ChildId) -> Option<&mut Child> {
+        self.children.iter_mut().find(|child| child.id == id)
+    }
+
+    /// How ESP of this SA travels now.
+    pub(crate) fn esp_transport(&self) -> (EspTransport, Path) {
+        let mode = self.config.as_ref().map_or(crate::Encapsulation::Auto, |config| config.encapsulation);
+        (self.nat.transport(mode), self.path)
+    }
+
+    /// Sets the rekey and end times of a fresh SA.
+    pub(crate) fn start_lifetime(&mut self, cx: &mut Cx<'_>, lifetime: Lifetime) {
+        let jitter = cx.random_below(lifetime.jitter);
+        self.rekey_at = cx.now + lifetime.hard.saturating_sub(lifetime.margin + jitter);
+        self.expires_at = cx.now + lifetime.hard;
+        self.last_heard = cx.now;
+    }
+
+    /// Queues an exchange once.
+    pub(crate) fn want(&mut self, due: Instant, want: Want) {
+        if let Some(queued) = self.queue.iter_mut().find(|(_, queued)| *queued == want) {
+            queued.0 = queued.0.min(due);
+        } else if want == Want::DeleteIke {
+            self.queue.push_front((due, want));
+        } else if self.queue.len() < MAX_QUEUE {
+            self.queue.push_back((due, want));
+        }
+    }
+
+    /// Starts the next exchange, if none is under way.
+    pub(crate) fn pump(&mut self, cx: &mut Cx<'_>) {
+        while self.window.outstanding().is_none()
+            && matches!(self.phase, Phase::Established | Phase::Replaced)
+        {
+            let due = self.queue.iter().position(|(at, _)| *at <= cx.now);
+            let Some((_, want)) = due.and_then(|index| self.queue.remove(index)) else { return };
+            match want {
+                Want::DeleteIke => self.start_delete_ike(cx),
+                Want::DeleteChild(id) => self.start_delete_children(cx, id),
+                Want::MoveAddresses(path) => self.start_move(cx, path),
+                Want::RekeyIke => self.start_rekey_ike(cx),
+                Want::RekeyChild(id) => self.start_rekey_child(cx, id),
+                Want::CreateChild => self.start_create_child(cx),
+                Want::Probe => self.start_request(cx, Task::Probe, ExchangeType::Informational, Vec::new()),
+            }
+        }
+    }
+
+    pub(crate) fn header(&self, exchange: ExchangeType, response: bool, message_id: u32) -> Header {
+        Header::new(self.spi_i, self.spi_r, exchange, self.initiator, response, message_id)
+    }
+
+    /// Seals a message into one datagram or several.
+    fn seal(&mut self, cx: &mut Cx<'_>, header: Header, payloads: Vec<Payload>) -> Option<Vec<Vec<u8>>> {
+        let wanted = self.config.as_ref().is_none_or(|config| config.fragmentation);
+        let limit = if self.caps.fragmentation && wanted {
+            cx.settings.fragment_size
+        } else {
+            crate::wire::MAX_MESSAGE
+        };
+        let crypt = self.crypt.as_mut()?;
+        seal_fragmented(&Message { header, payloads }, limit, &mut crypt.sealer, cx.rng).ok()
+    }
+
+    /// Sends a request. There must be none under way.
+    pub(crate) fn start_request(
+        &mut self,
+        cx: &mut Cx<'_>,
+        task: Task,
+        exchange: ExchangeType,
+        payloads: Vec<Payload>,
+    ) {
+        let header = self.header(exchange, false, self.window.next_request());
+        let Some(datagrams) = self.seal(cx, header, payloads) else {
+            self.fail(cx, step_of(exchange), Fault::Expired);
+            return;
+        };
+        self.window.sent(cx.now, cx.settings, exchange, datagrams.clone());
+        self.task = Some(task);
+        self.transmit(cx, self.path, datagrams);
+    }
+
+    /// Seals, keeps and sends the answer to the request that `header` began, then does what waited for it.
+    pub(crate) fn respond(&mut self, cx: &mut Cx<'_>, request: &Header, path: Path, payloads: Vec<Payload>) {
+        let header = self.header(request.exchange, true, request.message_id);
+        let Some(datagrams) = self.seal(cx, header, payloads) else {
+            self.fail(cx, step_of(request.exchange), Fault::Expired);
+            return;
+        };
+        self.window.answered(datagrams.clone());
+        // RFC 7296 section 2.11: the answer goes where the request came from.
+        self.transmit(cx, path, datagrams);
+        for after in std::mem::take(&mut self.after) {
+            match after {
+                After::Activate(id) => self.activate_child(cx, id),
+                After::Close(end) => self.close(cx, end),
+            }
+        }
+    }
+
+    pub(crate) fn transmit(&mut self, cx: &mut Cx<'_>, path: Path, datagrams: Vec<Vec<u8>>) {
+        let kept = matches!(self.phase, Phase::Established | Phase::Replaced | Phase::Deleting);
+        let mut stash = kept.then(|| self.stash_update(cx.now)).flatten();
+        let non_esp_marker = path.local.port() == cx.settings.nat_port;
+        for bytes in datagrams {
+            let stash = stash.take();
+            cx.effects.push_back(Effect::Transmit { path, bytes, non_esp_marker, stash });
+        }
+        self.last_sent = cx.now;
+    }
+
+    /// The state to be kept with what is sent.
+    pub(crate) fn stash_update(&self, now: Instant) -> Option<StashUpdate> {
+        Some(StashUpdate { key: self.id.0, value: self.export(now)? })
+    }
+
+    /// Installs the outbound half of a child.
+    pub(crate) fn activate_child(&mut self, cx: &mut Cx<'_>, id: ChildId) {
+        let way = self.esp_transport();
+        if let Some(child) = self.child_mut(id) {
+            child.activate(cx, way);
+        }
+        self.note_children(cx.now);
+    }
+
+    /// Ends a child: its outbound half at once.
+    pub(crate) fn end_child(&mut self, cx: &mut Cx<'_>, id: ChildId, grace: Duration) {
+        let Some(index) = self.children.iter().position(|child| child.id == id) else { return };
+        let child = self.children.remove(index);
+        self.last_child_lived = Some(cx.now.saturating_duration_since(child.created));
+        if let Some(peer) = self.peer {
+            self.lingering.extend(child.end(cx, peer, grace));
+        }
+        self.note_children(cx.now);
+    }
+
+    /// Keeps `childless_since` true.
+    pub(crate) fn note_children(&mut self, now: Instant) {
+        let has =
+            !self.is_established() || self.children.iter().any(|c| c.is_usable() || c.pending_out.is_some());
+        match (has, self.childless_since) {
+            (true, _) => self.childless_since = None,
+            (false, Some(_)) => {}
+            (false, None) => {
+                self.childless_since = Some(now);
+                self.childless_at = now + Self::childless_pause(self.last_child_lived);
+            }
+        }
+    }
+
+    /// Why and when it failed, for a diagnosis.
+    pub(crate) fn diagnosis(&self, step: Step, fault: Fault) -> Diagnosis {
+        let remote = Some(self.path.remote);
+        Diagnosis { step, remote, by_peer: !self.initiator, spi: self.spi_i, fault }
+    }
+
+    /// Reports a failure that the SA survives.
+    pub(crate) fn report(&self, cx: &mut Cx<'_>, step: Step, fault: Fault, retry_in: Option<Duration>) {
+        let diagnosis = Box::new(self.diagnosis(step, fault));
+        cx.effects.push_back(Effect::Event(Event::Failed { peer: self.peer, diagnosis, retry_in }));
+    }
+
+    /// Ends the SA because of a fault; the peer is not told.
+    pub(crate) fn fail(&mut self, cx: &mut Cx<'_>, step: Step, fault: Fault) {
+        let cause = match &fault {
+            Fault::DeadPeer | Fault::Unreachable { .. } => DownCause::DeadPeer,
+            Fault::PeerDeleted { .. } => DownCause::PeerDeleted,
+            Fault::Expired => DownCause::Expired,
+            Fault::InstallFailed => DownCause::InstallFailed,
+            _ => DownCause::Refused,
+        };
+        let diagnosis = Some(self.diagnosis(step, fault));
+        self.die(cx, Some(End { cause, diagnosis }));
+    }
+
+    /// Ends the SA; its children leave the core at once.
+    pub(crate) fn die(&mut self, cx: &mut Cx<'_>, end: Option<End>) {
+        self.drop_children(cx);
+        self.window.settle();
+        self.task = None;
+        self.queue.clear();
+        if self.end.is_none() {
+            self.end = end;
+        }
+        self.phase = Phase::Dead;
+    }
+
+    /// Ends the SA, but keeps answering retransmissions for a while.
+    pub(crate) fn close(&mut self, cx: &mut Cx<'_>, end: Option<End>) {
+        if self.is_dead() {
+            return;
+        }
+        self.die(cx, end);
+        self.phase = Phase::Closed { until: cx.now + CLOSED_FOR };
+    }
+
+    fn drop_children(&mut self, cx: &mut Cx<'_>) {
+        let Some(peer) = self.peer else { return };
+        for child in std::mem::take(&mut self.children) {
+            child.end(cx, peer, Duration::ZERO);
+        }
+        for old in std::mem::take(&mut self.lingering) {
+            old.remove(cx, peer);
+        }
+    }
+
+    /// Tells the peer that the SA ends, after everything under way.
+    pub(crate) fn start_delete_ike(&mut self, cx: &mut Cx<'_>) {
+        self.queue.clear();
+        let payloads = vec![Payload::Delete(Delete::Ike)];
+        self.phase = Phase::Deleting;
+        self.start_request(cx, Task::DeleteIke, ExchangeType::Informational, payloads);
+    }
+
+    /// Ends the SA from our side: children at once, the Delete when the window allows.
+    pub(crate) fn delete(&mut self, cx: &mut Cx<'_>, end: End) {
+        match &self.phase {
+            Phase::Established | Phase::Replaced => {
+                self.drop_children(cx);
+                if self.end.is_none() {
+                    self.end = Some(end);
+                }
+                // A request under way is given up: its answer no longer matters, and a Delete waits for no one.
+                self.queue.clear();
+                self.phase = Phase::Replaced;
+                self.want(cx.now, Want::DeleteIke);
+                self.pump(cx);
+            }
+            Phase::Handshake(_) => self.die(cx, Some(end)),
+            Phase::Deleting | Phase::Closed { .. } | Phase::Dead => {}
+        }
+    }
+
+    /// Two NAT keepalives or messages are never farther apart than the settings say.
+    pub(crate) fn send_keepalive(&mut self, cx: &mut Cx<'_>) {
+        // RFC 3948 section 4: one octet 0xFF, without the marker.
+        let (path, bytes) = (self.path, vec![0xff]);
+        cx.effects.push_back(Effect::Transmit { path, bytes, non_esp_marker: false, stash: None });
+        self.last_sent = cx.now;
+    }
+}
+
+impl Cx<'_> {
+    /// Uniform enough, below the bound.
+    pub(crate) fn random_below(&mut self, bound: Duration) -> Duration {
+        let nanos = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
+        if nanos == 0 { Duration::ZERO } else { Duration::from_nanos(random_u64(self.rng) % nanos) }
+    }
+
+    /// A fresh inbound ESP SPI, unique in the endpoint; RFC 4303 section 2.1: 1 to 255 are reserved.
+    pub(crate) fn allocate_esp_spi(&mut self) -> u32 {
+        loop {
+            let spi = u32::from_be_bytes(crate::random::random_array(self.rng));
+            if spi > 255 && self.esp_spis.insert(spi) {
+                return spi;
+            }
+        }
+    }
+}
+
+/// The step that an exchange is.
+pub(crate) fn step_of(exchange: ExchangeType) -> Step {
+    match exchange {
+        ExchangeType::IkeSaInit => Step::Init,
+        ExchangeType::IkeIntermediate => Step::Intermediate,
+        ExchangeType::IkeAuth => Step::Auth,
+        ExchangeType::CreateChildSa | ExchangeType::IkeFollowupKe => Step::CreateChild,
+        ExchangeType::Informational => Step::Informational,
+        ExchangeType::Other(_) => Step::Established,
+    }
+}

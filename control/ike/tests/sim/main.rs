@@ -1,0 +1,5 @@
+//! The shipped state machines on a simulated network.
+
+mod config;
+mod exchanges;
+mod net;
