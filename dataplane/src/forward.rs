@@ -36,12 +36,14 @@ pub type Drops = PerWorker<{ DropReason::COUNT }>;
 pub struct Now {
     /// Monotonic.
     pub nanos: u64,
+    /// The same.
+    pub ticks: Ticks,
 }
 
 impl Now {
-    #[inline]
-    fn ticks(self) -> Ticks {
-        Ticks::from_nanos(self.nanos)
+    /// From monotonic nanoseconds.
+    pub fn from_nanos(nanos: u64) -> Self {
+        Now { nanos, ticks: Ticks::from_nanos(nanos) }
     }
 }
 

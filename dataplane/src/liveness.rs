@@ -19,7 +19,7 @@ use braid_api::{Cause, Encapsulation, Event, TunnelId, Verdict};
 
 use crate::{
     counters::OTHER_THREAD,
-    esp::{NEXT_HEADER_IPV4, NEXT_HEADER_IPV6},
+    esp::{NEXT_HEADER_IPV4, NEXT_HEADER_IPV6, write_trailer},
     forward::{ProbeReply, icmp},
     tables::{Reader, Tunnel, TunnelStates},
     worker::{Notice, Notices, OuterSocket, Sender, monotonic},
@@ -173,13 +173,17 @@ impl Liveness {
         });
         let Some((ours, peer)) = pair else { return };
         let Some(packet) = icmp::probe(ours, peer, cookie) else { return };
-        let mut esp = vec![0; sa.layout.sealed_len(packet.len())];
-        esp[..4].copy_from_slice(&sa.spi.0.to_be_bytes());
+        let layout = sa.layout;
         let next_header = if peer.is_ipv6() { NEXT_HEADER_IPV6 } else { NEXT_HEADER_IPV4 };
+        let mut esp = vec![0; layout.sealed_len(packet.len())];
+        esp[..4].copy_from_slice(&sa.spi.0.to_be_bytes());
+        let (payload, end) = esp[layout.header_len()..].split_at_mut(packet.len());
+        payload.copy_from_slice(&packet);
+        write_trailer(end, layout.pad_len(packet.len()), next_header);
         let sa = Arc::clone(sa);
         let mut sequence = sa.lock();
         let Ok(number) = sequence.reserve(1) else { return };
-        sequence.sealer().seal_from(&mut esp, &packet, next_header, number);
+        sequence.sealer().seal(&mut esp, number);
         let local = match settings.encapsulation {
             Encapsulation::Udp => settings.local,
             Encapsulation::Esp => SocketAddr::new(settings.local.ip(), 0),

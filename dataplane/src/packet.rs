@@ -19,26 +19,53 @@ pub mod protocol {
 }
 
 /// The inner 5-tuple: addresses, protocol and ports, as far as the packet has them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct FlowKey {
-    /// Source address; an IPv4 address stands in the low half.
-    pub src: u128,
-    /// Destination address.
-    pub dst: u128,
+    pub(crate) src: Address,
+    pub(crate) dst: Address,
     /// Family, protocol, source port and destination port.
     pub rest: u64,
+}
+
+impl PartialEq for FlowKey {
+    /// Word by word: a vector put together from what was just stored in halves waits for the stores.
+    #[inline(always)]
+    fn eq(&self, other: &FlowKey) -> bool {
+        let differ = (self.src[0] ^ other.src[0])
+            | (self.src[1] ^ other.src[1])
+            | (self.dst[0] ^ other.dst[0])
+            | (self.dst[1] ^ other.dst[1])
+            | (self.rest ^ other.rest);
+        differ == 0
+    }
+}
+
+impl Eq for FlowKey {}
+
+/// An address, upper half first; IPv4 stands in the lower. Not `u128`, whose alignment would make a
+/// cache entry of a flow larger than a cache line.
+type Address = [u64; 2];
+
+#[inline(always)]
+fn halves(address: u128) -> Address {
+    [(address >> 64) as u64, address as u64]
+}
+
+#[inline(always)]
+fn number(address: Address) -> u128 {
+    u128::from(address[0]) << 64 | u128::from(address[1])
 }
 
 const V6_FLAG: u64 = 1 << 48;
 
 impl FlowKey {
-    #[inline]
+    #[inline(always)]
     fn new(v6: bool, src: u128, dst: u128, protocol: u8, ports: (u16, u16)) -> Self {
         let rest = if v6 { V6_FLAG } else { 0 }
             | u64::from(protocol) << 32
             | u64::from(ports.0) << 16
             | u64::from(ports.1);
-        FlowKey { src, dst, rest }
+        FlowKey { src: halves(src), dst: halves(dst), rest }
     }
 
     /// The key of a flow that somebody asks about.
@@ -56,12 +83,13 @@ impl FlowKey {
     }
 
     /// A cheap number for per-worker caches; never for the choice of a path.
-    #[inline]
+    #[inline(always)]
     pub fn slot(&self) -> usize {
         const MIX: u64 = 0x9E37_79B9_7F4A_7C15;
-        let fold = (self.src ^ self.dst.rotate_left(29)) as u64
-            ^ ((self.src >> 64) as u64).rotate_left(17)
-            ^ ((self.dst >> 64) as u64).rotate_left(43);
+        let fold = self.src[1]
+            ^ self.dst[1].rotate_left(29)
+            ^ self.src[0].rotate_left(17)
+            ^ self.dst[0].rotate_left(43);
         ((fold.wrapping_mul(MIX) ^ self.rest).wrapping_mul(MIX) >> 32) as usize
     }
 
@@ -75,10 +103,10 @@ impl FlowKey {
         }
         let mut hasher = SipHasher13::new_with_key(seed);
         if self.rest & V6_FLAG != 0 {
-            hasher.write_u128(low.0);
-            hasher.write_u128(high.0);
+            hasher.write_u128(number(low.0));
+            hasher.write_u128(number(high.0));
         } else {
-            hasher.write_u64((low.0 as u64) << 32 | high.0 as u64);
+            hasher.write_u64(low.0[1] << 32 | high.0[1]);
         }
         hasher.write_u64(self.rest >> 32 << 32 | u64::from(low.1) << 16 | u64::from(high.1));
         hasher.finish()
@@ -100,10 +128,8 @@ pub struct Packet {
     /// Its flow, for hashing and caching. Of a fragment that is not the first, without ports; of an
     /// ICMP error, the flow of the packet that it quotes, turned round.
     pub key: FlowKey,
-    /// Source address; an IPv4 address stands in the low half.
-    pub src: u128,
-    /// Destination address.
-    pub dst: u128,
+    /// Source and destination address of a packet that quotes another, whose flow `key` is.
+    quoting: Option<(Address, Address)>,
     /// IPv6 rather than IPv4.
     pub v6: bool,
     /// TOS or traffic class.
@@ -126,20 +152,26 @@ impl Packet {
     /// Destination address.
     #[inline]
     pub fn destination(&self) -> IpAddr {
-        self.address(self.dst)
+        self.address(number(self.quoting.map_or(self.key.dst, |(_, dst)| dst)))
     }
 
     /// Source address.
     #[inline]
     pub fn source(&self) -> IpAddr {
-        self.address(self.src)
+        self.address(self.source_number())
+    }
+
+    /// Source address; an IPv4 address stands in the low half.
+    #[inline]
+    pub fn source_number(&self) -> u128 {
+        number(self.quoting.map_or(self.key.src, |(src, _)| src))
     }
 
     /// Whether the flow is another's, which the packet quotes: its addresses say nothing about where
     /// this packet goes.
     #[inline]
     pub fn quotes(&self) -> bool {
-        (self.key.src, self.key.dst) != (self.src, self.dst) || (self.key.rest >> 32) as u8 != self.protocol
+        self.quoting.is_some()
     }
 
     #[inline]
@@ -156,11 +188,72 @@ impl Packet {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Malformed;
 
-/// Parses a packet; bytes behind it (ESP allows them, RFC 4303 section 2.7) are not part of it.
+/// TCP and UDP over IPv4 without options and fragments: nearly all that there is. Inlined into its
+/// callers, so that what they need of it stays in registers. `None`: ask [`parse`].
+#[inline(always)]
+pub fn parse_usual_v4(bytes: &[u8]) -> Option<Packet> {
+    let header: &[u8; 24] = bytes.first_chunk()?;
+    let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let first = word(0);
+    let len = (first & 0xFFFF) as usize;
+    let offset = u16::from_be_bytes([header[6], header[7]]);
+    let protocol = header[9];
+    let usual = first >> 24 == 0x45 && offset & 0x3FFF == 0 && has_ports(protocol);
+    if !usual || len < 24 || len > bytes.len() {
+        return None;
+    }
+    let ports = word(20);
+    let (src, dst) = (u128::from(word(12)), u128::from(word(16)));
+    Some(Packet {
+        key: FlowKey::new(false, src, dst, protocol, ((ports >> 16) as u16, ports as u16)),
+        quoting: None,
+        v6: false,
+        tos: (first >> 16) as u8,
+        df: offset & 0x4000 != 0,
+        len,
+        transport: 20,
+        protocol,
+        fragment: None,
+        plain: true,
+    })
+}
+
+/// The same for IPv6 without extension headers.
+#[inline(always)]
+pub fn parse_usual_v6(bytes: &[u8]) -> Option<Packet> {
+    let header: &[u8; 44] = bytes.first_chunk()?;
+    let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let first = word(0);
+    let len = 40 + (word(4) >> 16) as usize;
+    let protocol = header[6];
+    if first >> 28 != 6 || !has_ports(protocol) || len < 44 || len > bytes.len() {
+        return None;
+    }
+    let ports = word(40);
+    let (src, dst) = (v6_address(header, 8), v6_address(header, 24));
+    Some(Packet {
+        key: FlowKey::new(true, src, dst, protocol, ((ports >> 16) as u16, ports as u16)),
+        quoting: None,
+        v6: true,
+        tos: (first >> 20) as u8,
+        df: true,
+        len,
+        transport: 40,
+        protocol,
+        fragment: None,
+        plain: true,
+    })
+}
+
+#[inline(always)]
+fn has_ports(protocol: u8) -> bool {
+    protocol == protocol::TCP || protocol == protocol::UDP
+}
+
+/// Parses any packet; bytes behind it (ESP allows them, RFC 4303 section 2.7) are not part of it.
 ///
 /// # Errors
 /// [`Malformed`].
-#[inline]
 pub fn parse(bytes: &[u8]) -> Result<Packet, Malformed> {
     match bytes.first().map(|first| first >> 4) {
         Some(4) => parse_v4(bytes),
@@ -169,7 +262,6 @@ pub fn parse(bytes: &[u8]) -> Result<Packet, Malformed> {
     }
 }
 
-#[inline]
 fn parse_v4(bytes: &[u8]) -> Result<Packet, Malformed> {
     let ip = Ipv4HeaderSlice::from_slice(bytes).map_err(|_| Malformed)?;
     let header = ip.slice();
@@ -179,28 +271,25 @@ fn parse_v4(bytes: &[u8]) -> Result<Packet, Malformed> {
         return Err(Malformed);
     }
     let offset = u16::from_be_bytes([header[6], header[7]]);
-    let protocol = header[9];
     let fragment = (offset & 0x3FFF != 0).then(|| Fragment {
         id: u32::from(u16::from_be_bytes([header[4], header[5]])),
         first: offset & 0x1FFF == 0,
     });
     let src = u128::from(u32::from_be_bytes([header[12], header[13], header[14], header[15]]));
     let dst = u128::from(u32::from_be_bytes([header[16], header[17], header[18], header[19]]));
-    let mut packet = Packet {
+    let packet = Packet {
         key: FlowKey::default(),
-        src,
-        dst,
+        quoting: None,
         v6: false,
         tos: header[1],
         df: offset & 0x4000 != 0,
         len,
         transport,
-        protocol,
+        protocol: header[9],
         fragment,
         plain: transport == 20,
     };
-    packet.key = transport_key(&packet, &bytes[transport..len]);
-    Ok(packet)
+    Ok(packet.with_key(src, dst, &bytes[transport..len]))
 }
 
 fn parse_v6(bytes: &[u8]) -> Result<Packet, Malformed> {
@@ -210,17 +299,10 @@ fn parse_v6(bytes: &[u8]) -> Result<Packet, Malformed> {
     if len > bytes.len() {
         return Err(Malformed);
     }
-    let number = |at: usize| {
-        let mut octets = [0; 16];
-        octets.copy_from_slice(&header[at..at + 16]);
-        u128::from_be_bytes(octets)
-    };
-    let (src, dst) = (number(8), number(24));
     let (protocol, transport, fragment) = skip_extensions(&bytes[..len], header[6])?;
-    let mut packet = Packet {
+    let packet = Packet {
         key: FlowKey::default(),
-        src,
-        dst,
+        quoting: None,
         v6: true,
         tos: header[0] << 4 | header[1] >> 4,
         df: true,
@@ -230,8 +312,14 @@ fn parse_v6(bytes: &[u8]) -> Result<Packet, Malformed> {
         fragment,
         plain: transport == 40,
     };
-    packet.key = transport_key(&packet, &bytes[transport..len]);
-    Ok(packet)
+    Ok(packet.with_key(v6_address(header, 8), v6_address(header, 24), &bytes[transport..len]))
+}
+
+#[inline(always)]
+fn v6_address(header: &[u8], at: usize) -> u128 {
+    let mut octets = [0; 16];
+    octets.copy_from_slice(&header[at..at + 16]);
+    u128::from_be_bytes(octets)
 }
 
 /// Walks the extension headers that may stand before the transport header (RFC 8200 section 4.1).
@@ -266,32 +354,37 @@ fn skip_extensions(packet: &[u8], mut next: u8) -> Result<(u8, usize, Option<Fra
     Ok((next, at, fragment))
 }
 
-/// The flow key, with what the transport header adds to the addresses. ICMP errors belong to the
-/// flow of the packet that they quote, turned round.
-#[inline]
-fn transport_key(packet: &Packet, transport: &[u8]) -> FlowKey {
-    let (src, dst) = (packet.src, packet.dst);
-    let half = |at: usize| u16::from_be_bytes([transport[at], transport[at + 1]]);
-    let later = packet.fragment.is_some_and(|fragment| !fragment.first);
-    let ports = match packet.protocol {
-        _ if later => (0, 0),
-        protocol::TCP | protocol::UDP if transport.len() >= 4 => (half(0), half(2)),
-        protocol::ICMP | protocol::ICMPV6 if transport.len() >= 8 => {
-            let kind = transport[0];
-            let (echo, error) = if packet.v6 {
-                (kind == 128 || kind == 129, (1..=4).contains(&kind))
-            } else {
-                (matches!(kind, 0 | 8 | 13 | 14), matches!(kind, 3 | 4 | 5 | 11 | 12))
-            };
-            if error {
-                return quoted_key(packet.v6, &transport[8..])
-                    .unwrap_or_else(|| FlowKey::new(packet.v6, src, dst, packet.protocol, (0, 0)));
+impl Packet {
+    /// With the flow key: what the transport header adds to the addresses. ICMP errors belong to the
+    /// flow of the packet that they quote, turned round.
+    fn with_key(mut self, src: u128, dst: u128, transport: &[u8]) -> Self {
+        let half = |at: usize| u16::from_be_bytes([transport[at], transport[at + 1]]);
+        let later = self.fragment.is_some_and(|fragment| !fragment.first);
+        let mut ports = (0, 0);
+        match self.protocol {
+            _ if later => {}
+            protocol::TCP | protocol::UDP if transport.len() >= 4 => ports = (half(0), half(2)),
+            protocol::ICMP | protocol::ICMPV6 if transport.len() >= 8 => {
+                let kind = transport[0];
+                let (echo, error) = if self.v6 {
+                    (kind == 128 || kind == 129, (1..=4).contains(&kind))
+                } else {
+                    (matches!(kind, 0 | 8 | 13 | 14), matches!(kind, 3 | 4 | 5 | 11 | 12))
+                };
+                if error && let Some(key) = quoted_key(self.v6, &transport[8..]) {
+                    self.key = key;
+                    self.quoting = Some((halves(src), halves(dst)));
+                    return self;
+                }
+                if echo {
+                    ports = (half(4), 0);
+                }
             }
-            if echo { (half(4), 0) } else { (0, 0) }
+            _ => {}
         }
-        _ => (0, 0),
-    };
-    FlowKey::new(packet.v6, src, dst, packet.protocol, ports)
+        self.key = FlowKey::new(self.v6, src, dst, self.protocol, ports);
+        self
+    }
 }
 
 /// The key of the packet that an ICMP error quotes, in the direction of the error.
@@ -418,6 +511,20 @@ pub(crate) mod tests {
             }
             if let Ok(packet) = parse(&bytes) {
                 assert!(packet.transport <= packet.len && packet.len <= bytes.len());
+            }
+        }
+
+        #[test]
+        fn the_usual_way_is_only_a_shorter_one(mut bytes: Vec<u8>, v6: bool, udp: bool, fill in 0_usize..80) {
+            bytes.resize(bytes.len().max(fill), 0);
+            let protocol = if udp { protocol::UDP } else { protocol::TCP };
+            if let (true, Some(head)) = (v6, bytes.first_chunk_mut::<8>()) {
+                (head[0], head[4], head[5], head[6]) = (0x60, 0, head[5] % 64, protocol);
+            } else if let Some(head) = bytes.first_chunk_mut::<10>() {
+                (head[0], head[2], head[3], head[6], head[7], head[9]) = (0x45, 0, head[3] % 99, 0x40, 0, protocol);
+            }
+            if let Some(packet) = parse_usual_v4(&bytes).or_else(|| parse_usual_v6(&bytes)) {
+                assert_eq!(parse(&bytes), Ok(packet));
             }
         }
 

@@ -1,21 +1,21 @@
 //! Runs: packets of equal outer size and TOS for one tunnel, side by side as one GSO send.
 //!
-//! A packet is written where it will be sealed; sequence numbers are reserved and packets sealed
+//! A packet is written where it will be sealed, or stays where it was read until it is sealed from
+//! there, the cipher being the copy; sequence numbers are reserved and packets sealed
 //! when the run leaves, so that wire order is sequence order whatever order runs are filled in.
 //! Runs leave in the order in which they were opened, and no packet enters a run that is older than
-//! the last one that its flow used: no flow is ever reordered.
+//! the last one that its flow used, which the caller remembers: no flow is ever reordered.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, ops::Range, sync::Arc};
 
 use braid_api::Encapsulation;
 
 use crate::{
     esp::{
-        NEXT_HEADER_IPV4, NEXT_HEADER_IPV6,
+        NEXT_HEADER_IPV4, NEXT_HEADER_IPV6, TRAILER,
         sa::{Exhausted, OutboundSa, Sequence},
         write_trailer,
     },
-    packet::Packet,
     tables::{Tunnel, TunnelLive},
 };
 
@@ -23,7 +23,11 @@ use crate::{
 pub const MAX_RUNS: usize = 16;
 /// Largest UDP payload over IPv4, in bytes; what one GSO send takes.
 const MAX_BYTES: usize = 65_507;
-const FLOWS: usize = 1024;
+/// Bytes behind a packet in the worker's buffer that its trailer may take.
+pub const MOST_TRAILER: usize = 32;
+/// Most segments of one GSO send in any kernel (`UDP_MAX_SEGMENTS`).
+const MOST_SEGMENTS: usize = 128;
+const HINTS: usize = 64;
 
 /// Packets that leave together.
 pub struct Run {
@@ -46,21 +50,37 @@ pub struct Run {
     /// Bytes of each ESP packet; the last may be shorter.
     pub segment: usize,
     len: usize,
-    ordinal: u32,
+    ordinal: u64,
     closed: bool,
     memory: Box<[u8]>,
+    /// Packets that are not in `memory` yet, in their order.
+    kept: Vec<Kept>,
+}
+
+/// A packet that stays where it was read until it is sealed.
+struct Kept {
+    /// Its number in the run.
+    index: u32,
+    /// In the worker's buffer, with its trailer.
+    at: Range<usize>,
 }
 
 impl Run {
-    /// Seals all packets under the SA's guard; the bytes to send.
+    /// Seals all packets under the SA's guard; the bytes to send. `buffer` is where packets that were
+    /// kept ([`Runs::keep`]) have been read.
     ///
     /// # Errors
     /// [`Exhausted`]: nothing may be sent.
-    pub fn seal(&mut self, sequence: &mut Sequence<'_>) -> Result<&[u8], Exhausted> {
+    pub fn seal(&mut self, sequence: &mut Sequence<'_>, buffer: &[u8]) -> Result<&[u8], Exhausted> {
         let first = sequence.reserve(self.count)?;
         let sealer = sequence.sealer();
-        for (esp, number) in self.memory[..self.len].chunks_mut(self.segment).zip(first..) {
-            sealer.seal(esp, number);
+        let mut kept = self.kept.iter().peekable();
+        for (index, esp) in (0..).zip(self.memory[..self.len].chunks_mut(self.segment)) {
+            let number = first + u64::from(index);
+            match kept.next_if(|kept| kept.index == index) {
+                Some(kept) => sealer.seal_from(esp, &buffer[kept.at.clone()], number),
+                None => sealer.seal(esp, number),
+            }
         }
         Ok(&self.memory[..self.len])
     }
@@ -71,12 +91,42 @@ pub struct Runs {
     /// Waiting, oldest first.
     waiting: Vec<Run>,
     /// Memory of runs that have left.
-    spare: Vec<Box<[u8]>>,
-    /// By a cheap number of the flow: the youngest run that it may have a packet in.
-    last: Box<[u32; FLOWS]>,
-    next_ordinal: u32,
+    spare: Vec<(Box<[u8]>, Vec<Kept>)>,
+    /// By tunnel: the run that its last packet entered, which the next will probably enter too.
+    hints: [u8; HINTS],
+    /// From 1, never again.
+    next_ordinal: u64,
     max_segments: u32,
     closed: bool,
+}
+
+/// What a run needs to know of an inner packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kind {
+    /// Outer TOS.
+    pub tos: u8,
+    /// IPv6 rather than IPv4.
+    pub v6: bool,
+}
+
+/// What a packet asks of the run that it enters.
+struct Wanted<'a> {
+    sa: &'a Arc<OutboundSa>,
+    tos: u8,
+    sealed: usize,
+    last: u64,
+}
+
+impl Wanted<'_> {
+    /// A run of its size, or larger when it is the flow's last run, whose tail it becomes.
+    #[inline(always)]
+    fn fits(&self, run: &Run) -> bool {
+        Arc::ptr_eq(&run.sa, self.sa)
+            && !run.closed
+            && (run.segment == self.sealed || (run.segment > self.sealed && run.ordinal == self.last))
+            && run.tos == self.tos
+            && run.ordinal >= self.last
+    }
 }
 
 /// Why a packet found no place.
@@ -94,10 +144,12 @@ impl Runs {
     pub fn new(max_segments: u16) -> Self {
         Runs {
             waiting: Vec::with_capacity(MAX_RUNS),
-            spare: (0..MAX_RUNS).map(|_| vec![0; MAX_BYTES].into_boxed_slice()).collect(),
-            last: Box::new([0; FLOWS]),
+            spare: (0..MAX_RUNS)
+                .map(|_| (vec![0; MAX_BYTES].into_boxed_slice(), Vec::with_capacity(MOST_SEGMENTS)))
+                .collect(),
+            hints: [0; HINTS],
             next_ordinal: 1,
-            max_segments: u32::from(max_segments.max(64)),
+            max_segments: u32::from(max_segments.clamp(64, MOST_SEGMENTS as u16)),
             closed: false,
         }
     }
@@ -114,7 +166,7 @@ impl Runs {
     }
 
     /// Room for one packet of `len` bytes in a run; its trailer is written, the packet itself is for
-    /// the caller to write.
+    /// the caller to write. `last` is the flow's last run, 0 for none, and is set.
     ///
     /// # Errors
     /// [`NoPlace`].
@@ -123,19 +175,61 @@ impl Runs {
         &mut self,
         tunnel: &Tunnel,
         sa: &Arc<OutboundSa>,
-        packet: &Packet,
+        kind: Kind,
         len: usize,
+        last: &mut u64,
     ) -> Result<&mut [u8], NoPlace> {
         let layout = sa.layout;
-        let pad = layout.pad_len(len);
-        let sealed = layout.sealed_len(len);
-        let flow = packet.key.slot() % FLOWS;
-        let index = match self.find(sa, packet.tos, sealed, self.last[flow]) {
-            Some(index) => index,
-            None => self.open(tunnel, sa, packet.tos, sealed)?,
+        let (run, start) = self.enter(tunnel, sa, kind, len, last)?;
+        let end = start + layout.sealed_len(len) - layout.icv_len;
+        let payload = start + layout.header_len();
+        write_trailer(&mut run.memory[payload + len..end], layout.pad_len(len), next_header(kind));
+        Ok(&mut run.memory[payload..payload + len])
+    }
+
+    /// Room for the packet of `len` bytes that lies at `start` in the worker's buffer and stays there
+    /// until the run has been sealed; its trailer is written behind it ([`MOST_TRAILER`]). `last` as for
+    /// [`Self::place`].
+    ///
+    /// # Errors
+    /// [`NoPlace`].
+    #[inline]
+    pub fn keep(
+        &mut self,
+        tunnel: &Tunnel,
+        sa: &Arc<OutboundSa>,
+        kind: Kind,
+        buffer: &mut [u8],
+        packet: Range<usize>,
+        last: &mut u64,
+    ) -> Result<(), NoPlace> {
+        let pad = sa.layout.pad_len(packet.len());
+        let (run, _) = self.enter(tunnel, sa, kind, packet.len(), last)?;
+        let end = packet.end + pad + TRAILER;
+        write_trailer(&mut buffer[packet.end..end], pad, next_header(kind));
+        run.kept.push(Kept { index: run.count - 1, at: packet.start..end });
+        Ok(())
+    }
+
+    /// The run that a packet of `len` bytes enters, and where it starts there, its SPI being written.
+    #[inline(always)]
+    fn enter(
+        &mut self,
+        tunnel: &Tunnel,
+        sa: &Arc<OutboundSa>,
+        kind: Kind,
+        len: usize,
+        last: &mut u64,
+    ) -> Result<(&mut Run, usize), NoPlace> {
+        let sealed = sa.layout.sealed_len(len);
+        let hint = usize::from(self.hints[sa.tunnel.0 as usize % HINTS]);
+        let wanted = Wanted { sa, tos: kind.tos, sealed, last: *last };
+        let index = match self.waiting.get(hint) {
+            Some(run) if wanted.fits(run) => hint,
+            _ => self.find_or_open(tunnel, &wanted)?,
         };
         let run = &mut self.waiting[index];
-        self.last[flow] = run.ordinal;
+        *last = run.ordinal;
         run.count += 1;
         run.inner_bytes += len as u64;
         let start = run.len;
@@ -144,53 +238,40 @@ impl Runs {
             run.closed = true;
             self.closed = true;
         }
-        let esp = &mut run.memory[start..start + sealed];
-        esp[..4].copy_from_slice(&sa.spi.0.to_be_bytes());
-        let header = layout.header_len();
-        let next_header = if packet.v6 { NEXT_HEADER_IPV6 } else { NEXT_HEADER_IPV4 };
-        write_trailer(&mut esp[header + len..sealed - layout.icv_len], pad, next_header);
-        Ok(&mut esp[header..header + len])
+        run.memory[start..start + 4].copy_from_slice(&sa.spi.0.to_be_bytes());
+        Ok((run, start))
     }
 
-    /// The run that the packet may enter: of its size, or larger when it is the flow's last run,
-    /// whose tail it becomes.
-    #[inline]
-    fn find(&self, sa: &Arc<OutboundSa>, tos: u8, sealed: usize, last: u32) -> Option<usize> {
-        self.waiting.iter().rposition(|run| {
-            !run.closed
-                && (run.segment == sealed || (run.segment > sealed && run.ordinal == last))
-                && run.tos == tos
-                && run.ordinal.wrapping_sub(last) as i32 >= 0
-                && Arc::ptr_eq(&run.sa, sa)
-        })
+    #[inline(never)]
+    fn find_or_open(&mut self, tunnel: &Tunnel, wanted: &Wanted<'_>) -> Result<usize, NoPlace> {
+        let index = match self.waiting.iter().rposition(|run| wanted.fits(run)) {
+            Some(index) => index,
+            None => self.open(tunnel, wanted)?,
+        };
+        self.hints[wanted.sa.tunnel.0 as usize % HINTS] = index as u8;
+        Ok(index)
     }
 
-    #[cold]
-    fn open(
-        &mut self,
-        tunnel: &Tunnel,
-        sa: &Arc<OutboundSa>,
-        tos: u8,
-        sealed: usize,
-    ) -> Result<usize, NoPlace> {
+    fn open(&mut self, tunnel: &Tunnel, wanted: &Wanted<'_>) -> Result<usize, NoPlace> {
         let to = tunnel.live.remote().ok_or(NoPlace::NoRemote)?;
-        let memory = self.spare.pop().ok_or(NoPlace::Full)?;
+        let (memory, kept) = self.spare.pop().ok_or(NoPlace::Full)?;
         self.waiting.push(Run {
-            sa: Arc::clone(sa),
+            sa: Arc::clone(wanted.sa),
             live: Arc::clone(&tunnel.live),
             local: tunnel.settings.local,
             to,
             encapsulation: tunnel.settings.encapsulation,
-            tos,
+            tos: wanted.tos,
             count: 0,
             inner_bytes: 0,
-            segment: sealed,
+            segment: wanted.sealed,
             len: 0,
             ordinal: self.next_ordinal,
             closed: false,
             memory,
+            kept,
         });
-        self.next_ordinal = self.next_ordinal.wrapping_add(1);
+        self.next_ordinal += 1;
         Ok(self.waiting.len() - 1)
     }
 
@@ -203,13 +284,14 @@ impl Runs {
         };
         for mut run in self.waiting.drain(..end) {
             leave(&mut run);
-            self.spare.push(run.memory);
+            run.kept.clear();
+            self.spare.push((run.memory, run.kept));
         }
         self.closed = false;
-        // An ordinal that is half a round old would look young again.
-        if self.waiting.is_empty() && self.next_ordinal > u32::MAX / 4 {
-            self.last.fill(0);
-            self.next_ordinal = 1;
-        }
     }
+}
+
+#[inline(always)]
+fn next_header(kind: Kind) -> u8 {
+    if kind.v6 { NEXT_HEADER_IPV6 } else { NEXT_HEADER_IPV4 }
 }

@@ -29,7 +29,7 @@ use crate::{
         coalesce::{Coalescer, Pending, Slots},
         vnet::{VNET_LEN, Vnet},
     },
-    runs::Run,
+    runs::{MOST_TRAILER, Run},
     tables::{Reader, Tables, TunnelStates},
 };
 
@@ -40,6 +40,10 @@ const RECEIVE_LIMIT: usize = 16;
 /// Bytes and packets read from the device before the sockets are looked at again.
 const TRANSMIT_BYTES: usize = 512 * 1024;
 const TRANSMIT_PACKETS: usize = 256;
+/// Bytes of packets that stay where they were read until they are sealed: what a core's cache holds.
+pub const KEEP_BYTES: usize = 128 * 1024;
+/// Most that one read of the device brings: its header, 64 KiB, and room to see that it was more.
+const MAX_READ: usize = 65_536 + 256;
 /// Writes to the device in one phase before data for the LAN is shed: at 2 us each, a few
 /// milliseconds, less than what in-tunnel probes may wait.
 const OVERLOAD_WRITES: usize = 1024;
@@ -219,7 +223,9 @@ pub struct Worker {
     device: Option<TunQueue>,
     sender: Sender,
     pool: ReceivePool,
-    packet: Vec<u8>,
+    /// Packets from the device, of which the first `used` bytes wait to be sealed.
+    buffer: Vec<u8>,
+    used: usize,
     commands: mpsc::Receiver<Command>,
     wake: OwnedFd,
     notices: Notices,
@@ -269,7 +275,8 @@ impl Worker {
             device: None,
             sender: Sender::new(setup.max_segments > 1),
             pool: ReceivePool::new(SLOTS),
-            packet: vec![0; 65_536 + 256],
+            buffer: vec![0; KEEP_BYTES + MOST_TRAILER + MAX_READ],
+            used: 0,
             commands: setup.commands,
             wake: setup.wake,
             notices: setup.notices,
@@ -434,7 +441,7 @@ impl Worker {
         while bytes < TRANSMIT_BYTES && packets < TRANSMIT_PACKETS {
             let Some(device) = &self.device else { break };
             let head = if device.vnet_hdr() { VNET_LEN } else { 0 };
-            let len = match device.read(&mut self.packet) {
+            let len = match device.read(&mut self.buffer[self.used..]) {
                 Ok(Some(len)) => len,
                 Ok(None) => break,
                 Err(error) => {
@@ -445,9 +452,11 @@ impl Worker {
             };
             bytes += len;
             packets += 1;
-            let vnet = if head == 0 { Some(Vnet::default()) } else { decode_vnet(&self.packet[..len]) };
+            let read = self.used..self.used + len;
+            let vnet =
+                if head == 0 { Some(Vnet::default()) } else { decode_vnet(&self.buffer[read.clone()]) };
             match vnet {
-                Some(vnet) => self.transmit_one(&tables, head..len, vnet),
+                Some(vnet) => self.transmit_one(&tables, read.start + head..read.end, vnet),
                 None => self.forwarder.drop(DropReason::InnerMalformed, 1),
             }
         }
@@ -458,26 +467,28 @@ impl Worker {
         packets > 0
     }
 
-    fn transmit_one(&mut self, tables: &Tables, range: core::ops::Range<usize>, vnet: Vnet) {
-        let mut packet = core::mem::take(&mut self.packet);
-        let mut departure = Departure::new(&mut packet[range], vnet);
-        loop {
-            match self.forwarder.outward(tables, &mut departure, self.now) {
-                Progress::Done => break,
-                Progress::Full => self.flush(true),
-            }
+    fn transmit_one(&mut self, tables: &Tables, at: core::ops::Range<usize>, vnet: Vnet) {
+        let end = at.end;
+        let mut departure = Departure::new(at, vnet);
+        while self.forwarder.outward(tables, &mut self.buffer, &mut departure, self.now) == Progress::Full {
+            self.flush(true);
         }
-        self.packet = packet;
-        if self.forwarder.runs.has_closed() {
-            self.flush(false);
+        if departure.is_kept() {
+            self.used = end + MOST_TRAILER;
+        }
+        if self.forwarder.runs.has_closed() || self.used > KEEP_BYTES {
+            self.flush(self.used > KEEP_BYTES);
         }
     }
 
     /// Lets runs leave: all, or those that are full and what must go before them.
     fn flush(&mut self, all: bool) {
-        let Worker { forwarder, sender, notices, number, .. } = self;
+        let Worker { forwarder, sender, notices, number, buffer, used, .. } = self;
         let drops = Arc::clone(forwarder.drops());
-        forwarder.runs.flush(all, |run| leave(run, sender, &drops, *number, notices));
+        forwarder.runs.flush(all, |run| leave(run, buffer, sender, &drops, *number, notices));
+        if forwarder.runs.is_empty() {
+            *used = 0;
+        }
     }
 
     fn write_errors(&mut self) {
@@ -491,7 +502,7 @@ impl Worker {
 }
 
 /// Seals a run and sends it, under the SA's guard, so that wire order is sequence order.
-fn leave(run: &mut Run, sender: &mut Sender, drops: &Drops, number: usize, notices: &Notices) {
+fn leave(run: &mut Run, buffer: &[u8], sender: &mut Sender, drops: &Drops, number: usize, notices: &Notices) {
     let sa = Arc::clone(&run.sa);
     let mut sequence = sa.lock();
     let (to, segment, tos, count) = (run.to, run.segment, run.tos, run.count);
@@ -499,7 +510,7 @@ fn leave(run: &mut Run, sender: &mut Sender, drops: &Drops, number: usize, notic
         Encapsulation::Udp => run.local,
         Encapsulation::Esp => SocketAddr::new(run.local.ip(), 0),
     };
-    let Ok(bytes) = run.seal(&mut sequence) else {
+    let Ok(bytes) = run.seal(&mut sequence, buffer) else {
         drops.add(number, DropReason::Exhausted as usize, u64::from(count));
         notices.send(Notice::Exhausted(sa.id));
         return;
@@ -556,5 +567,5 @@ fn decode_vnet(packet: &[u8]) -> Option<Vnet> {
 pub fn monotonic() -> Now {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let time = Duration::new(time.tv_sec as u64, time.tv_nsec as u32);
-    Now { nanos: time.as_nanos() as u64 }
+    Now::from_nanos(time.as_nanos() as u64)
 }

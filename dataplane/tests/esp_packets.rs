@@ -42,9 +42,13 @@ fn seal_in_place(sealer: &Sealer, plain: &[u8], next_header: u8, seq: u64) -> Ve
 }
 
 fn seal_from(sealer: &Sealer, plain: &[u8], next_header: u8, seq: u64) -> Vec<u8> {
-    let mut esp = vec![0xee; sealer.layout().sealed_len(plain.len())];
+    let layout = sealer.layout();
+    let mut esp = vec![0xee; layout.sealed_len(plain.len())];
     esp[..4].copy_from_slice(&SPI);
-    sealer.seal_from(&mut esp, plain, next_header, seq);
+    let mut text = plain.to_vec();
+    text.resize(esp.len() - layout.header_len() - layout.icv_len, 0xee);
+    write_trailer(&mut text[plain.len()..], layout.pad_len(plain.len()), next_header);
+    sealer.seal_from(&mut esp, &text, seq);
     esp
 }
 

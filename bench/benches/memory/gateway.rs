@@ -15,8 +15,9 @@ use braid_dataplane::{
     esp::Engine,
     forward::{Arrival, Departure, Drops, Forwarder, Progress, Wire},
     offload::{coalesce::Slots, vnet::Vnet},
+    runs::MOST_TRAILER,
     tables::{Reader, Writer},
-    worker::monotonic,
+    worker::{KEEP_BYTES, monotonic},
 };
 
 use crate::BATCH;
@@ -68,16 +69,22 @@ impl Gateway {
     pub(crate) fn outward(&mut self, source: &mut Source, mut leave: impl FnMut(&[u8], usize)) {
         let now = monotonic();
         let tables = self.reader.enter();
-        for _ in 0..BATCH {
-            let mut departure = Departure::new(source.packet(), Vnet::default());
-            while self.forwarder.outward(&tables, &mut departure, now) == Progress::Full {
-                flush(&mut self.forwarder, true, &mut leave);
+        let Source { len, buffer, .. } = source;
+        let mut kept = 0;
+        for at in (0..buffer.len()).step_by(*len + MOST_TRAILER) {
+            let mut departure = Departure::new(at..at + *len, Vnet::default());
+            while self.forwarder.outward(&tables, buffer, &mut departure, now) == Progress::Full {
+                flush(&mut self.forwarder, true, buffer, &mut leave);
             }
-            if self.forwarder.runs.has_closed() {
-                flush(&mut self.forwarder, false, &mut leave);
+            if departure.is_kept() {
+                kept += *len;
+            }
+            if self.forwarder.runs.has_closed() || kept > KEEP_BYTES {
+                flush(&mut self.forwarder, kept > KEEP_BYTES, buffer, &mut leave);
+                kept = if kept > KEEP_BYTES { 0 } else { kept };
             }
         }
-        flush(&mut self.forwarder, true, &mut leave);
+        flush(&mut self.forwarder, true, buffer, &mut leave);
     }
 
     /// Takes received runs as far as packets for the LAN, and forgets these; their number.
@@ -105,38 +112,39 @@ impl Gateway {
 }
 
 #[inline]
-fn flush(forwarder: &mut Forwarder, all: bool, leave: &mut impl FnMut(&[u8], usize)) {
+fn flush(forwarder: &mut Forwarder, all: bool, buffer: &[u8], leave: &mut impl FnMut(&[u8], usize)) {
     forwarder.runs.flush(all, |run| {
         let sa = Arc::clone(&run.sa);
         let mut sequence = sa.lock();
         let (segment, count, inner_bytes) = (run.segment, u64::from(run.count), run.inner_bytes);
-        leave(run.seal(&mut sequence).expect("far below 2^32 packets"), segment);
+        leave(run.seal(&mut sequence, buffer).expect("far below 2^32 packets"), segment);
         drop(sequence);
         run.live.sent(0, count, inner_bytes);
         sa.counter.add(count, inner_bytes);
     });
 }
 
-/// Flows that take turns. Each packet stands in the same buffer, as the one that was last read from the device.
+/// Flows that take turns. A batch of packets stands in the buffer as the worker has read it.
 pub(crate) struct Source {
     headers: Vec<[u8; HEADER]>,
     next: usize,
+    len: usize,
     buffer: Vec<u8>,
 }
 
 impl Source {
     /// Packets of `len` bytes, one flow to each destination.
     pub(crate) fn new(len: usize, destinations: impl Iterator<Item = Ipv4Addr>) -> Self {
-        let headers: Vec<_> =
-            destinations.enumerate().map(|(flow, to)| header(len, flow as u16, to)).collect();
-        Source { headers, next: 0, buffer: vec![0xA5; len] }
+        let headers = destinations.enumerate().map(|(flow, to)| header(len, flow as u16, to)).collect();
+        Source { headers, next: 0, len, buffer: vec![0xA5; BATCH * (len + MOST_TRAILER)] }
     }
 
-    #[inline]
-    fn packet(&mut self) -> &mut [u8] {
-        self.buffer[..HEADER].copy_from_slice(&self.headers[self.next]);
-        self.next = (self.next + 1) % self.headers.len();
-        &mut self.buffer
+    /// Reads the next batch.
+    pub(crate) fn refill(&mut self) {
+        for place in self.buffer.chunks_exact_mut(self.len + MOST_TRAILER) {
+            place[..HEADER].copy_from_slice(&self.headers[self.next]);
+            self.next = (self.next + 1) % self.headers.len();
+        }
     }
 }
 
@@ -167,6 +175,7 @@ impl Pool {
     /// Receives a batch, whose sequence numbers are fresh.
     pub(crate) fn refill(&mut self, from: &mut Gateway, source: &mut Source) {
         self.arrivals.clear();
+        source.refill();
         from.outward(source, |run, segment| {
             let slot = self.arrivals.len();
             self.slots.0[slot][..run.len()].copy_from_slice(run);

@@ -7,8 +7,7 @@
 use aws_lc_rs::aead as aws;
 use ring::aead as ring_aead;
 
-use super::seal::write_trailer;
-use super::suite::{AEAD_ICV, AeadCipher, KeyError, TRAILER};
+use super::suite::{AeadCipher, KeyError};
 
 /// Nonce of all three algorithms (RFC 4106 section 4, RFC 7634 section 2).
 pub(super) const NONCE: usize = 12;
@@ -61,18 +60,10 @@ pub(super) struct NotAuthentic;
 /// An ESP packet is below 64 KiB.
 const SHORT: &str = "an ESP packet is shorter than the cipher's limit of 64 GiB";
 
-/// From how many bytes on AWS-LC's GCM is faster from one place to another than after a copy. (The trailer makes
-/// a second piece, which costs a few nanoseconds; its ChaCha20-Poly1305 takes 150 for it, so never.)
-const GCM_SCATTER_FROM: usize = 512;
-
 /// An expanded key in the engine of choice.
 pub(super) enum Aead {
     Ring(Box<ring_aead::LessSafeKey>),
-    AwsLc {
-        key: aws::LessSafeKey,
-        /// Payloads of this many bytes and more are encrypted out of place.
-        scatter_from: usize,
-    },
+    AwsLc(aws::LessSafeKey),
 }
 
 impl Aead {
@@ -89,13 +80,13 @@ impl Aead {
                 Aead::Ring(Box::new(ring_aead::LessSafeKey::new(key)))
             }
             Engine::AwsLc => {
-                let (algorithm, scatter_from) = match cipher {
-                    AeadCipher::Aes128Gcm => (&aws::AES_128_GCM, GCM_SCATTER_FROM),
-                    AeadCipher::Aes256Gcm => (&aws::AES_256_GCM, GCM_SCATTER_FROM),
-                    AeadCipher::ChaCha20Poly1305 => (&aws::CHACHA20_POLY1305, usize::MAX),
+                let algorithm = match cipher {
+                    AeadCipher::Aes128Gcm => &aws::AES_128_GCM,
+                    AeadCipher::Aes256Gcm => &aws::AES_256_GCM,
+                    AeadCipher::ChaCha20Poly1305 => &aws::CHACHA20_POLY1305,
                 };
                 let key = aws::UnboundKey::new(algorithm, key).map_err(|_| KeyError::Refused)?;
-                Aead::AwsLc { key: aws::LessSafeKey::new(key), scatter_from }
+                Aead::AwsLc(aws::LessSafeKey::new(key))
             }
         })
     }
@@ -110,7 +101,7 @@ impl Aead {
                     key.seal_in_place_separate_tag(nonce, ring_aead::Aad::from(aad), text).expect(SHORT);
                 tag.copy_from_slice(computed.as_ref());
             }
-            Aead::AwsLc { key, .. } => {
+            Aead::AwsLc(key) => {
                 let nonce = aws::Nonce::assume_unique_for_key(nonce);
                 key.seal_in_place_scatter(nonce, aws::Aad::from(aad), text, &[], tag).expect(SHORT);
             }
@@ -134,7 +125,7 @@ impl Aead {
                 key.open_in_place_separate_tag(nonce, ring_aead::Aad::from(aad), tag, text, 0..)
                     .map_err(|_| NotAuthentic)?;
             }
-            Aead::AwsLc { key, .. } => {
+            Aead::AwsLc(key) => {
                 let nonce = aws::Nonce::assume_unique_for_key(nonce);
                 key.open_in_place_separate_tag(nonce, aws::Aad::from(aad), tag, text)
                     .map_err(|_| NotAuthentic)?;
@@ -145,39 +136,24 @@ impl Aead {
 }
 
 impl Aead {
-    /// Encrypts `plain` and an ESP trailer behind it into `out` (payload, trailer, tag), whose length says how
-    /// much padding there is: at most 3 bytes.
+    /// Encrypts `text` into `out`, of the same length, and writes the tag (16 bytes).
     #[inline]
     pub(super) fn seal_from(
         &self,
         nonce: [u8; NONCE],
         aad: &[u8],
-        plain: &[u8],
-        next_header: u8,
+        text: &[u8],
         out: &mut [u8],
+        tag: &mut [u8],
     ) {
-        let pad = out.len() - plain.len() - TRAILER - AEAD_ICV;
         match self {
-            Aead::AwsLc { key, scatter_from } if plain.len() >= *scatter_from => {
-                // Whole blocks go straight across, since the engine works in blocks; the odd end of the payload
-                // and the trailer are gathered here and sealed with them in the same call.
-                let whole = plain.len() & !15;
-                let (blocks, odd) = plain.split_at(whole);
-                let mut end = [0; 15 + 3 + TRAILER];
-                let end = &mut end[..odd.len() + pad + TRAILER];
-                end[..odd.len()].copy_from_slice(odd);
-                write_trailer(&mut end[odd.len()..], pad, next_header);
-                let (text, rest) = out.split_at_mut(whole);
-                let nonce = aws::Nonce::assume_unique_for_key(nonce);
-                key.seal_out_of_place_scatter(nonce, aws::Aad::from(aad), blocks, text, end, rest)
-                    .expect(SHORT);
+            Aead::Ring(_) => {
+                out.copy_from_slice(text);
+                self.seal(nonce, aad, out, tag);
             }
-            Aead::Ring(_) | Aead::AwsLc { .. } => {
-                let (text, tag) = out.split_at_mut(out.len() - AEAD_ICV);
-                let (payload, end) = text.split_at_mut(plain.len());
-                payload.copy_from_slice(plain);
-                write_trailer(end, pad, next_header);
-                self.seal(nonce, aad, text, tag);
+            Aead::AwsLc(key) => {
+                let nonce = aws::Nonce::assume_unique_for_key(nonce);
+                key.seal_out_of_place_scatter(nonce, aws::Aad::from(aad), text, out, &[], tag).expect(SHORT);
             }
         }
     }
@@ -197,7 +173,7 @@ impl Aead {
                 out.copy_from_slice(text);
                 self.open(nonce, aad, out, tag)
             }
-            Aead::AwsLc { key, .. } => {
+            Aead::AwsLc(key) => {
                 let nonce = aws::Nonce::assume_unique_for_key(nonce);
                 key.open_separate_gather(nonce, aws::Aad::from(aad), text, tag, out).map_err(|_| NotAuthentic)
             }

@@ -83,27 +83,26 @@ impl Sealer {
         }
     }
 
-    /// Seals `plain`, the inner packet, into `esp`, whose first four bytes are the SPI; the rest of `esp` may hold
-    /// anything. AWS-LC encrypts from one place to the other; otherwise the payload is copied first.
+    /// Seals `text`, the inner packet with its trailer ([`write_trailer`]), into `esp`, whose first four bytes are
+    /// the SPI; the rest of `esp` may hold anything. AWS-LC encrypts from one place to the other; otherwise the text
+    /// is copied first.
     ///
     /// `seq` as for [`Self::seal`].
     ///
     /// # Panics
-    /// If `esp` is not exactly [`Layout::sealed_len`] of `plain` long.
+    /// If `esp` is not as long as header, text and ICV.
     #[inline]
-    pub fn seal_from(&self, esp: &mut [u8], plain: &[u8], next_header: u8, seq: u64) {
-        assert_eq!(esp.len(), self.layout.sealed_len(plain.len()));
+    pub fn seal_from(&self, esp: &mut [u8], text: &[u8], seq: u64) {
+        let header_len = self.layout.header_len();
+        assert_eq!(esp.len(), header_len + text.len() + self.layout.icv_len);
         match &self.cipher {
             Cipher::Aead { key, salt } => {
                 let sealing = self.aead_header(esp, salt, seq, seq);
-                let out = &mut esp[AEAD_HEADER..];
-                key.seal_from(sealing.nonce, sealing.aad(), plain, next_header, out);
+                let (out, tag) = esp[AEAD_HEADER..].split_at_mut(text.len());
+                key.seal_from(sealing.nonce, sealing.aad(), text, out, tag);
             }
             Cipher::Cbc(cbc) => {
-                let (payload, end) = esp[self.layout.header_len()..].split_at_mut(plain.len());
-                payload.copy_from_slice(plain);
-                let pad = self.layout.pad_len(plain.len());
-                write_trailer(end, pad, next_header);
+                esp[header_len..header_len + text.len()].copy_from_slice(text);
                 self.seal_cbc(cbc, esp, seq, cbc.iv(seq));
             }
         }
@@ -164,8 +163,13 @@ impl fmt::Debug for Sealer {
 #[inline]
 pub fn write_trailer(after_payload: &mut [u8], pad: usize, next_header: u8) {
     let (padding, rest) = after_payload.split_at_mut(pad);
-    for (byte, n) in padding.iter_mut().zip(1u8..) {
-        *byte = n;
+    // The AEAD suites pad to 4 bytes: three cases, no loop.
+    match padding {
+        [] => {}
+        [one] => *one = 1,
+        [one, two] => (*one, *two) = (1, 2),
+        [one, two, three] => (*one, *two, *three) = (1, 2, 3),
+        more => more.iter_mut().zip(1u8..).for_each(|(byte, n)| *byte = n),
     }
     rest[..TRAILER].copy_from_slice(&[pad as u8, next_header]);
 }

@@ -10,7 +10,7 @@ use braid_api::Suite;
 /// SPI and sequence number (RFC 4303 section 2).
 pub(super) const FIXED_HEADER: usize = 8;
 /// Pad Length and Next Header, the last two bytes that are encrypted (RFC 4303 section 2).
-pub(super) const TRAILER: usize = 2;
+pub(crate) const TRAILER: usize = 2;
 /// Salt at the end of the key material of GCM and ChaCha20-Poly1305 (RFC 4106 section 8.1, RFC 7634 section 2).
 pub(super) const SALT: usize = 4;
 /// Explicit IV of GCM and ChaCha20-Poly1305 (RFC 4106 section 3.1, RFC 7634 section 2).

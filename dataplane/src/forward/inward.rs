@@ -198,7 +198,10 @@ impl Forwarder {
             NEXT_HEADER_IPV4 | NEXT_HEADER_IPV6 => return Err(DropReason::DecryptedMalformed),
             _ => return Err(DropReason::BadTrailer),
         }
-        let packet = packet::parse(inner).map_err(|_| DropReason::DecryptedMalformed)?;
+        let packet = match packet::parse_usual_v4(inner) {
+            Some(packet) => packet,
+            None => packet::parse(inner).map_err(|_| DropReason::DecryptedMalformed)?,
+        };
         let inner = &mut inner[..packet.len];
         of.packets += 1;
         of.bytes += packet.len as u64;
@@ -234,7 +237,7 @@ impl Forwarder {
     fn source_allowed(&mut self, tables: &Tables, tunnel: &Tunnel, packet: &Packet) -> bool {
         let settings = &tunnel.settings;
         let generation = tables.generation();
-        if self.sources.holds(packet.src, packet.v6, settings.id, generation) {
+        if self.sources.holds(packet.source_number(), packet.v6, settings.id, generation) {
             return true;
         }
         let source = packet.source();
@@ -250,7 +253,7 @@ impl Forwarder {
                 },
             };
         if allowed {
-            self.sources.put(packet.src, packet.v6, settings.id, generation);
+            self.sources.put(packet.source_number(), packet.v6, settings.id, generation);
         }
         allowed
     }

@@ -10,7 +10,7 @@ const SYN: u8 = 0x02;
 
 /// Lowers the MSS option of a SYN to what fits packets of `mtu` bytes. The checksum is mended unless
 /// it is `partial`, holding the pseudo-header alone.
-#[inline]
+#[inline(always)]
 pub(super) fn clamp(bytes: &mut [u8], packet: &Packet, mtu: u16, partial: bool) {
     if packet.protocol != protocol::TCP || packet.fragment.is_some_and(|fragment| !fragment.first) {
         return;

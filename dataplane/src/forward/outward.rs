@@ -1,132 +1,235 @@
 //! From the LAN to the wire: look up, choose a tunnel, cut up, place in a run.
 
-use std::sync::Arc;
+use std::{net::IpAddr, ops::Range, sync::Arc};
 
-use braid_api::{DfPolicy, Target, TunnelId};
+use braid_api::{DfPolicy, GroupId, Target, TunnelId};
 
-use super::{Forwarder, Now, Progress, ecn, flow_cache::Way, fragment::Fragmenter, icmp, mss};
+use super::{
+    Forwarder, Now, Progress, ecn,
+    flow_cache::{Place, Way},
+    fragment::Fragmenter,
+    icmp, mss,
+};
 use crate::{
     drop_reason::DropReason,
     esp::sa::OutboundSa,
     offload::{segment::Segmenter, vnet::Vnet},
     packet::{self, Packet},
-    runs::NoPlace,
+    runs::{Kind, NoPlace},
     tables::{Tables, Tunnel},
 };
 
 /// A packet from the device, and how much of it has been dealt with.
 #[derive(Debug)]
-pub struct Departure<'a> {
-    /// The packet, without the device's header.
-    pub bytes: &'a mut [u8],
+pub struct Departure {
+    /// Where the packet lies in the buffer that runs are sealed from, without the device's header.
+    at: Range<usize>,
     /// The device's header.
-    pub vnet: Vnet,
+    vnet: Vnet,
     /// Segments, or fragments of a segment, that are placed already.
     placed: (usize, usize),
+    kept: bool,
 }
 
-impl<'a> Departure<'a> {
+impl Departure {
     /// A packet that was just read.
-    pub fn new(bytes: &'a mut [u8], vnet: Vnet) -> Self {
-        Departure { bytes, vnet, placed: (0, 0) }
+    pub fn new(at: Range<usize>, vnet: Vnet) -> Self {
+        Departure { at, vnet, placed: (0, 0), kept: false }
+    }
+
+    /// Whether a run will be sealed from where the packet lies, which must stay as it is until no run
+    /// waits.
+    pub fn is_kept(&self) -> bool {
+        self.kept
     }
 }
+
+/// A packet and its flow's place in the cache.
+#[derive(Clone, Copy)]
+struct InFlow {
+    packet: Packet,
+    flow: Place,
+}
+
+/// From how many bytes on a packet stays where it was read: below, a copy costs less than the note.
+const KEEP_FROM: usize = 512;
 
 impl Forwarder {
     /// Takes a packet from the LAN as far as a run for the wire.
     #[inline]
-    pub fn outward(&mut self, tables: &Tables, departure: &mut Departure<'_>, now: Now) -> Progress {
-        let mut packet = match packet::parse(departure.bytes) {
-            Ok(packet) => packet,
-            Err(packet::Malformed) => return self.end(DropReason::InnerMalformed, 1),
+    pub fn outward(
+        &mut self,
+        tables: &Tables,
+        buffer: &mut [u8],
+        departure: &mut Departure,
+        now: Now,
+    ) -> Progress {
+        let bytes = &buffer[departure.at.clone()];
+        if let Some(packet) = packet::parse_usual_v4(bytes) {
+            self.outward_parsed(tables, packet, buffer, departure, now)
+        } else if let Some(packet) = packet::parse_usual_v6(bytes) {
+            self.outward_parsed(tables, packet, buffer, departure, now)
+        } else {
+            self.outward_unusual(tables, buffer, departure, now)
+        }
+    }
+
+    /// ICMP, fragments, options, extension headers.
+    #[cold]
+    #[inline(never)]
+    fn outward_unusual(
+        &mut self,
+        tables: &Tables,
+        buffer: &mut [u8],
+        departure: &mut Departure,
+        now: Now,
+    ) -> Progress {
+        let Ok(mut packet) = packet::parse(&buffer[departure.at.clone()]) else {
+            return self.end(DropReason::InnerMalformed, 1);
         };
         if let Some(fragment) = packet.fragment {
             packet.key = self.fragments.key(&packet, fragment, now.nanos);
         }
-        let Some(way) = self.way(tables, &packet) else {
-            let reason = if is_local_scope(&packet) { DropReason::NotRoutable } else { DropReason::NoRoute };
-            return self.end(reason, 1);
+        self.outward_parsed(tables, packet, buffer, departure, now)
+    }
+
+    /// Inlined for each family, so that of a usual packet nothing is written to memory that nobody
+    /// asks for.
+    #[inline(always)]
+    fn outward_parsed(
+        &mut self,
+        tables: &Tables,
+        packet: Packet,
+        buffer: &mut [u8],
+        departure: &mut Departure,
+        now: Now,
+    ) -> Progress {
+        let flow = self.flows.place(&packet.key);
+        // What an error quotes must not decide where the error goes.
+        let known = if packet.quotes() { None } else { self.flows.way(flow, tables.generation()) };
+        let way = match known {
+            Some(way) => way,
+            None => match self.find_way(tables, packet, flow) {
+                Ok(way) => way,
+                Err(reason) => return self.end(reason, 1),
+            },
         };
-        let Some(tunnel) = self.choose(tables, way, now) else { return self.end(DropReason::NoTunnel, 1) };
+        let (tunnel, group) = match way {
+            Way::Tunnel(id) => (Some(TunnelId(id.into())), None),
+            Way::Bucket { group, bucket, home } => match tables.group(GroupId(group.into())) {
+                Some(group) => {
+                    let home = TunnelId(home.into());
+                    (group.pick(bucket, home, &self.states, now.ticks), Some((group, bucket)))
+                }
+                None => (None, None),
+            },
+        };
+        let Some(tunnel) = tunnel.and_then(|id| tables.tunnel(id)) else {
+            return self.end(DropReason::NoTunnel, 1);
+        };
         let before = departure.placed.0;
-        let progress = self.place_segments(tables, tunnel, &packet, departure, now);
+        let progress = self.place_packet(tables, tunnel, &InFlow { packet, flow }, buffer, departure, now);
         if before == 0
-            && let Way::Bucket(group, bucket) = way
-            && let Some(group) = tables.group(group)
+            && let Some((group, bucket)) = group
         {
             group.count(bucket, 1, packet.len as u32);
         }
         progress
     }
 
-    /// Where the packet's route leads; cached by flow.
-    #[inline]
-    fn way(&mut self, tables: &Tables, packet: &Packet) -> Option<Way> {
-        let generation = tables.generation();
-        // What an error quotes must not decide where the error goes.
-        let cacheable = !packet.quotes();
-        if cacheable && let Some(way) = self.flows.get(&packet.key, generation) {
-            return Some(way);
-        }
-        let way = match tables.route(packet.destination())?.1 {
-            Target::Tunnel(tunnel) => Way::Tunnel(tunnel),
+    /// Where the packet's route leads; remembered for the flow.
+    #[cold]
+    #[inline(never)]
+    fn find_way(&mut self, tables: &Tables, packet: Packet, flow: Place) -> Result<Way, DropReason> {
+        let destination = packet.destination();
+        let no_route =
+            if is_local_scope(destination) { DropReason::NotRoutable } else { DropReason::NoRoute };
+        let way = match tables.route(destination).ok_or(no_route)?.1 {
+            Target::Tunnel(tunnel) => Way::Tunnel(tunnel.0 as u16),
             Target::Group(id) => {
-                let group = tables.group(id)?;
+                let group = tables.group(id).ok_or(DropReason::NoRoute)?;
                 let settings = tables.settings();
                 let bucket = if group.is_single() {
                     0
                 } else {
                     group.bucket_of(packet.key.hash(&settings.hash_seed, settings.symmetric_hash))
                 };
-                Way::Bucket(id, bucket)
+                Way::Bucket { group: id.0 as u16, bucket, home: group.home(bucket).0 as u16 }
             }
         };
-        if cacheable {
-            self.flows.put(&packet.key, generation, way);
+        if !packet.quotes() {
+            self.flows.set_way(flow, tables.generation(), way);
         }
-        Some(way)
+        Ok(way)
     }
 
-    #[inline]
-    fn choose<'t>(&self, tables: &'t Tables, way: Way, now: Now) -> Option<&'t Arc<Tunnel>> {
-        let id: TunnelId = match way {
-            Way::Tunnel(id) => id,
-            Way::Bucket(group, bucket) => tables.group(group)?.pick(bucket, &self.states, now.ticks())?,
-        };
-        tables.tunnel(id)
-    }
-
-    #[inline]
-    fn place_segments(
+    /// Into a run, in as many pieces as the device asks for.
+    #[inline(always)]
+    fn place_packet(
         &mut self,
         tables: &Tables,
         tunnel: &Tunnel,
-        packet: &Packet,
-        departure: &mut Departure<'_>,
+        of: &InFlow,
+        buffer: &mut [u8],
+        departure: &mut Departure,
         now: Now,
     ) -> Progress {
+        let packet = &of.packet;
         let Some(sa) = &tunnel.outbound else { return self.end(DropReason::NoSa, 1) };
         if !sa.any && !sa.accepts(packet.source(), packet.destination()) {
             return self.end(DropReason::SelectorOut, 1);
         }
-        mss::clamp(departure.bytes, packet, tunnel.settings.clamp_mtu, departure.vnet.needs_csum);
-        let Ok(segments) = Segmenter::new(departure.bytes, packet, departure.vnet) else {
+        let at = departure.at.start..departure.at.start + packet.len;
+        mss::clamp(&mut buffer[at.clone()], packet, tunnel.settings.clamp_mtu, departure.vnet.needs_csum);
+        if !departure.vnet.is_whole() || packet.len > usize::from(tunnel.mtu) {
+            return self.place_segments(tables, tunnel, *of, &buffer[at], departure, now);
+        }
+        let kind = kind(&of.packet);
+        let last = self.flows.last_run(of.flow);
+        let placed = if packet.len < KEEP_FROM {
+            let placed = self.runs.place(tunnel, sa, kind, packet.len, last);
+            placed.map(|out| out.copy_from_slice(&buffer[at]))
+        } else {
+            departure.kept = true;
+            self.runs.keep(tunnel, sa, kind, buffer, at, last)
+        };
+        match placed {
+            Ok(()) => Progress::Done,
+            Err(NoPlace::Full) => Progress::Full,
+            Err(NoPlace::NoRemote) => self.end(DropReason::NoSa, 1),
+        }
+    }
+
+    #[inline(never)]
+    fn place_segments(
+        &mut self,
+        tables: &Tables,
+        tunnel: &Tunnel,
+        of: InFlow,
+        bytes: &[u8],
+        departure: &mut Departure,
+        now: Now,
+    ) -> Progress {
+        let Some(sa) = &tunnel.outbound else { return self.end(DropReason::NoSa, 1) };
+        let packet = &of.packet;
+        let Ok(segments) = Segmenter::new(bytes, packet, departure.vnet) else {
             return self.end(DropReason::InnerMalformed, 1);
         };
-        let packet = &Packet { tos: ecn::encapsulated(packet.tos), ..*packet };
         if segments.largest() > usize::from(tunnel.mtu) {
             let may_fragment = !packet.v6 && (!packet.df || tunnel.settings.df == DfPolicy::Clear);
             if may_fragment {
-                return self.fragment(tunnel, sa, packet, &segments, &mut departure.placed);
+                return self.fragment(tunnel, sa, &of, &segments, &mut departure.placed);
             }
             if self.errors.len() < super::MAX_REPLIES && self.limiter.allow(now.nanos) {
                 let sources = &tables.settings().icmp_source;
-                self.errors.extend(icmp::too_big(departure.bytes, packet, tunnel.mtu, sources));
+                self.errors.extend(icmp::too_big(bytes, packet, tunnel.mtu, sources));
             }
             return self.end(DropReason::TooBig, segments.count() as u64);
         }
+        let kind = kind(&of.packet);
+        let last = self.flows.last_run(of.flow);
         for index in departure.placed.0..segments.count() {
-            match self.runs.place(tunnel, sa, packet, segments.len(index)) {
+            match self.runs.place(tunnel, sa, kind, segments.len(index), last) {
                 Ok(out) => segments.write(index, out),
                 Err(NoPlace::Full) => {
                     departure.placed.0 = index;
@@ -146,7 +249,7 @@ impl Forwarder {
         &mut self,
         tunnel: &Tunnel,
         sa: &Arc<OutboundSa>,
-        packet: &Packet,
+        of: &InFlow,
         segments: &Segmenter<'_>,
         placed: &mut (usize, usize),
     ) -> Progress {
@@ -155,7 +258,7 @@ impl Forwarder {
             whole.clear();
             whole.resize(segments.len(index), 0);
             segments.write(index, &mut whole);
-            let progress = self.fragment_one(tunnel, sa, packet, &whole, &mut placed.1);
+            let progress = self.fragment_one(tunnel, sa, of, &whole, &mut placed.1);
             self.scratch = whole;
             if progress == Progress::Full {
                 placed.0 = index;
@@ -170,13 +273,15 @@ impl Forwarder {
         &mut self,
         tunnel: &Tunnel,
         sa: &Arc<OutboundSa>,
-        packet: &Packet,
+        of: &InFlow,
         whole: &[u8],
         placed: &mut usize,
     ) -> Progress {
         let mtu = usize::from(tunnel.mtu);
+        let kind = kind(&of.packet);
+        let last = self.flows.last_run(of.flow);
         if whole.len() <= mtu {
-            return match self.runs.place(tunnel, sa, packet, whole.len()) {
+            return match self.runs.place(tunnel, sa, kind, whole.len(), last) {
                 Ok(out) => {
                     out.copy_from_slice(whole);
                     Progress::Done
@@ -187,7 +292,7 @@ impl Forwarder {
         }
         let Some(fragments) = Fragmenter::new(whole, mtu) else { return self.end(DropReason::TooBig, 1) };
         for index in *placed..fragments.count() {
-            match self.runs.place(tunnel, sa, packet, fragments.len(index)) {
+            match self.runs.place(tunnel, sa, kind, fragments.len(index), last) {
                 Ok(out) => fragments.write(index, out),
                 Err(NoPlace::Full) => {
                     *placed = index;
@@ -202,24 +307,33 @@ impl Forwarder {
     /// A packet of the gateway's own into one tunnel, masked or not: a ping's reply.
     pub(super) fn reply(&mut self, tunnel: &Tunnel, packet: &Packet, bytes: &[u8]) {
         let Some(sa) = &tunnel.outbound else { return };
+        let flow = self.flows.place(&packet.key);
+        let last = self.flows.last_run(flow);
         if packet.len <= usize::from(tunnel.mtu)
-            && let Ok(out) = self.runs.place(tunnel, sa, packet, packet.len)
+            && let Ok(out) = self.runs.place(tunnel, sa, kind(packet), packet.len, last)
         {
             out.copy_from_slice(&bytes[..packet.len]);
         }
     }
 
+    #[cold]
     fn end(&self, reason: DropReason, packets: u64) -> Progress {
         self.drop(reason, packets);
         Progress::Done
     }
 }
 
+/// What the run needs to know.
+#[inline(always)]
+fn kind(packet: &Packet) -> Kind {
+    Kind { tos: ecn::encapsulated(packet.tos), v6: packet.v6 }
+}
+
 /// Traffic that the kernel sends on every interface and no tunnel carries: multicast, broadcast,
 /// link-local IPv6.
-fn is_local_scope(packet: &Packet) -> bool {
-    match packet.destination() {
-        std::net::IpAddr::V4(to) => to.is_multicast() || to.is_broadcast(),
-        std::net::IpAddr::V6(to) => to.is_multicast() || to.is_unicast_link_local(),
+fn is_local_scope(destination: IpAddr) -> bool {
+    match destination {
+        IpAddr::V4(to) => to.is_multicast() || to.is_broadcast(),
+        IpAddr::V6(to) => to.is_multicast() || to.is_unicast_link_local(),
     }
 }

@@ -41,6 +41,12 @@ pub struct Vnet {
 }
 
 impl Vnet {
+    /// Nothing is left to do to the packet.
+    #[inline]
+    pub fn is_whole(self) -> bool {
+        !self.needs_csum && self.gso == Gso::None
+    }
+
     /// From the kernel; `None` for kinds that were not asked for.
     pub fn decode(bytes: [u8; VNET_LEN]) -> Option<Vnet> {
         let half = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);

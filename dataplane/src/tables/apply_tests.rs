@@ -431,9 +431,9 @@ fn a_mask_needs_no_transaction_to_be_seen() {
     let mut reader = writer.reader();
     let tables = reader.enter();
     let group = tables.group(GroupId(0)).unwrap();
-    assert_eq!(group.pick(0, tables.states(), Ticks(0)), Some(TunnelId(0)));
+    assert_eq!(group.pick(0, group.home(0), tables.states(), Ticks(0)), Some(TunnelId(0)));
     writer.states().mask_by_core(TunnelId(0));
-    assert_eq!(group.pick(0, tables.states(), Ticks(0)), None);
+    assert_eq!(group.pick(0, group.home(0), tables.states(), Ticks(0)), None);
 }
 
 #[test]
@@ -572,7 +572,9 @@ fn readers_beside_a_writer_see_whole_transactions() {
                 let (mut reader, done) = (writer.reader(), &done);
                 scope.spawn(move || {
                     let (mut reads, mut last) = (0u64, 0);
-                    while !done.load(Ordering::Relaxed) {
+                    loop {
+                        // Once more after the end, however late this thread got its turn.
+                        let ends = done.load(Ordering::Acquire);
                         let tables = reader.enter();
                         let target = |dst: &str| tables.route(dst.parse().unwrap()).map(|found| found.1);
                         assert_eq!(target("10.1.0.1"), target("10.2.0.1"));
@@ -580,8 +582,10 @@ fn readers_beside_a_writer_see_whole_transactions() {
                         assert!(tables.generation() >= last);
                         last = tables.generation();
                         reads += 1;
+                        if ends {
+                            return (reads, last);
+                        }
                     }
-                    (reads, last)
                 })
             })
             .collect();
@@ -592,7 +596,7 @@ fn readers_beside_a_writer_see_whole_transactions() {
             ok(&mut writer, prefixes.iter().map(|prefix| route(prefix, target)).collect());
             applied += 1;
         }
-        done.store(true, Ordering::Relaxed);
+        done.store(true, Ordering::Release);
         assert_eq!(applied, 3000, "the writer starved");
         for thread in reads {
             let (reads, last) = thread.join().unwrap();

@@ -116,17 +116,27 @@ impl Group {
         (hash >> (u64::BITS - BUCKETS.ilog2())) as u16
     }
 
+    /// Where the bucket belongs while all is well.
+    pub fn home(&self, bucket: u16) -> TunnelId {
+        let Some(tier) = self.tiers.first() else { return TunnelId(NOWHERE) };
+        TunnelId(u32::from(match tier.choices.get(usize::from(bucket) % BUCKETS) {
+            Some(choice) => choice.home,
+            None => self.tiered[tier.members.start].tunnel,
+        }))
+    }
+
     /// Where a packet in this bucket goes now; `None`: nowhere. Moves the bucket where it must or may.
+    /// `home` is the bucket's ([`Self::home`]), which the caller remembers with the bucket.
     #[inline]
-    pub fn pick(&self, bucket: u16, states: &TunnelStates, now: Ticks) -> Option<TunnelId> {
+    pub fn pick(&self, bucket: u16, home: TunnelId, states: &TunnelStates, now: Ticks) -> Option<TunnelId> {
         let Some(slot) = self.slot(bucket) else { return self.only(states) };
         let seen = slot.seen.load(Relaxed);
         if seen != now.0 {
             slot.seen.store(now.0, Relaxed);
         }
         let current = slot.current.load(Relaxed);
-        if current == self.home(bucket) && states.is_live(TunnelId(current)) {
-            return Some(TunnelId(current));
+        if current == home.0 && states.is_live(home) {
+            return Some(home);
         }
         let tunnel = self.decide(bucket, current, Ticks(seen), states, now)?;
         if tunnel.0 != current {
@@ -137,7 +147,7 @@ impl Group {
 
     /// What [`Self::pick`] would answer, without changing anything.
     pub fn peek(&self, bucket: u16, states: &TunnelStates, now: Ticks) -> BucketPath {
-        let home = TunnelId(self.home(bucket));
+        let home = self.home(bucket);
         let now = match self.slot(bucket) {
             None => self.only(states),
             Some(slot) => {
@@ -171,16 +181,6 @@ impl Group {
     #[inline]
     fn slot(&self, bucket: u16) -> Option<&Bucket> {
         self.buckets.as_ref().map(|buckets| &buckets[usize::from(bucket) % BUCKETS])
-    }
-
-    /// Of the first tier.
-    #[inline]
-    fn home(&self, bucket: u16) -> u32 {
-        let Some(tier) = self.tiers.first() else { return NOWHERE };
-        match tier.choices.get(usize::from(bucket) % BUCKETS) {
-            Some(choice) => u32::from(choice.home),
-            None => u32::from(self.tiered[tier.members.start].tunnel),
-        }
     }
 
     fn only(&self, states: &TunnelStates) -> Option<TunnelId> {

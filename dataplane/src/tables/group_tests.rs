@@ -39,7 +39,9 @@ fn all_live(members: &[Member]) -> TunnelStates {
 }
 
 fn pick_all(group: &Group, states: &TunnelStates, now: Ticks) -> Vec<Option<u32>> {
-    (0..BUCKETS as u16).map(|bucket| group.pick(bucket, states, now).map(|tunnel| tunnel.0)).collect()
+    (0..BUCKETS as u16)
+        .map(|bucket| group.pick(bucket, group.home(bucket), states, now).map(|tunnel| tunnel.0))
+        .collect()
 }
 
 fn count(picks: &[Option<u32>], tunnel: u32) -> usize {
@@ -60,7 +62,7 @@ fn flows_spread_within_five_percent_of_each_weight() {
                 let mut hasher = siphasher::sip::SipHasher13::new_with_keys(seed, !seed);
                 hasher.write_u32(flow);
                 let bucket = group.bucket_of(hasher.finish());
-                flows[group.pick(bucket, &states, Ticks(0)).unwrap().0 as usize] += 1;
+                flows[group.pick(bucket, group.home(bucket), &states, Ticks(0)).unwrap().0 as usize] += 1;
             }
             let sum: u32 = case.iter().map(|&weight| u32::from(weight)).sum();
             for (&flows, &weight) in flows.iter().zip(case) {
@@ -136,15 +138,18 @@ fn a_slower_path_is_left_after_a_longer_gap() {
     let settings = braid_api::Group { id: GroupId(0), members: members.clone() };
     let group = Group::new(settings, lives.to_vec(), None, Ticks(0));
     let states = all_live(&members);
-    let bucket = (0..BUCKETS as u16).find(|&bucket| group.home(bucket) == 0).unwrap();
+    let bucket = (0..BUCKETS as u16).find(|&bucket| group.home(bucket) == TunnelId(0)).unwrap();
     lives[0].set_latency(Some(Duration::from_millis(10)));
     lives[1].set_latency(Some(Duration::from_millis(60)));
     states.set(TunnelId(0), MASKED);
-    assert_eq!(group.pick(bucket, &states, Ticks(0)), Some(TunnelId(1)));
+    assert_eq!(group.pick(bucket, group.home(bucket), &states, Ticks(0)), Some(TunnelId(1)));
     states.clear(TunnelId(0), MASKED);
     // Packets on the way over tunnel 1 arrive 50 ms later than those sent over tunnel 0.
-    assert_eq!(group.pick(bucket, &states, Ticks(IDLE_GAP + 500)), Some(TunnelId(1)));
-    assert_eq!(group.pick(bucket, &states, Ticks(2 * IDLE_GAP + 1001)), Some(TunnelId(0)));
+    assert_eq!(group.pick(bucket, group.home(bucket), &states, Ticks(IDLE_GAP + 500)), Some(TunnelId(1)));
+    assert_eq!(
+        group.pick(bucket, group.home(bucket), &states, Ticks(2 * IDLE_GAP + 1001)),
+        Some(TunnelId(0))
+    );
 }
 
 #[test]
@@ -210,14 +215,17 @@ fn busy_flows_stay_when_a_group_of_one_grows() {
     let one = group(&[member(1, 1, 0)]);
     let states = all_live(&weights(&[1, 1]));
     assert!(one.is_single());
-    assert_eq!(one.pick(one.bucket_of(u64::MAX), &states, Ticks(9)), Some(TunnelId(1)));
+    assert_eq!(
+        one.pick(BUCKETS as u16 - 1, one.home(BUCKETS as u16 - 1), &states, Ticks(9)),
+        Some(TunnelId(1))
+    );
     let two = group_after(&weights(&[1, 1]), Some(&one), Ticks(10));
     assert_eq!(count(&pick_all(&two, &states, Ticks(11)), 1), BUCKETS);
     assert_eq!(count(&pick_all(&two, &states, Ticks(11 + LONG)), 0), BUCKETS / 2);
     let again = group_after(&[member(0, 1, 0)], Some(&two), Ticks(12 + LONG));
     assert!(again.is_single() && again.contains(TunnelId(0)) && !again.contains(TunnelId(1)));
     states.set(TunnelId(0), MASKED);
-    assert_eq!(again.pick(0, &states, Ticks(0)), None);
+    assert_eq!(again.pick(0, again.home(0), &states, Ticks(0)), None);
 }
 
 #[test]
@@ -276,9 +284,9 @@ proptest! {
                 Step::Wait(ticks) => now = Ticks(now.0.wrapping_add(ticks)),
                 Step::Pick(bucket) => {
                     let path = group.peek(bucket, &states, now);
-                    let picked = group.pick(bucket, &states, now);
+                    let picked = group.pick(bucket, group.home(bucket), &states, now);
                     prop_assert_eq!(path.now, picked);
-                    prop_assert_eq!(path.home.0, group.home(bucket));
+                    prop_assert_eq!(path.home, group.home(bucket));
                     let Some(tunnel) = picked else {
                         prop_assert!(members.iter().all(|member| states.is_masked(member.tunnel)));
                         // A packet that was dropped was seen as well.

@@ -1,0 +1,332 @@
+//! Two gateways without devices: what goes in at one end comes out at the other, unchanged, and in
+//! order within each flow, however the packets of many flows, sizes and classes follow each other.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use braid_api::{
+    Allowed, BootId, DfPolicy, Direction, Encapsulation, Epoch, Group, GroupId, Member, Op, Sa, SaId,
+    SecretKey, Selectors, Spi, Suite, Target, Transaction, Tunnel, TunnelId,
+};
+use braid_dataplane::{
+    drop_reason::DropReason,
+    esp::Engine,
+    forward::{Arrival, Departure, Drops, Forwarder, Now, Progress, Wire},
+    offload::{
+        coalesce::Slots,
+        vnet::{Gso, Vnet},
+    },
+    packet,
+    runs::MOST_TRAILER,
+    tables::{Reader, Writer},
+};
+use etherparse::PacketBuilder;
+use proptest::prelude::*;
+
+const TUNNELS: u32 = 2;
+const MTU: u16 = 1600;
+
+struct Gateway {
+    writer: Writer,
+    reader: Reader,
+    forwarder: Forwarder,
+    drops: Arc<Drops>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    A = 1,
+    B = 2,
+}
+
+fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> Vec<Op> {
+    let address = |side: Side| SocketAddr::from(([192, 0, 2, side as u8], 4500 + number as u16));
+    let inside = |side: Side| vec![IpAddr::from([169, 254, 1, side as u8])];
+    let peer = if side == Side::A { Side::B } else { Side::A };
+    let settings = Tunnel {
+        id: TunnelId(number),
+        name: format!("t{number}"),
+        local: address(side),
+        remote: Some(address(peer)),
+        encapsulation: Encapsulation::Udp,
+        inside: inside(side),
+        peer_inside: inside(peer),
+        path_mtu: MTU,
+        clamp_mtu: MTU,
+        df: DfPolicy::Honour,
+        allowed: Allowed::Routed,
+        probe: None,
+    };
+    let sa = |direction: Direction| {
+        let sender = if direction == Direction::Out { side } else { peer };
+        let key = (0..suite.key_len()).map(|at| (at as u8).wrapping_mul(37) ^ sender as u8 ^ number as u8);
+        Op::PutSa(Sa {
+            id: SaId(u64::from(number) * 2 + 1 + u64::from(direction == Direction::Out)),
+            boot,
+            tunnel: TunnelId(number),
+            direction,
+            spi: Spi(((sender as u32) << 16) | (256 + number)),
+            suite,
+            key: SecretKey::new(key.collect()),
+            esn: false,
+            replay_window: 64,
+            selectors: Selectors::default(),
+        })
+    };
+    vec![Op::PutTunnel(settings), sa(Direction::In), sa(Direction::Out), Op::Unmask(TunnelId(number))]
+}
+
+impl Gateway {
+    fn new(side: Side, suite: Suite) -> Self {
+        let boot = BootId([side as u8; 16]);
+        let mut writer = Writer::new(1, boot, Engine::detect(), &[3; 32]);
+        let members =
+            (0..TUNNELS).map(|id| Member { tunnel: TunnelId(id), weight: 1, priority: 0 }).collect();
+        let to = if side == Side::A { "10.2.0.0/16" } else { "10.1.0.0/16" };
+        let mut ops: Vec<Op> = (0..TUNNELS).flat_map(|number| tunnel(side, suite, boot, number)).collect();
+        ops.push(Op::PutGroup(Group { id: GroupId(0), members }));
+        ops.push(Op::PutRoute { prefix: to.parse().unwrap(), target: Target::Group(GroupId(0)) });
+        writer.apply(Transaction { epoch: Epoch(1), ops }, 0).unwrap();
+        let drops = Arc::new(Drops::new(1));
+        let forwarder = Forwarder::new(0, 64, false, writer.states().clone(), drops.clone());
+        Gateway { reader: writer.reader(), writer, forwarder, drops }
+    }
+
+    fn drops(&self) -> Vec<(&'static str, u64)> {
+        let counted = DropReason::ALL.iter().map(|reason| (reason.name(), self.drops.sum(*reason as usize)));
+        counted.filter(|(_, count)| *count > 0).collect()
+    }
+}
+
+struct Datagram(Vec<u8>);
+
+impl Slots for Datagram {
+    fn slot(&self, _: usize) -> &[u8] {
+        &self.0
+    }
+
+    fn slot_mut(&mut self, _: usize) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+/// One write of the LAN's kernel: a packet, or a super-packet to be cut.
+#[derive(Clone, Debug)]
+struct Write {
+    bytes: Vec<u8>,
+    vnet: Vnet,
+}
+
+/// Both gateways with the wire between them; the buffer is used as the worker uses it.
+struct Pair {
+    a: Gateway,
+    b: Gateway,
+    buffer: Vec<u8>,
+    used: usize,
+    delivered: Vec<Vec<u8>>,
+}
+
+impl Pair {
+    fn new(suite: Suite) -> Self {
+        let (a, b) = (Gateway::new(Side::A, suite), Gateway::new(Side::B, suite));
+        Pair { a, b, buffer: vec![0; 256 * 1024], used: 0, delivered: Vec::new() }
+    }
+
+    /// Packets that each tunnel of A has sent.
+    fn sent(&mut self) -> Vec<u64> {
+        let tables = self.a.reader.enter();
+        tables.tunnels().map(|tunnel| tunnel.outbound.as_ref().unwrap().sequence()).collect()
+    }
+
+    fn send(&mut self, write: &Write) {
+        let now = Now::from_nanos(1);
+        let at = self.used..self.used + write.bytes.len();
+        self.buffer[at.clone()].copy_from_slice(&write.bytes);
+        let mut departure = Departure::new(at.clone(), write.vnet);
+        loop {
+            let tables = self.a.reader.enter();
+            let progress = self.a.forwarder.outward(&tables, &mut self.buffer, &mut departure, now);
+            drop(tables);
+            match progress {
+                Progress::Done => break,
+                Progress::Full => self.flush(true),
+            }
+        }
+        if departure.is_kept() {
+            self.used = at.end + MOST_TRAILER;
+        }
+        if self.a.forwarder.runs.has_closed() {
+            self.flush(false);
+        }
+        if self.used > 128 * 1024 {
+            self.flush(true);
+        }
+    }
+
+    fn flush(&mut self, all: bool) {
+        let Pair { a, b, buffer, used, delivered } = self;
+        a.forwarder.runs.flush(all, |run| {
+            let sa = Arc::clone(&run.sa);
+            let from = run.local;
+            let segment = run.segment;
+            let sealed = run.seal(&mut sa.lock(), buffer).unwrap().to_vec();
+            let mut arrival = Arrival::new(0, sealed.len(), segment, from, 0, Wire::Udp);
+            let mut slots = Datagram(sealed);
+            let tables = b.reader.enter();
+            let progress = b.forwarder.inward(&tables, &mut slots, &mut arrival, Now::from_nanos(1));
+            assert_eq!(progress, Progress::Done);
+            for pending in b.forwarder.lan.pending() {
+                let place = pending.first();
+                let start = usize::from(place.start);
+                delivered.push(slots.0[start..start + usize::from(place.len)].to_vec());
+            }
+            b.forwarder.lan.clear();
+        });
+        if a.forwarder.runs.is_empty() {
+            *used = 0;
+        }
+    }
+}
+
+fn udp(flow: u16, tos: u8, number: u32, len: usize) -> Write {
+    let mut payload = vec![flow as u8 ^ number as u8; len.max(4)];
+    payload[..4].copy_from_slice(&number.to_be_bytes());
+    let mut bytes = Vec::new();
+    let mut ip = etherparse::Ipv4Header::new(
+        0,
+        64,
+        etherparse::IpNumber::UDP,
+        [10, 1, (flow >> 8) as u8, flow as u8],
+        [10, 2, 0, 1],
+    )
+    .unwrap();
+    ip.dscp = etherparse::IpDscp::try_new(tos).unwrap();
+    PacketBuilder::ip(etherparse::IpHeaders::Ipv4(ip, Default::default()))
+        .udp(1000 + flow, 2000)
+        .write(&mut bytes, &payload)
+        .unwrap();
+    Write { bytes, vnet: Vnet::default() }
+}
+
+/// A super-packet whose every segment begins with its number.
+fn uso(flow: u16, first: u32, segments: u32, size: usize) -> Write {
+    let mut write = udp(flow, 0, 0, size * segments as usize);
+    for index in 0..segments {
+        let at = 28 + index as usize * size;
+        write.bytes[at..at + 4].copy_from_slice(&(first + index).to_be_bytes());
+    }
+    write.vnet = Vnet {
+        needs_csum: true,
+        gso: Gso::Udp,
+        ecn: false,
+        hdr_len: 28,
+        gso_size: size as u16,
+        csum_start: 20,
+        csum_offset: 6,
+    };
+    write
+}
+
+/// What a flow sends next: how many segments of what size, in which class.
+#[derive(Clone, Debug)]
+struct Step {
+    flow: u16,
+    tos: u8,
+    segments: u32,
+    size: usize,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let size = prop_oneof![4_usize..100, 480_usize..560, 1300_usize..1380, Just(1372)];
+    let step = (0_u16..24, prop_oneof![4 => Just(0_u8), 1 => Just(46)], 1_u32..40, size, any::<bool>());
+    let step = step.prop_map(|(flow, tos, segments, size, whole)| Step {
+        flow,
+        tos,
+        segments: if whole { 1 } else { segments },
+        size,
+    });
+    prop::collection::vec(step, 1..400)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn every_flow_comes_out_whole_and_in_order(steps in steps(), cbc: bool, flush_every in 1_usize..80) {
+        let mut pair = Pair::new(if cbc { Suite::Aes256CbcSha512 } else { Suite::Aes128Gcm16 });
+        let mut numbers: HashMap<u16, u32> = HashMap::new();
+        let mut whole: Vec<Vec<u8>> = Vec::new();
+        for (index, step) in steps.iter().enumerate() {
+            let next = numbers.entry(step.flow).or_default();
+            if step.segments == 1 {
+                let write = udp(step.flow, step.tos, *next, step.size);
+                pair.send(&write);
+                whole.push(write.bytes);
+            } else {
+                pair.send(&uso(step.flow, *next, step.segments, step.size));
+            }
+            *next += step.segments;
+            if index % flush_every == 0 {
+                pair.flush(true);
+            }
+        }
+        pair.flush(true);
+        prop_assert_eq!(pair.a.drops(), vec![]);
+        prop_assert_eq!(pair.b.drops(), vec![]);
+        let mut expected: HashMap<u16, u32> = HashMap::new();
+        for packet in &pair.delivered {
+            let slices = etherparse::SlicedPacket::from_ip(packet).unwrap();
+            let Some(etherparse::TransportSlice::Udp(udp)) = slices.transport else { panic!("no UDP") };
+            let flow = udp.source_port() - 1000;
+            let number = u32::from_be_bytes(udp.payload()[..4].try_into().unwrap());
+            let next = expected.entry(flow).or_default();
+            prop_assert_eq!(number, *next, "flow {}", flow);
+            *next += 1;
+        }
+        prop_assert_eq!(expected, numbers);
+        // What needed nothing done to it arrives byte by byte.
+        for bytes in whole {
+            prop_assert!(pair.delivered.contains(&bytes));
+        }
+    }
+}
+
+#[test]
+fn a_masked_tunnel_carries_nothing_from_the_next_packet_on() {
+    let mut pair = Pair::new(Suite::Aes128Gcm16);
+    for flow in 0..200 {
+        pair.send(&udp(flow, 0, 0, 64));
+    }
+    pair.flush(true);
+    let both = pair.sent();
+    assert!(both.iter().all(|sent| *sent > 0), "{both:?}");
+    assert!(pair.a.writer.states().mask_by_core(TunnelId(0)));
+    for flow in 0..200 {
+        pair.send(&udp(flow, 0, 1, 700));
+    }
+    pair.flush(true);
+    let after = pair.sent();
+    assert_eq!((after[0], after[1]), (both[0], both[1] + 200));
+    assert_eq!(pair.delivered.len(), 400);
+}
+
+#[test]
+fn an_error_goes_where_its_addresses_say_and_keeps_its_flow_together() {
+    let quoted = udp(3, 0, 0, 64).bytes;
+    let mut error = Vec::new();
+    PacketBuilder::ipv4([10, 1, 0, 9], [10, 2, 0, 1], 64)
+        .icmpv4(etherparse::Icmpv4Type::TimeExceeded(
+            etherparse::icmpv4::TimeExceededCode::TtlExceededInTransit,
+        ))
+        .write(&mut error, &quoted[..28])
+        .unwrap();
+    assert!(packet::parse(&error).unwrap().quotes());
+    let mut pair = Pair::new(Suite::Aes128Gcm16);
+    pair.send(&Write { bytes: error.clone(), vnet: Vnet::default() });
+    pair.flush(true);
+    assert_eq!(pair.delivered, [error]);
+    assert_eq!(pair.a.drops(), []);
+}
