@@ -74,13 +74,19 @@ impl Run {
     pub fn seal(&mut self, sequence: &mut Sequence<'_>, buffer: &[u8]) -> Result<&[u8], Exhausted> {
         let first = sequence.reserve(self.count)?;
         let sealer = sequence.sealer();
-        let mut kept = self.kept.iter().peekable();
-        for (index, esp) in (0..).zip(self.memory[..self.len].chunks_mut(self.segment)) {
-            let number = first + u64::from(index);
-            match kept.next_if(|kept| kept.index == index) {
-                Some(kept) => sealer.seal_from(esp, &buffer[kept.at.clone()], number),
-                None => sealer.seal(esp, number),
+        let mut packets = (first..).zip(self.memory[..self.len].chunks_mut(self.segment));
+        for kept in &self.kept {
+            let kept_number = first + u64::from(kept.index);
+            for (number, esp) in packets.by_ref() {
+                if number == kept_number {
+                    sealer.seal_from(esp, &buffer[kept.at.clone()], number);
+                    break;
+                }
+                sealer.seal(esp, number);
             }
+        }
+        for (number, esp) in packets {
+            sealer.seal(esp, number);
         }
         Ok(&self.memory[..self.len])
     }
@@ -193,7 +199,7 @@ impl Runs {
     ///
     /// # Errors
     /// [`NoPlace`].
-    #[inline]
+    #[inline(always)]
     pub fn keep(
         &mut self,
         tunnel: &Tunnel,

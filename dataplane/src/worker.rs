@@ -380,7 +380,8 @@ impl Worker {
         };
         for slot in slots {
             let Some(got) = self.pool.received(slot) else { continue };
-            if got.truncated {
+            // An empty datagram is too short for anything.
+            if got.truncated || got.len == 0 {
                 self.forwarder.drop(DropReason::Truncated, 1);
                 continue;
             }

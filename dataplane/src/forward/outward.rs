@@ -51,9 +51,6 @@ struct InFlow {
     flow: Place,
 }
 
-/// From how many bytes on a packet stays where it was read: below, a copy costs less than the note.
-const KEEP_FROM: usize = 512;
-
 impl Forwarder {
     /// Takes a packet from the LAN as far as a run for the wire.
     #[inline]
@@ -186,14 +183,8 @@ impl Forwarder {
         }
         let kind = kind(&of.packet);
         let last = self.flows.last_run(of.flow);
-        let placed = if packet.len < KEEP_FROM {
-            let placed = self.runs.place(tunnel, sa, kind, packet.len, last);
-            placed.map(|out| out.copy_from_slice(&buffer[at]))
-        } else {
-            departure.kept = true;
-            self.runs.keep(tunnel, sa, kind, buffer, at, last)
-        };
-        match placed {
+        departure.kept = true;
+        match self.runs.keep(tunnel, sa, kind, buffer, at, last) {
             Ok(()) => Progress::Done,
             Err(NoPlace::Full) => Progress::Full,
             Err(NoPlace::NoRemote) => self.end(DropReason::NoSa, 1),
