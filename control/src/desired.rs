@@ -219,6 +219,7 @@ fn core_tunnel(
         name: tunnel.name.clone(),
         local: SocketAddr::new(local, port),
         remote: remote_address(tunnel, outer).map(|remote| SocketAddr::new(remote, remote_port)),
+        follow_remote: false,
         encapsulation: manual.encapsulation,
         inside: tunnel.inside.iter().map(IpNet::addr).collect(),
         peer_inside: tunnel.peer_inside.clone(),

@@ -51,6 +51,7 @@ fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> Vec<Op> {
         name: format!("t{number}"),
         local: address(side),
         remote: Some(address(peer)),
+        follow_remote: false,
         encapsulation: Encapsulation::Udp,
         inside: inside(side),
         peer_inside: inside(peer),

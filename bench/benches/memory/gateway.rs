@@ -213,6 +213,7 @@ fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> [Op; 3] {
         name: format!("tunnel-{number}"),
         local: outer(side, number),
         remote: Some(outer(other(side), number)),
+        follow_remote: false,
         encapsulation: Encapsulation::Udp,
         inside: vec![Ipv4Addr::new(169, 254, 1, 1 + side as u8).into()],
         peer_inside: vec![Ipv4Addr::new(169, 254, 1, 1 + other(side) as u8).into()],

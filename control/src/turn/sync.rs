@@ -374,6 +374,8 @@ impl Turn {
                     self.effects.push(Effect::Note(Note::NearlyExhausted { tunnel }));
                 }
             }
+            // Only what negotiates keys needs it.
+            CoreEvent::Traffic(_) => {}
             CoreEvent::EndpointMoved { tunnel, remote } => {
                 let Some(index) = self.index(tunnel) else { return };
                 if let (Some(runtime), Some(tunnel)) =

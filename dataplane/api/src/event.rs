@@ -178,6 +178,25 @@ pub enum Cause {
     Exhausted,
 }
 
+/// What an SA has carried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SaTraffic {
+    /// Which.
+    pub sa: SaId,
+    /// Of which tunnel.
+    pub tunnel: TunnelId,
+    /// Ours or the peer's.
+    pub direction: Direction,
+    /// On the wire.
+    pub spi: Spi,
+    /// Packets since it was installed.
+    pub packets: u64,
+    /// Inner bytes since it was installed.
+    pub bytes: u64,
+    /// Inbound: since a packet of the tunnel was last authenticated.
+    pub heard_ago: Option<Duration>,
+}
+
 /// Something that control should know.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Event {
@@ -199,7 +218,12 @@ pub enum Event {
         /// True: it has stopped. False: it should be rekeyed.
         hard: bool,
     },
-    /// An authenticated packet came from another outer address.
+    /// SAs that have carried packets since they were last reported, about once a second; and at
+    /// once, alone, an inbound SA whose first packet was authenticated: the peer uses it. At most
+    /// [`crate::MAX_TRAFFIC`] in one event.
+    Traffic(Vec<SaTraffic>),
+    /// An authenticated packet came from another outer address, and the core sends there from now
+    /// on: see [`crate::Tunnel::follow_remote`].
     EndpointMoved {
         /// Which tunnel.
         tunnel: TunnelId,

@@ -2,7 +2,7 @@
 //! ids, operations, events and their codec. No I/O.
 //!
 //! The core is the server of two Unix sockets in the run directory:
-//! `tables.sock` carries [`ToCore`] and [`FromCore`] frames, `punt.sock` IKE datagrams.
+//! `tables.sock` carries [`ToCore`] and [`FromCore`] frames, `punt.sock` IKE datagrams (see [`punt`]).
 //! A third, `launcher.sock`, belongs to the launcher, which keeps the privileges
 //! (see [`launcher`]).
 //!
@@ -19,23 +19,25 @@ mod event;
 mod ids;
 pub mod launcher;
 mod op;
+pub mod punt;
 mod query;
 mod secret;
 mod suite;
 
 pub use codec::{DecodeError, FRAME_HEADER_LEN, MAX_FRAME_LEN, decode, encode, frame_len};
 pub use event::{
-    Cause, Event, FromCore, GroupSummary, Hello, RejectReason, Rejected, SaSummary, Side, TunnelSummary,
-    Verdict,
+    Cause, Event, FromCore, GroupSummary, Hello, RejectReason, Rejected, SaSummary, SaTraffic, Side,
+    TunnelSummary, Verdict,
 };
 pub use ids::{BootId, Epoch, Generation, GroupId, SaId, Spi, TunnelId};
 pub use op::{
     Allowed, DfPolicy, Direction, Encapsulation, Flow, GatewaySettings, Group, MAX_OPS, MAX_STASH_ENTRIES,
-    MAX_STASH_LEN, Member, Op, Probe, Sa, Selectors, StashValue, Target, ToCore, Transaction, Tunnel,
+    MAX_STASH_LEN, MAX_TRAFFIC, Member, Op, Probe, Sa, Selectors, StashValue, Target, ToCore, Transaction,
+    Tunnel,
 };
 pub use query::{Answer, PathAnswer, Query, SaStats, Stats, TunnelState, TunnelStats};
 pub use secret::SecretKey;
 pub use suite::Suite;
 
 /// Version of everything in this crate; a difference refuses the connection.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;

@@ -12,6 +12,8 @@ use crate::{BootId, Epoch, GroupId, Query, SaId, SecretKey, Spi, Suite, TunnelId
 pub const MAX_OPS: usize = 65_536;
 /// Longest opaque value in the stash, in bytes.
 pub const MAX_STASH_LEN: usize = 16 * 1024;
+/// Most SAs in one [`crate::Event::Traffic`].
+pub const MAX_TRAFFIC: usize = 16_384;
 /// Most values in the stash.
 pub const MAX_STASH_ENTRIES: usize = 32_768;
 
@@ -171,6 +173,11 @@ pub struct Tunnel {
     pub local: SocketAddr,
     /// Outer address and UDP port of the peer, `None` until it is heard (a responder).
     pub remote: Option<SocketAddr>,
+    /// An authenticated packet that comes from elsewhere and is the newest of its SA moves the peer
+    /// there: its address is changed by a NAT, or moves (RFC 7296 section 2.23). Without this, only
+    /// an address that is not known yet is learnt, since whoever replays faster than the peer sends
+    /// could move it.
+    pub follow_remote: bool,
     /// How ESP travels.
     pub encapsulation: Encapsulation,
     /// Our inside addresses.

@@ -32,6 +32,7 @@ fn tunnel(id: u32) -> braid_api::Tunnel {
         name: format!("t{id}"),
         local: "192.0.2.1:4500".parse().unwrap(),
         remote: Some("203.0.113.1:4500".parse().unwrap()),
+        follow_remote: false,
         encapsulation: Encapsulation::Udp,
         inside: vec!["169.254.10.2".parse().unwrap()],
         peer_inside: vec!["169.254.10.1".parse().unwrap()],
