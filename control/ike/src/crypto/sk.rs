@@ -25,12 +25,12 @@ pub struct Opener {
 
 enum SealKeys {
     Aead(AeadKey),
-    Cbc(cipher::EncryptingKey, Mac),
+    Cbc(Box<(cipher::EncryptingKey, Mac)>),
 }
 
 enum OpenKeys {
     Aead(AeadKey),
-    Cbc(cipher::DecryptingKey, Mac),
+    Cbc(Box<(cipher::DecryptingKey, Mac)>),
 }
 
 struct AeadKey {
@@ -57,7 +57,7 @@ impl Sealer {
             Some(algorithm) => {
                 let key = cbc_key(suite.cipher, encryption)?;
                 let key = cipher::EncryptingKey::cbc(key).map_err(|_| CryptoError::Library)?;
-                SealKeys::Cbc(key, Mac::new(algorithm, integrity)?)
+                SealKeys::Cbc(Box::new((key, Mac::new(algorithm, integrity)?)))
             }
         };
         Ok(Self { keys, generation, counter: 0 })
@@ -73,7 +73,7 @@ impl Sealer {
     pub fn sealed_len(&self, length: usize) -> usize {
         match &self.keys {
             SealKeys::Aead(_) => AEAD_IV_LEN + length + 1 + TAG_LEN,
-            SealKeys::Cbc(_, mac) => BLOCK_LEN + (length + 1).next_multiple_of(BLOCK_LEN) + mac.icv_len,
+            SealKeys::Cbc(keys) => BLOCK_LEN + (length + 1).next_multiple_of(BLOCK_LEN) + keys.1.icv_len,
         }
     }
 
@@ -99,7 +99,8 @@ impl Sealer {
                     .map_err(|_| CryptoError::Library)?;
                 out.extend_from_slice(tag.as_ref());
             }
-            SealKeys::Cbc(key, mac) => {
+            SealKeys::Cbc(keys) => {
+                let (key, mac) = keys.as_ref();
                 // RFC 7296 section 3.14: a CBC IV is unpredictable.
                 let iv: [u8; BLOCK_LEN] = random_array(rng);
                 out.extend_from_slice(&iv);
@@ -132,7 +133,7 @@ impl Opener {
             Some(algorithm) => {
                 let key = cbc_key(suite.cipher, encryption)?;
                 let key = cipher::DecryptingKey::cbc(key).map_err(|_| CryptoError::Library)?;
-                OpenKeys::Cbc(key, Mac::new(algorithm, integrity)?)
+                OpenKeys::Cbc(Box::new((key, Mac::new(algorithm, integrity)?)))
             }
         };
         Ok(Self { keys })
@@ -153,7 +154,8 @@ impl Opener {
                 plain.truncate(length);
                 plain
             }
-            OpenKeys::Cbc(key, mac) => {
+            OpenKeys::Cbc(keys) => {
+                let (key, mac) = keys.as_ref();
                 let covered = mac.check(associated, body)?;
                 let (iv, ciphertext) =
                     covered.split_first_chunk::<BLOCK_LEN>().ok_or(CryptoError::NotAuthentic)?;
