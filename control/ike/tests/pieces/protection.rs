@@ -172,3 +172,115 @@ fn key_material_of_another_length_is_refused() {
         }
     }
 }
+
+/// A Notify COOKIE2 "abc" as the second message of generation 0x01020304, sealed by Python's `cryptography`
+/// and `hmac`: keys count up from 1, integrity keys from 0x80, the CBC IV from 0x10.
+const SEALED: [(Cipher, Option<Integrity>, &str); 11] = [
+    (
+        Cipher::Aes128Gcm16,
+        None,
+        "010101010101010102020202020202022e20250800000005000000442900002801020304000000015230f791 \
+         e15a324a9b9665e819bffa0dac4aaefabe5553a2c1a10f3f",
+    ),
+    (
+        Cipher::Aes256Gcm16,
+        None,
+        "010101010101010102020202020202022e202508000000050000004429000028010203040000000136120436 \
+         bd3d0ec425e157d6910ec7a024d17f3f7ff6302fc7bd69b2",
+    ),
+    (
+        Cipher::ChaCha20Poly1305,
+        None,
+        "010101010101010102020202020202022e20250800000005000000442900002801020304000000019ff73ae1 \
+         7fbf0785e3ccef0254860ac7a324346cbede85ea819f2058",
+    ),
+    (
+        Cipher::Aes128Cbc,
+        Some(Integrity::HmacSha1_96),
+        "010101010101010102020202020202022e202508000000050000004c29000030101112131415161718191a1b \
+         1c1d1e1faa12e571f9423cd7a220a019441a1313add8c4491f7b98cd244b7aab",
+    ),
+    (
+        Cipher::Aes128Cbc,
+        Some(Integrity::HmacSha256_128),
+        "010101010101010102020202020202022e202508000000050000005029000034101112131415161718191a1b \
+         1c1d1e1faa12e571f9423cd7a220a019441a131325c83953461bc7deddbcad7019c572e5",
+    ),
+    (
+        Cipher::Aes128Cbc,
+        Some(Integrity::HmacSha384_192),
+        "010101010101010102020202020202022e20250800000005000000582900003c101112131415161718191a1b \
+         1c1d1e1faa12e571f9423cd7a220a019441a13137ad9cc1514834842488cf44eeeebae5e99e7b944e8123df0",
+    ),
+    (
+        Cipher::Aes128Cbc,
+        Some(Integrity::HmacSha512_256),
+        "010101010101010102020202020202022e202508000000050000006029000044101112131415161718191a1b \
+         1c1d1e1faa12e571f9423cd7a220a019441a13130f25b28df36e7e519c57aceb1493b2159ddb2d2145d2f470 \
+         7215b8f01d770033",
+    ),
+    (
+        Cipher::Aes256Cbc,
+        Some(Integrity::HmacSha1_96),
+        "010101010101010102020202020202022e202508000000050000004c29000030101112131415161718191a1b \
+         1c1d1e1f97ff3d78c3cbc040e25a155f4a625de13da27ceb7b189d1712ecdb39",
+    ),
+    (
+        Cipher::Aes256Cbc,
+        Some(Integrity::HmacSha256_128),
+        "010101010101010102020202020202022e202508000000050000005029000034101112131415161718191a1b \
+         1c1d1e1f97ff3d78c3cbc040e25a155f4a625de11d0a68001c68245faa0ac377d78b5e3a",
+    ),
+    (
+        Cipher::Aes256Cbc,
+        Some(Integrity::HmacSha384_192),
+        "010101010101010102020202020202022e20250800000005000000582900003c101112131415161718191a1b \
+         1c1d1e1f97ff3d78c3cbc040e25a155f4a625de1a238f643c05618ade5ff136faf5895ce3595982cc8b1d005",
+    ),
+    (
+        Cipher::Aes256Cbc,
+        Some(Integrity::HmacSha512_256),
+        "010101010101010102020202020202022e202508000000050000006029000044101112131415161718191a1b \
+         1c1d1e1f97ff3d78c3cbc040e25a155f4a625de1aad955a0c78a9bc3578a47404d357135f91eba08330012d3 \
+         4fe5dd79284c092f",
+    ),
+];
+
+#[test]
+fn every_suite_matches_an_independent_implementation() {
+    let counting = |start: u8, length: usize| SecretBytes::new((start..).take(length).collect());
+    for (cipher, integrity, expected) in SEALED {
+        let (ke, prf) = (KeMethod::Ecp256, Prf::HmacSha256);
+        let suite = IkeSuite { cipher, integrity, prf, ke, additional: Vec::new() };
+        let encryption = counting(1, cipher.key_len() + cipher.salt_len());
+        let integrity = counting(0x80, integrity.map_or(0, Integrity::key_len));
+        let mut sealer = Sealer::new(&suite, &encryption, &integrity, 0x0102_0304).unwrap();
+        let opener = Opener::new(&suite, &encryption, &integrity).unwrap();
+        let sent = message(vec![Payload::Notify(Notify::new(NotifyType::COOKIE2, b"abc".to_vec()))]);
+        let mut rng = Counting(0);
+        sent.seal(&mut sealer, &mut rng).unwrap();
+        assert_eq!(sent.seal(&mut sealer, &mut rng).unwrap(), hex(expected), "{suite}");
+        assert_eq!(open(&hex(expected), &opener).unwrap(), sent, "{suite}");
+    }
+}
+
+/// RFC 7634 appendix B.
+#[test]
+fn chacha20_poly1305_opens_the_rfcs_message() {
+    let suite = IkeSuite {
+        cipher: Cipher::ChaCha20Poly1305,
+        integrity: None,
+        prf: Prf::HmacSha256,
+        ke: KeMethod::Curve25519,
+        additional: Vec::new(),
+    };
+    let key = hex("808182838485868788898a8b8c8d8e8f909192939495969798999a9b9c9d9e9f a0a1a2a3");
+    let opener = Opener::new(&suite, &SecretBytes::new(key), &SecretBytes::default()).unwrap();
+    let datagram =
+        hex("c0c1c2c3c4c5c6c7 d0d1d2d3d4d5d6d7 2e202500 00000009 00000045 29000029 1011121314151617 \
+         610394701f8d017f7c12924889 6b71bfe25236efd7cdc67066906315b2");
+    let opened = open(&datagram, &opener).unwrap();
+    assert_eq!(opened.header.exchange, ExchangeType::Informational);
+    let window = Notify::new(NotifyType::SET_WINDOW_SIZE, vec![0, 0, 0, 10]);
+    assert_eq!(opened.payloads, [Payload::Notify(window)]);
+}
