@@ -85,6 +85,8 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     crate::logging::init();
+    // Started as /proc/self/exe, it would be called `exe`.
+    let _ = rustix::thread::set_name(c"braid-control");
     // Without its launcher, control can do nothing.
     let parent_death = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM));
     let result = parent_death

@@ -83,6 +83,8 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Option<PathBuf
 }
 
 fn run(run_dir: &Path) -> io::Result<()> {
+    // Started as /proc/self/exe, it would be called `exe`.
+    rustix::thread::set_name(c"braid-dataplane")?;
     // The core is of no use without the launcher, whose descriptors it works with.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
     let mut random = [0; 48];

@@ -61,6 +61,11 @@ impl Threads {
     }
 }
 
+fn is_readable(fd: &impl AsFd) -> io::Result<bool> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    Ok(rustix::event::poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&now))? > 0)
+}
+
 /// The state of the service thread.
 pub(crate) struct Service {
     writer: Writer,
@@ -109,6 +114,12 @@ impl Service {
             if ready.launcher && !self.serve_launcher()? {
                 return Ok(());
             }
+            // All of it before control's frames, which name what the launcher has sent.
+            while ready.launcher && is_readable(&self.launcher)? {
+                if !self.serve_launcher()? {
+                    return Ok(());
+                }
+            }
             if ready.notices {
                 self.serve_workers();
             }
@@ -127,22 +138,24 @@ impl Service {
     }
 
     fn wait(&self) -> io::Result<Ready> {
-        let mut polled = vec![
-            PollFd::new(&self.launcher, PollFlags::IN),
-            PollFd::new(&self.wake, PollFlags::IN),
-            PollFd::new(&self.listener, PollFlags::IN),
-        ];
+        let mut polled = Vec::with_capacity(4);
         if let Some(control) = &self.control {
             let wants =
                 if control.backlog.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
             polled.push(PollFd::new(&control.socket, wants));
         }
+        polled.push(PollFd::new(&self.listener, PollFlags::IN));
+        polled.push(PollFd::new(&self.wake, PollFlags::IN));
+        // The kernel looks at them in this order. A transaction follows upon the sockets that it names, so
+        // that whoever sees the one, and then looks, sees the others.
+        polled.push(PollFd::new(&self.launcher, PollFlags::IN));
         let timeout = Timespec { tv_sec: HOUSEKEEPING.as_secs() as i64, tv_nsec: 0 };
         match rustix::event::poll(&mut polled, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let ready = |index: usize| polled.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        let ready: Vec<bool> = polled.iter().rev().map(|fd| !fd.revents().is_empty()).collect();
+        let ready = |index: usize| ready.get(index).copied().unwrap_or(false);
         Ok(Ready { launcher: ready(0), notices: ready(1), listener: ready(2), control: ready(3) })
     }
 
