@@ -25,9 +25,9 @@ pub enum Test {
     Small,
     /// Pings every 10 ms through the idle tunnel.
     RttIdle,
-    /// Pings every 10 ms beside one TCP flow.
+    /// Pings, and probes in the tunnel, every 10 ms beside one TCP flow.
     RttTcp,
-    /// Pings every 10 ms beside the overload of small packets.
+    /// Pings, and probes in the tunnel, every 10 ms beside the overload of small packets.
     RttOverload,
 }
 
@@ -57,9 +57,10 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(10);
 const WARM_UP: Duration = Duration::from_millis(500);
 
 /// Measures all that the plan wants. A single measurement that fails is named in the error list
-/// and the others still count.
+/// and the others still count. `far_end` is the other end of the tunnel, inside, for probes from
+/// gateway to gateway.
 #[must_use]
-pub fn measure(topology: &Topology, plan: &Plan) -> (Figures, Vec<String>) {
+pub fn measure(topology: &Topology, plan: &Plan, far_end: Option<&str>) -> (Figures, Vec<String>) {
     let mut figures = Figures::new();
     let mut failures = Vec::new();
     for test in &plan.tests {
@@ -68,8 +69,8 @@ pub fn measure(topology: &Topology, plan: &Plan) -> (Figures, Vec<String>) {
             Test::Tcp8 => tcp(topology, plan, 8, &mut figures),
             Test::Small => small(topology, plan, &mut figures),
             Test::RttIdle => rtt_idle(topology, plan, &mut figures),
-            Test::RttTcp => rtt_tcp(topology, plan, &mut figures),
-            Test::RttOverload => rtt_overload(topology, plan, &mut figures),
+            Test::RttTcp => rtt_tcp(topology, plan, far_end, &mut figures),
+            Test::RttOverload => rtt_overload(topology, plan, far_end, &mut figures),
         };
         if let Err(error) = done {
             failures.push(format!("{test:?}: {error}"));
@@ -198,27 +199,59 @@ fn rtt_idle(topology: &Topology, plan: &Plan, figures: &mut Figures) -> Result<(
     Ok(())
 }
 
-fn rtt_tcp(topology: &Topology, plan: &Plan, figures: &mut Figures) -> Result<()> {
+fn rtt_tcp(topology: &Topology, plan: &Plan, far_end: Option<&str>, figures: &mut Figures) -> Result<()> {
     let server = IperfServer::start(&topology.server, SERVER)?;
     let load = TcpLoad { flows: 1, seconds: plan.seconds + 1, reverse: false };
     let mut running = server.tcp_in_background(&topology.client, &load)?;
-    let pings = Pings { count: probes(plan.seconds), interval: PROBE_INTERVAL, ..Pings::default() };
-    let result = ping(&topology.client, SERVER, &pings);
+    let result = both_pings(topology, plan, far_end);
     running.finish()?;
-    put_rtt(figures, "tcp", &result?);
+    put_both(figures, "tcp", &result?);
     Ok(())
 }
 
-fn rtt_overload(topology: &Topology, plan: &Plan, figures: &mut Figures) -> Result<()> {
+fn rtt_overload(
+    topology: &Topology,
+    plan: &Plan,
+    far_end: Option<&str>,
+    figures: &mut Figures,
+) -> Result<()> {
     let _counter = Counter::start(&topology.server, "eth0", plan.small_length)?;
-    let pings = Pings { count: probes(plan.seconds), interval: PROBE_INTERVAL, ..Pings::default() };
     let (result, sent) = beside_overload(topology, plan, plan.overload_kpps, |_| {
         std::thread::sleep(WARM_UP);
-        ping(&topology.client, SERVER, &pings)
+        both_pings(topology, plan, far_end)
     })?;
-    put_rtt(figures, "overload", &result);
+    put_both(figures, "overload", &result);
     figures.insert("rtt_overload_offered_kpps".to_owned(), sent.rate() / 1e3);
     Ok(())
+}
+
+/// Pings with the traffic, from client to server, and at the same time probes in the tunnel, from one
+/// gateway to the other, as whoever watches a tunnel sends them.
+fn both_pings(
+    topology: &Topology,
+    plan: &Plan,
+    far_end: Option<&str>,
+) -> Result<(PingResult, Option<PingResult>)> {
+    let pings = Pings { count: probes(plan.seconds), interval: PROBE_INTERVAL, ..Pings::default() };
+    std::thread::scope(|scope| {
+        let probe = far_end.map(|to| {
+            let pings = &pings;
+            scope.spawn(move || ping(&topology.gateway_a, to, pings))
+        });
+        let through = ping(&topology.client, SERVER, &pings);
+        let probe = probe.map(|probe| match probe.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        Ok((through?, probe.transpose()?))
+    })
+}
+
+fn put_both(figures: &mut Figures, when: &str, (through, probe): &(PingResult, Option<PingResult>)) {
+    put_rtt(figures, when, through);
+    if let Some(probe) = probe {
+        put_rtt(figures, &format!("{when}_probe"), probe);
+    }
 }
 
 fn probes(seconds: u32) -> u32 {

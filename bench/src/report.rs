@@ -107,8 +107,9 @@ impl Report {
             "\nMedians of {} runs of {} s each; the ratio is to plain forwarding with offloads on, \
              measured just before in the same topology. {processor}, {processors} processors, \
              Linux {kernel}. Small packets: {} bytes of IP, {} flows, k packets a second delivered \
-             (offered). Round trips: ping every 10 ms, p50 / p99 ms and loss; overload: {} k small \
-             packets a second offered.",
+             (offered). Round trips: ping every 10 ms, p50 / p99 ms and loss, from client to server (RTT) and \
+             inside the tunnel from gateway to gateway (probe); overload: {} k small packets a second \
+             offered.",
             self.runs,
             self.plan.seconds,
             self.plan.small_length,
@@ -163,7 +164,13 @@ impl Report {
 }
 
 fn rtt_columns() -> Vec<Column> {
-    let headings = [("idle", "RTT idle"), ("tcp", "RTT under TCP"), ("overload", "RTT in overload")];
+    let headings = [
+        ("idle", "RTT idle"),
+        ("tcp", "RTT under TCP"),
+        ("tcp_probe", "probe under TCP"),
+        ("overload", "RTT in overload"),
+        ("overload_probe", "probe in overload"),
+    ];
     headings
         .into_iter()
         .map(|(when, heading)| -> Column {

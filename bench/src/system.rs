@@ -39,6 +39,11 @@ pub trait System {
         1
     }
 
+    /// The other end of the first tunnel as gateway A sees it inside, if it has an address.
+    fn far_end(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What must be seen between the gateways.
     fn wire(&self) -> Wire;
 

@@ -89,6 +89,10 @@ impl System for Braid {
         self.tunnels
     }
 
+    fn far_end(&self) -> Option<&'static str> {
+        Some("169.254.10.2")
+    }
+
     fn wire(&self) -> Wire {
         Wire::EspInUdp
     }
