@@ -44,6 +44,8 @@ pub(super) struct Session {
     replied: Option<u64>,
     /// When a packet or a reply was last heard, as far as this session knows.
     life: u64,
+    /// What is added to the detection time because this machine stood still, in nanoseconds.
+    grace: u64,
     up: bool,
     smoothed: Option<u64>,
 }
@@ -60,6 +62,7 @@ impl Session {
             outstanding: [(0, 0); OUTSTANDING],
             replied: None,
             life: now,
+            grace: 0,
             up: false,
             smoothed: None,
         }
@@ -85,22 +88,16 @@ impl Session {
     /// When the tunnel dies unless it is heard.
     fn dies(&self) -> Option<u64> {
         let probe = self.probe?;
-        (self.up && self.replied.is_some())
-            .then(|| self.life + probe.interval.as_nanos() as u64 * u64::from(probe.multiplier))
+        let detection = probe.interval.as_nanos() as u64 * u64::from(probe.multiplier);
+        (self.up && self.replied.is_some()).then_some(self.life + detection + self.grace)
     }
 
     /// Does what is due. `heard` is when the tunnel last authenticated a packet, `sent` how many it
     /// has sent in all.
     pub(super) fn turn(&mut self, now: u64, heard: Option<u64>, sent: u64) -> Turn {
         // A timer that fires although the tunnel has authenticated a packet is late, not right.
-        self.life = self.life.max(heard.unwrap_or(0));
-        let down = match self.dies() {
-            Some(dies) if dies <= now => {
-                self.up = false;
-                Some(Duration::from_nanos(now - self.life))
-            }
-            _ => None,
-        };
+        self.live(heard.unwrap_or(0));
+        let down = self.verdict(now);
         if now >= self.next_probe
             && let Some(probe) = self.probe
         {
@@ -124,6 +121,28 @@ impl Session {
         Turn::Nothing
     }
 
+    /// For how long it was silent, if it is dead.
+    fn verdict(&mut self, now: u64) -> Option<Duration> {
+        let dies = self.dies().filter(|dies| *dies <= now)?;
+        let interval = self.probe?.interval.as_nanos() as u64;
+        if now - dies >= interval && self.grace == 0 {
+            // Woken so late, it is this machine that stood still: what has arrived meanwhile may be
+            // unread, and the probes that were due were not sent. One interval more, and only once.
+            self.grace = now - dies + interval;
+            return None;
+        }
+        self.up = false;
+        Some(Duration::from_nanos(now - self.life))
+    }
+
+    /// It was heard at this moment.
+    fn live(&mut self, at: u64) {
+        if at > self.life {
+            self.life = at;
+            self.grace = 0;
+        }
+    }
+
     /// A probe came back at `now`; `Up` when the tunnel was not known to be alive.
     pub(super) fn reply(&mut self, cookie: u64, now: u64) -> Option<Verdict> {
         let (sequence, sent) = self.outstanding[cookie as usize % OUTSTANDING];
@@ -135,7 +154,7 @@ impl Session {
         // RFC 6298 section 2: alpha is 1/8.
         self.smoothed = Some(self.smoothed.map_or(sample, |smoothed| smoothed - smoothed / 8 + sample / 8));
         self.replied = Some(now);
-        self.life = self.life.max(now);
+        self.live(now);
         let was = core::mem::replace(&mut self.up, true);
         (!was).then_some(Verdict::Up)
     }
@@ -216,6 +235,35 @@ mod tests {
             let turn = session.turn(at, Some(at - 1), 0);
             assert!(!matches!(turn, Turn::Down { .. } | Turn::Probe { down: Some(_), .. }), "{turn:?}");
         }
+    }
+
+    #[test]
+    fn a_machine_that_stood_still_blames_nobody_else_for_an_interval() {
+        for answers in [true, false] {
+            let mut session = session();
+            play(&mut session, 0, 1000 * MS, MS, true);
+            // Nothing ran until now, not even the thread that reads the replies.
+            let woken = 2000 * MS;
+            let Turn::Probe { down: None, cookie } = session.turn(woken, None, 0) else {
+                panic!("a verdict on the word of a machine that was late")
+            };
+            if answers {
+                assert_eq!(session.reply(cookie, woken + MS), None);
+                assert_eq!(play(&mut session, woken + MS, 5000 * MS, MS, true), []);
+            } else {
+                let down = play(&mut session, woken + MS, 5000 * MS, MS, false);
+                assert_eq!(down, [(woken + 100 * MS, Verdict::Down)]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_machine_that_is_always_late_comes_to_a_verdict() {
+        let mut session = session();
+        play(&mut session, 0, 1000 * MS, MS, true);
+        let late = |n: u64| session.turn((1500 + 250 * n) * MS, None, 0);
+        let verdicts = (0..3).map(late).filter(|turn| matches!(turn, Turn::Probe { down: Some(_), .. }));
+        assert_eq!(verdicts.count(), 1);
     }
 
     #[test]
