@@ -5,7 +5,7 @@
 //! length that no other flow's have: a capture of encrypted packets tells which flow went which way
 //! (see [`Load::esp_flow`]).
 
-use crate::{Error, Netns, Result};
+use crate::{Error, Netns, Result, retry_until};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 
 /// Flow (two bytes) and sequence number (four).
 const HEADER: usize = 6;
+/// Shorter than any that counts.
+const WARM_UP: [u8; 4] = *b"warm";
+const WARM_UP_LIMIT: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(1);
 const READ_LIMIT: Duration = Duration::from_millis(50);
 /// Reads without a packet after the end of sending, until none is expected any more.
@@ -58,6 +61,12 @@ impl Load {
     #[must_use]
     pub const fn of_length(flows: usize, per_ms: usize, length: usize) -> Self {
         Self { flows, per_ms, burst: 1, smallest: length, step: 0, port: 20_000 }
+    }
+
+    /// The same flows elsewhere.
+    #[must_use]
+    pub const fn at_port(self, port: u16) -> Self {
+        Self { port, ..self }
     }
 
     /// Longest time between two packets of a flow while all goes well.
@@ -151,6 +160,7 @@ impl Paced {
         let target = SocketAddr::new(address, load.port);
         let sink = to.enter(|| sink(target))??;
         let flows = from.enter(|| sources(target, load))??;
+        warm_up(&flows, &sink)?;
         let stop = Arc::new(AtomicBool::new(false));
         let receiver = {
             let stop = Arc::clone(&stop);
@@ -269,6 +279,19 @@ fn sources(target: SocketAddr, load: Load) -> Result<Vec<UdpSocket>> {
     ports.map(one).collect::<std::io::Result<_>>().map_err(Error::io("cannot make the flows"))
 }
 
+/// Has one packet cross first: while a kernel asks for its neighbour's address, it keeps few packets
+/// of those that come, and those it lets go are overtaken.
+fn warm_up(flows: &[UdpSocket], sink: &UdpSocket) -> Result<()> {
+    let mut packet = [0; WARM_UP.len()];
+    retry_until("a first packet to cross", WARM_UP_LIMIT, || {
+        for flow in flows.iter().take(1) {
+            flow.send(&WARM_UP).map_err(|error| error.to_string())?;
+        }
+        let length = sink.recv(&mut packet).map_err(|error| error.to_string())?;
+        if packet[..length] == WARM_UP { Ok(()) } else { Err("another packet".to_owned()) }
+    })
+}
+
 fn send(flows: &[UdpSocket], load: Load, origin: Instant, stop: &AtomicBool) -> Sent {
     // A sender that changes CPUs has its packets overtake each other in the kernel's queues.
     let mut cpu = CpuSet::new();
@@ -333,6 +356,9 @@ fn receive(sink: &UdpSocket, load: Load, origin: Instant, stop: &AtomicBool) -> 
             continue;
         };
         let at = origin.elapsed();
+        if packet[..length] == WARM_UP {
+            continue;
+        }
         match read(&packet[..length], load) {
             Some((flow, sequence)) => received.arrivals.push(Arrival { flow, sequence, at }),
             None => received.damaged += 1,

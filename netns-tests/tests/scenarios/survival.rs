@@ -28,7 +28,7 @@ const KILLS: usize = 4;
 const FEW: Pings = Pings { count: 2, interval: Duration::from_millis(10), size: 56, df: false };
 
 fn control_killed_under_load_loses_nothing() -> Outcome {
-    let pair = Pair::start(&Setup::default())?;
+    let pair = Pair::start_patient(&Setup::default())?;
     let topology = &pair.topology;
     let wires = [Wires::watch(topology, Side::A)?, Wires::watch(topology, Side::B)?];
     let before = [pair.a.status()?, pair.b.status()?];

@@ -40,6 +40,7 @@ impl Wires {
     /// packet is seen alone.
     pub(crate) fn watch(topology: &Topology, side: Side) -> Result<Self> {
         topology.offloads(Offload::UdpSegmentation, false)?;
+        topology.keep_flows_in_order()?;
         let internet = topology.internet.as_ref().ok_or_else(|| Error::Usage("no internet".to_owned()))?;
         let watch = |path: &OuterPath| {
             let (device, own) = match side {
@@ -75,24 +76,6 @@ impl Ways {
             }
         }
         ways
-    }
-
-    /// The shortest pause of a flow over which it changed its path.
-    pub(crate) fn hastiest_move(&self, load: Load) -> Option<Duration> {
-        let mut packets: Vec<_> = self.packets.iter().map(|(at, path, esp)| (*at, *path, *esp)).collect();
-        packets.sort_by_key(|(at, ..)| *at);
-        let mut last: BTreeMap<usize, (Duration, usize)> = BTreeMap::new();
-        let mut hastiest: Option<Duration> = None;
-        for (at, path, esp) in packets {
-            let Some(flow) = load.esp_flow(esp.length) else { continue };
-            if let Some((before, old)) = last.insert(flow, (at, path))
-                && old != path
-            {
-                let pause = at.saturating_sub(before);
-                hastiest = Some(hastiest.map_or(pause, |hastiest| hastiest.min(pause)));
-            }
-        }
-        hastiest
     }
 
     /// The first ESP sequence number that did not come after the last one of its SPI: a nonce used
