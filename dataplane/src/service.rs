@@ -37,7 +37,7 @@ use crate::{
 
 /// Bytes that may wait for a control that does not read.
 const MAX_BACKLOG: usize = 64 << 20;
-/// How often SA lifetimes and path MTUs are looked at.
+/// How often SA lifetimes, path MTUs and peers' addresses are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// How long a lowered path MTU is believed (RFC 1191 section 6.3 wants at least ten minutes before
 /// a larger one is tried; the kernel forgets after ten).
@@ -247,6 +247,9 @@ impl Service {
 
     fn housekeeping(&mut self) {
         self.report_lifetimes();
+        for event in self.writer.moved() {
+            self.tell(&FromCore::Event(event));
+        }
         let due: Vec<TunnelId> = self
             .lowered
             .iter()

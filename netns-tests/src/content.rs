@@ -6,8 +6,6 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-/// How long one end waits for the other, whole transfers apart.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a datagram and its echo may take before they count as lost.
 const ROUND: Duration = Duration::from_millis(250);
 
@@ -150,7 +148,7 @@ pub fn tcp(
         });
         let near = (|| {
             let stream =
-                client.enter(|| TcpStream::connect_timeout(&to, PATIENCE)).map_err(io::Error::other)??;
+                client.enter(|| TcpStream::connect_timeout(&to, deadline)).map_err(io::Error::other)??;
             if reverse { receive(stream, bytes, end) } else { send(stream, bytes, end) }
         })();
         near.and(far.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))

@@ -129,7 +129,8 @@ pub(super) fn restore(changes: &[Changed]) {
     }
 }
 
-/// Settings of our own device, which go with it: no traffic of the kernel's own, loose filter.
+/// Settings of our own device, which go with it: no traffic of the kernel's own, loose filter,
+/// our own address as a source.
 ///
 /// # Errors
 /// What the system said to a setting that matters.
@@ -138,6 +139,8 @@ pub(super) fn prepare_device(device: &str) -> Result<(), PlanError> {
     let v6 = format!("net/ipv6/conf/{device}");
     for (path, value) in [
         (format!("{v4}/rp_filter"), "2"),
+        // The core writes ICMP errors to the device in the gateway's own name.
+        (format!("{v4}/accept_local"), "1"),
         (format!("{v4}/forwarding"), "1"),
         // 1 is none: no link-local address, so no solicitations into the tunnels.
         (format!("{v6}/addr_gen_mode"), "1"),

@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use braid_api::{Probe, Verdict};
 
-/// A NAT's UDP mapping may be dropped after less than half a minute (RFC 3948 section 4: 20 seconds).
+/// How long a tunnel may send nothing (RFC 3948 section 4): a NAT may forget it after half a minute.
 const KEEPALIVE_NANOS: u64 = 20_000_000_000;
+/// Silence is measured in looks this far apart, and begins up to one of them before it is seen.
+const LOOK_NANOS: u64 = KEEPALIVE_NANOS / 4;
+/// Looks that saw nothing sent, until a keepalive is due.
+const QUIET_LOOKS: u8 = 3;
 /// Probes whose reply can still be told.
 const OUTSTANDING: usize = 16;
 
@@ -36,7 +40,8 @@ pub(super) struct Session {
     probe: Option<Probe>,
     keepalive: bool,
     next_probe: u64,
-    next_keepalive: u64,
+    next_look: u64,
+    quiet_looks: u8,
     sent_packets: u64,
     sequence: u64,
     outstanding: [(u64, u64); OUTSTANDING],
@@ -56,7 +61,8 @@ impl Session {
             probe: None,
             keepalive: false,
             next_probe: u64::MAX,
-            next_keepalive: u64::MAX,
+            next_look: u64::MAX,
+            quiet_looks: 0,
             sent_packets: 0,
             sequence: 0,
             outstanding: [(0, 0); OUTSTANDING],
@@ -74,15 +80,16 @@ impl Session {
             self.probe = probe;
             self.next_probe = if probe.is_some() { now } else { u64::MAX };
         }
-        if self.keepalive != keepalive || self.next_keepalive == u64::MAX {
+        if self.keepalive != keepalive {
             self.keepalive = keepalive;
-            self.next_keepalive = if keepalive { now + KEEPALIVE_NANOS } else { u64::MAX };
+            self.quiet_looks = 0;
+            self.next_look = if keepalive { now + LOOK_NANOS } else { u64::MAX };
         }
     }
 
     /// When [`Session::turn`] wants to be called, in monotonic nanoseconds.
     pub(super) fn due(&self) -> u64 {
-        self.next_probe.min(self.next_keepalive).min(self.dies().unwrap_or(u64::MAX))
+        self.next_probe.min(self.next_look).min(self.dies().unwrap_or(u64::MAX))
     }
 
     /// When the tunnel dies unless it is heard.
@@ -111,12 +118,14 @@ impl Session {
         if let Some(silent) = down {
             return Turn::Down { silent };
         }
-        if now >= self.next_keepalive {
-            self.next_keepalive = now + KEEPALIVE_NANOS;
-            if self.sent_packets == sent {
+        if now >= self.next_look {
+            self.next_look = now + LOOK_NANOS;
+            self.quiet_looks = if self.sent_packets == sent { self.quiet_looks + 1 } else { 0 };
+            self.sent_packets = sent;
+            if self.quiet_looks >= QUIET_LOOKS {
+                self.quiet_looks = 0;
                 return Turn::Keepalive;
             }
-            self.sent_packets = sent;
         }
         Turn::Nothing
     }
@@ -277,12 +286,24 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_tunnel_is_kept_alive_through_a_nat() {
-        let mut session = Session::new(0);
-        session.configure(None, true, 0);
-        assert_eq!(session.due(), KEEPALIVE_NANOS);
-        assert_eq!(session.turn(KEEPALIVE_NANOS, None, 0), Turn::Keepalive);
-        assert_eq!(session.turn(2 * KEEPALIVE_NANOS, None, 7), Turn::Nothing);
-        assert_eq!(session.turn(3 * KEEPALIVE_NANOS, None, 7), Turn::Keepalive);
+    fn no_silence_is_longer_than_a_nat_remembers() {
+        // The last packet leaves just after a look; before it, there was traffic all the time.
+        for last in [1, LOOK_NANOS + 1, 7 * LOOK_NANOS + 1] {
+            let mut session = Session::new(0);
+            session.configure(None, true, 0);
+            let mut sent_at = last;
+            for _ in 0..30 {
+                let now = session.due();
+                let turn = session.turn(now, None, now.min(last));
+                if now > last {
+                    assert!(now - sent_at <= KEEPALIVE_NANOS, "silent from {sent_at} to {now}");
+                }
+                if turn == Turn::Keepalive {
+                    assert!(now > last, "a keepalive beside traffic");
+                    sent_at = now;
+                }
+            }
+            assert!(sent_at > last);
+        }
     }
 }

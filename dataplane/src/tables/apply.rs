@@ -58,6 +58,8 @@ pub struct Writer {
     table_generation: u64,
     /// SAs whose lifetime was reported, and whether as hard.
     pub(super) reported: BTreeMap<SaId, bool>,
+    /// Where peers were, as far as reported, of tunnels that follow them.
+    pub(super) peers: BTreeMap<TunnelId, SocketAddr>,
 }
 
 impl Writer {
@@ -78,6 +80,7 @@ impl Writer {
             last_epoch: None,
             table_generation: 0,
             reported: BTreeMap::new(),
+            peers: BTreeMap::new(),
         }
     }
 

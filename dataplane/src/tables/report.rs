@@ -97,6 +97,24 @@ impl Writer {
         events
     }
 
+    /// Peers that were heard from another address than at the last call, of tunnels that follow their peer.
+    /// Looks at every tunnel; once a second is enough.
+    pub fn moved(&mut self) -> Vec<Event> {
+        let ledger = &self.ledger;
+        self.peers.retain(|id, _| ledger.tunnel(*id).is_some());
+        let mut events = Vec::new();
+        for (id, entry) in self.ledger.tunnels() {
+            let tunnel = &entry.tunnel;
+            if (tunnel.settings.remote.is_none() || tunnel.settings.follow_remote)
+                && let Some(remote) = tunnel.live.remote()
+                && self.peers.insert(id, remote) != Some(remote)
+            {
+                events.push(Event::EndpointMoved { tunnel: id, remote });
+            }
+        }
+        events
+    }
+
     /// Stash entries by ascending key from `from` on, as many as fit into a frame.
     pub fn stash(&self, from: u64) -> Vec<(u64, StashValue)> {
         let mut room = STASH_ANSWER_LEN;
@@ -131,5 +149,49 @@ fn sa_stats(id: braid_api::SaId, sa: &SaHandle, now: u64) -> SaStats {
         bytes: counter.bytes(),
         sequence,
         age: Duration::from_nanos(now.saturating_sub(installed)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use braid_api::{Allowed, BootId, DfPolicy, Encapsulation, Epoch, Op, Transaction, Tunnel};
+
+    use super::*;
+    use crate::esp::Engine;
+
+    fn tunnel(id: u32, remote: Option<&str>) -> Op {
+        Op::PutTunnel(Tunnel {
+            id: TunnelId(id),
+            name: format!("t{id}"),
+            local: "192.0.2.1:4500".parse().unwrap(),
+            remote: remote.map(|remote| remote.parse().unwrap()),
+            follow_remote: false,
+            encapsulation: Encapsulation::Udp,
+            inside: Vec::new(),
+            peer_inside: Vec::new(),
+            path_mtu: 1500,
+            clamp_mtu: 1400,
+            df: DfPolicy::Honour,
+            allowed: Allowed::Routed,
+            probe: None,
+        })
+    }
+
+    #[test]
+    fn a_peer_that_is_found_or_moves_is_told_once() {
+        let mut writer = Writer::new(1, BootId([7; 16]), Engine::Ring, &[9; 32]);
+        writer.begin_sync();
+        let ops = vec![tunnel(0, None), tunnel(1, Some("203.0.113.1:4500"))];
+        writer.apply(Transaction { epoch: Epoch(1), ops }, 0).unwrap();
+        assert_eq!(writer.moved(), []);
+        for from in ["198.51.100.7:4500", "198.51.100.7:61000"] {
+            let remote = from.parse().unwrap();
+            let mut reader = writer.reader();
+            for id in [TunnelId(0), TunnelId(1)] {
+                reader.enter().tunnel(id).unwrap().live.heard_from(remote);
+            }
+            assert_eq!(writer.moved(), [Event::EndpointMoved { tunnel: TunnelId(0), remote }]);
+            assert_eq!(writer.moved(), []);
+        }
     }
 }

@@ -182,9 +182,9 @@ fn altered(setup: &Setup) -> Outcome {
         })
     })?;
     let shortest = SHORTEST as u64;
-    let cut = [("truncated", shortest - 1), ("bad_icv", other.len() as u64 - shortest)];
+    let cut = [("truncated", shortest), ("bad_icv", other.len() as u64 - shortest)];
     attacker.counts("cut at every length", &cut, || {
-        (1..other.len()).try_for_each(|length| attacker.send(&other[..length]))
+        (0..other.len()).try_for_each(|length| attacker.send(&other[..length]))
     })?;
     attacker.counts("lengthened", &[("bad_icv", 64)], || {
         (1..=64).try_for_each(|more| attacker.send(&[&other[..], &vec![0; more]].concat()))

@@ -6,6 +6,7 @@ mod demo;
 mod failover;
 mod hostile;
 mod kernel;
+mod lan;
 mod order;
 #[allow(dead_code, reason = "part of it is for groups that are not listed yet")]
 mod pair;
@@ -26,6 +27,7 @@ const GROUPS: &[&[Scenario]] = &[
     tunnel::ALL,
     sizes::ALL,
     hostile::ALL,
+    lan::ALL,
     survival::ALL,
     failover::ALL,
     change::ALL,

@@ -143,12 +143,21 @@ impl Pair {
         topology: Topology,
         edit: impl Fn(Side, String) -> String,
     ) -> Result<Self> {
+        let mut pair = Self::launch(setup, topology, edit)?;
+        pair.wait_up()?;
+        Ok(pair)
+    }
+
+    /// As [`Pair::start_edited`], without waiting for anything to be up.
+    pub(crate) fn launch(
+        setup: &Setup,
+        topology: Topology,
+        edit: impl Fn(Side, String) -> String,
+    ) -> Result<Self> {
         let configured = |side| edit(side, setup.configuration(side, &topology.paths));
         let a = Gateway::start(&topology.gateway_a, &configured(Side::A))?;
         let b = Gateway::start(&topology.gateway_b, &configured(Side::B))?;
-        let mut pair = Self { a, b, topology };
-        pair.wait_up()?;
-        Ok(pair)
+        Ok(Self { a, b, topology })
     }
 
     /// Waits until both sides have every tunnel up.
