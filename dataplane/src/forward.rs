@@ -38,12 +38,14 @@ pub struct Now {
     pub nanos: u64,
     /// The same.
     pub ticks: Ticks,
+    /// By how many ticks packets of the last batches may have been later than their batch's time.
+    pub late: u32,
 }
 
 impl Now {
     /// From monotonic nanoseconds.
     pub fn from_nanos(nanos: u64) -> Self {
-        Now { nanos, ticks: Ticks::from_nanos(nanos) }
+        Now { nanos, ticks: Ticks::from_nanos(nanos), late: 0 }
     }
 }
 

@@ -30,7 +30,7 @@ use crate::{
         vnet::{VNET_LEN, Vnet},
     },
     runs::{MOST_TRAILER, Run},
-    tables::{Reader, Tables, TunnelStates},
+    tables::{IDLE_GAP, Reader, Tables, Ticks, TunnelStates},
 };
 
 /// Slots of the receive pool: 48 buffers of 64 KiB.
@@ -40,6 +40,10 @@ const RECEIVE_LIMIT: usize = 16;
 /// Bytes and packets read from the device before the sockets are looked at again.
 const TRANSMIT_BYTES: usize = 512 * 1024;
 const TRANSMIT_PACKETS: usize = 256;
+/// A batch that took longer than this many ticks has late packets: 1 ms.
+const LATE: u32 = 10;
+/// Nobody is kept off the processor longer, in ticks: 1 s.
+const MOST_LATE: u32 = 10_000;
 /// Bytes of packets that stay where they were read until they are sealed: what a core's cache holds.
 pub const KEEP_BYTES: usize = 128 * 1024;
 /// Most that one read of the device brings: its header, 64 KiB, and room to see that it was more.
@@ -231,6 +235,7 @@ pub struct Worker {
     notices: Notices,
     probes: mpsc::SyncSender<Input>,
     now: Now,
+    lateness: Lateness,
     /// To the device, in this phase.
     writes: usize,
 }
@@ -282,6 +287,7 @@ impl Worker {
             notices: setup.notices,
             probes: setup.probes,
             now: monotonic(),
+            lateness: Lateness::default(),
             writes: 0,
         }
     }
@@ -289,11 +295,13 @@ impl Worker {
     /// Forwards until told to stop.
     pub fn run(mut self) {
         let mut last_work = 0;
+        let mut worked = false;
         loop {
-            self.now = monotonic();
+            self.now = self.lateness.at(monotonic(), worked);
             let received = self.receive();
             let transmitted = self.transmit();
-            if received || transmitted {
+            worked = received || transmitted;
+            if worked {
                 last_work = self.now.nanos;
             } else if self.now.nanos.saturating_sub(last_work) < LINGER_NANOS {
                 std::thread::yield_now();
@@ -564,9 +572,55 @@ fn decode_vnet(packet: &[u8]) -> Option<Vnet> {
     Vnet::decode(packet.get(..VNET_LEN)?.try_into().ok()?)
 }
 
+/// By how much packets may have been later than their batch's time: a thread that loses the processor
+/// within a batch goes on with the time of the batch's start, and what it forwards then must not look
+/// old to the next batch.
+#[derive(Default)]
+struct Lateness {
+    last: u64,
+    ticks: u32,
+    until: u64,
+}
+
+impl Lateness {
+    /// The time of the next batch; `worked` says whether there was one between this call and the last.
+    fn at(&mut self, now: Now, worked: bool) -> Now {
+        let took = now.ticks.0.wrapping_sub(Ticks::from_nanos(self.last).0);
+        if worked && took > LATE {
+            self.ticks = self.ticks.max(took.min(MOST_LATE));
+            self.until = now.nanos + u64::from(IDLE_GAP + self.ticks) * Ticks::NANOS;
+        } else if now.nanos > self.until {
+            self.ticks = 0;
+        }
+        self.last = now.nanos;
+        Now { late: self.ticks, ..now }
+    }
+}
+
 /// The time since an arbitrary start that does not jump.
 pub fn monotonic() -> Now {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let time = Duration::new(time.tv_sec as u64, time.tv_nsec as u32);
     Now::from_nanos(time.as_nanos() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_that_lost_the_processor_is_late_until_no_stamp_of_it_counts() {
+        const MS: u64 = 1_000_000;
+        let mut lateness = Lateness::default();
+        let mut at = |ms: u64, worked| lateness.at(Now::from_nanos(ms * MS), worked).late;
+        assert_eq!(at(5000, false), 0);
+        assert_eq!(at(5001, true), 0);
+        // 12 ms in one batch: late for that long and the idle gap.
+        assert_eq!(at(5013, true), 120);
+        assert_eq!(at(5014, true), 120);
+        assert_eq!(at(5035, false), 120);
+        assert_eq!(at(5036, true), 0);
+        // Silence makes nothing late.
+        assert_eq!(at(9000, false), 0);
+    }
 }

@@ -116,7 +116,7 @@ impl Forwarder {
             Way::Bucket { group, bucket, home } => match tables.group(GroupId(group.into())) {
                 Some(group) => {
                     let home = TunnelId(home.into());
-                    (group.pick(bucket, home, &self.states, now.ticks), Some((group, bucket)))
+                    (group.pick(bucket, home, &self.states, now.ticks, now.late), Some((group, bucket)))
                 }
                 None => (None, None),
             },

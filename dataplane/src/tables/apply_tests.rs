@@ -432,9 +432,9 @@ fn a_mask_needs_no_transaction_to_be_seen() {
     let mut reader = writer.reader();
     let tables = reader.enter();
     let group = tables.group(GroupId(0)).unwrap();
-    assert_eq!(group.pick(0, group.home(0), tables.states(), Ticks(0)), Some(TunnelId(0)));
+    assert_eq!(group.pick(0, group.home(0), tables.states(), Ticks(0), 0), Some(TunnelId(0)));
     writer.states().mask_by_core(TunnelId(0));
-    assert_eq!(group.pick(0, group.home(0), tables.states(), Ticks(0)), None);
+    assert_eq!(group.pick(0, group.home(0), tables.states(), Ticks(0), 0), None);
 }
 
 #[test]

@@ -127,8 +127,16 @@ impl Group {
 
     /// Where a packet in this bucket goes now; `None`: nowhere. Moves the bucket where it must or may.
     /// `home` is the bucket's ([`Self::home`]), which the caller remembers with the bucket.
+    /// A bucket's last packet may have been `late` ticks later than `now` said when it was picked for.
     #[inline]
-    pub fn pick(&self, bucket: u16, home: TunnelId, states: &TunnelStates, now: Ticks) -> Option<TunnelId> {
+    pub fn pick(
+        &self,
+        bucket: u16,
+        home: TunnelId,
+        states: &TunnelStates,
+        now: Ticks,
+        late: u32,
+    ) -> Option<TunnelId> {
         let Some(slot) = self.slot(bucket) else { return self.only(states) };
         let seen = slot.seen.load(Relaxed);
         if seen != now.0 {
@@ -138,7 +146,7 @@ impl Group {
         if current == home.0 && states.is_live(home) {
             return Some(home);
         }
-        let tunnel = self.decide(bucket, current, Ticks(seen), states, now)?;
+        let tunnel = self.decide(bucket, current, Ticks(seen), states, now, late)?;
         if tunnel.0 != current {
             slot.current.store(tunnel.0, Relaxed);
         }
@@ -150,9 +158,14 @@ impl Group {
         let home = self.home(bucket);
         let now = match self.slot(bucket) {
             None => self.only(states),
-            Some(slot) => {
-                self.decide(bucket, slot.current.load(Relaxed), Ticks(slot.seen.load(Relaxed)), states, now)
-            }
+            Some(slot) => self.decide(
+                bucket,
+                slot.current.load(Relaxed),
+                Ticks(slot.seen.load(Relaxed)),
+                states,
+                now,
+                0,
+            ),
         };
         BucketPath { home, now }
     }
@@ -201,15 +214,17 @@ impl Group {
         seen: Ticks,
         states: &TunnelStates,
         now: Ticks,
+        late: u32,
     ) -> Option<TunnelId> {
         let member = self.member(current).filter(|_| !states.is_masked(TunnelId(current)));
         let Some(member) = member else { return self.choose(bucket, current, states) };
         let here = TunnelId(current);
-        if !now.passed_since(seen, IDLE_GAP) {
+        let gap = IDLE_GAP.saturating_add(late);
+        if !now.passed_since(seen, gap) {
             return Some(here);
         }
         let there = self.choose(bucket, current, states)?;
-        let gap = IDLE_GAP + self.delay_difference(member, there);
+        let gap = gap.saturating_add(self.delay_difference(member, there));
         Some(if there == here || now.passed_since(seen, gap) { there } else { here })
     }
 

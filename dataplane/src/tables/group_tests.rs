@@ -40,7 +40,7 @@ fn all_live(members: &[Member]) -> TunnelStates {
 
 fn pick_all(group: &Group, states: &TunnelStates, now: Ticks) -> Vec<Option<u32>> {
     (0..BUCKETS as u16)
-        .map(|bucket| group.pick(bucket, group.home(bucket), states, now).map(|tunnel| tunnel.0))
+        .map(|bucket| group.pick(bucket, group.home(bucket), states, now, 0).map(|tunnel| tunnel.0))
         .collect()
 }
 
@@ -62,7 +62,7 @@ fn flows_spread_within_five_percent_of_each_weight() {
                 let mut hasher = siphasher::sip::SipHasher13::new_with_keys(seed, !seed);
                 hasher.write_u32(flow);
                 let bucket = group.bucket_of(hasher.finish());
-                flows[group.pick(bucket, group.home(bucket), &states, Ticks(0)).unwrap().0 as usize] += 1;
+                flows[group.pick(bucket, group.home(bucket), &states, Ticks(0), 0).unwrap().0 as usize] += 1;
             }
             let sum: u32 = case.iter().map(|&weight| u32::from(weight)).sum();
             for (&flows, &weight) in flows.iter().zip(case) {
@@ -142,14 +142,19 @@ fn a_slower_path_is_left_after_a_longer_gap() {
     lives[0].set_latency(Some(Duration::from_millis(10)));
     lives[1].set_latency(Some(Duration::from_millis(60)));
     states.set(TunnelId(0), MASKED);
-    assert_eq!(group.pick(bucket, group.home(bucket), &states, Ticks(0)), Some(TunnelId(1)));
+    assert_eq!(group.pick(bucket, group.home(bucket), &states, Ticks(0), 0), Some(TunnelId(1)));
     states.clear(TunnelId(0), MASKED);
     // Packets on the way over tunnel 1 arrive 50 ms later than those sent over tunnel 0.
-    assert_eq!(group.pick(bucket, group.home(bucket), &states, Ticks(IDLE_GAP + 500)), Some(TunnelId(1)));
-    assert_eq!(
-        group.pick(bucket, group.home(bucket), &states, Ticks(2 * IDLE_GAP + 1001)),
-        Some(TunnelId(0))
-    );
+    assert_eq!(group.pick(bucket, group.home(bucket), &states, Ticks(IDLE_GAP + 500), 0), Some(TunnelId(1)));
+    // The last packet may have been as late as this one seems to be after it.
+    let back = |late| {
+        let at = Ticks(2 * IDLE_GAP + 1001);
+        group.pick(bucket, group.home(bucket), &states, at, late)
+    };
+    assert_eq!(back(1), Some(TunnelId(1)));
+    let group = &group;
+    let later = Ticks(3 * IDLE_GAP + 1502);
+    assert_eq!(group.pick(bucket, group.home(bucket), &states, later, 0), Some(TunnelId(0)));
 }
 
 #[test]
@@ -216,7 +221,7 @@ fn busy_flows_stay_when_a_group_of_one_grows() {
     let states = all_live(&weights(&[1, 1]));
     assert!(one.is_single());
     assert_eq!(
-        one.pick(BUCKETS as u16 - 1, one.home(BUCKETS as u16 - 1), &states, Ticks(9)),
+        one.pick(BUCKETS as u16 - 1, one.home(BUCKETS as u16 - 1), &states, Ticks(9), 0),
         Some(TunnelId(1))
     );
     let two = group_after(&weights(&[1, 1]), Some(&one), Ticks(10));
@@ -225,7 +230,7 @@ fn busy_flows_stay_when_a_group_of_one_grows() {
     let again = group_after(&[member(0, 1, 0)], Some(&two), Ticks(12 + LONG));
     assert!(again.is_single() && again.contains(TunnelId(0)) && !again.contains(TunnelId(1)));
     states.set(TunnelId(0), MASKED);
-    assert_eq!(again.pick(0, again.home(0), &states, Ticks(0)), None);
+    assert_eq!(again.pick(0, again.home(0), &states, Ticks(0), 0), None);
 }
 
 #[test]
@@ -284,7 +289,7 @@ proptest! {
                 Step::Wait(ticks) => now = Ticks(now.0.wrapping_add(ticks)),
                 Step::Pick(bucket) => {
                     let path = group.peek(bucket, &states, now);
-                    let picked = group.pick(bucket, group.home(bucket), &states, now);
+                    let picked = group.pick(bucket, group.home(bucket), &states, now, 0);
                     prop_assert_eq!(path.now, picked);
                     prop_assert_eq!(path.home, group.home(bucket));
                     let Some(tunnel) = picked else {
