@@ -119,7 +119,8 @@ impl Message {
     /// The inner chain as IntAuth covers it: octets of A, then of P (RFC 9242 section 3.3.2).
     ///
     /// The header's and the Encrypted payload's lengths are as if P stood there unencrypted, without IV,
-    /// padding or checksum, whether or not the message was fragmented.
+    /// padding or checksum, whether or not the message was fragmented. Payloads in clear before SK, which the
+    /// RFC would add to A, are not covered: with a peer that sends any, authentication fails.
     pub fn int_auth_octets(header: &Header, first_inner: u8, inner: &[u8]) -> Zeroizing<Vec<u8>> {
         let total = HEADER_LEN + GENERIC_LEN + inner.len();
         let mut out = Zeroizing::new(Vec::with_capacity(total));

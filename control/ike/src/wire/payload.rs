@@ -347,8 +347,9 @@ fn decode_delete(mut reader: Reader<'_>) -> Result<Delete, DecodeError> {
         return Err(DecodeError::TooMany(PayloadType::Delete));
     }
     match (protocol, spi_size) {
-        // RFC 7296 section 3.11: the IKE SA has no SPI here.
-        (1, 0) if count == 0 => Ok(Delete::Ike),
+        // RFC 7296 section 3.11: the IKE SA has no SPI here; whether none is counted once or not at all is all
+        // the same.
+        (1, 0) => Ok(Delete::Ike),
         (1, _) => Err(bad),
         (3, 4) => {
             Ok(Delete::Esp(spis.as_chunks::<4>().0.iter().map(|spi| u32::from_be_bytes(*spi)).collect()))
