@@ -209,6 +209,48 @@ fn every_kind_of_key_signs_and_verifies() {
     }
 }
 
+/// RFC 7427 appendix A and RFC 8420 appendix A: length and AlgorithmIdentifier before the signature.
+#[test]
+fn signatures_name_their_algorithm_as_the_rfcs_do() {
+    let root = authority("Root", None);
+    let expected = [
+        (&rcgen::PKCS_ECDSA_P256_SHA256, "0c 300a 0608 2a8648ce3d040302"),
+        (&rcgen::PKCS_ECDSA_P384_SHA384, "0c 300a 0608 2a8648ce3d040303"),
+        (&rcgen::PKCS_ECDSA_P521_SHA512, "0c 300a 0608 2a8648ce3d040304"),
+        (&rcgen::PKCS_ED25519, "07 3005 0603 2b6570"),
+        (
+            &rcgen::PKCS_RSA_SHA256,
+            "43 3041 0609 2a864886f70d01010a 3034 a00f 300d 0609 608648016503040201 0500 \
+             a11c 301a 0609 2a864886f70d010108 300d 0609 608648016503040201 0500 a203 020120",
+        ),
+    ];
+    for (algorithm, expected) in expected {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let proof = prove(issue(&params(), &key, &[&root]), &known());
+        let expected = hex(expected);
+        assert_eq!(proof.auth.data[..expected.len()], expected, "{algorithm:?}");
+    }
+}
+
+/// RFC 7427 section 4: no hash that the peer did not announce.
+#[test]
+fn only_announced_hashes_sign() {
+    let root = authority("Root", None);
+    let sign = |algorithm, hashes: &[u16]| {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let credential = Credential::Certificate(Box::new(issue(&params(), &key, &[&root])));
+        let peer = PeerSignatureSupport { hashes: Some(hashes.to_vec()) };
+        credential.authenticate(Prf::HmacSha256, &octets(b"message"), &peer)
+    };
+    // SHA-1 alone; SHA2-512 alone, which names RSASSA-PSS with SHA-512 and its salt of 64 octets.
+    assert_eq!(sign(&rcgen::PKCS_RSA_SHA256, &[1]).err(), Some(CryptoError::NoCommonSignature));
+    let auth = sign(&rcgen::PKCS_RSA_SHA256, &[4]).unwrap();
+    assert!(auth.data[..68].ends_with(&hex("a203 020140")), "{:02x?}", &auth.data[..68]);
+    // P-384 with SHA-256 announced only: RFC 4754's method, which fixes the hash itself.
+    assert_eq!(sign(&rcgen::PKCS_ECDSA_P384_SHA384, &[2]).unwrap().method, AuthMethod::ECDSA_384);
+    assert_eq!(sign(&rcgen::PKCS_ED25519, &[2]).err(), Some(CryptoError::NoCommonSignature));
+}
+
 #[test]
 fn an_identity_must_stand_in_the_certificate() {
     let root = authority("Root", None);
