@@ -165,8 +165,8 @@ impl Service {
         match message {
             ToCoreProcess::Start { .. } => {}
             ToCoreProcess::Tun { vnet_hdr, .. } => {
-                for (number, fd) in fds.into_iter().enumerate() {
-                    self.threads.command(number, Command::Tun(TunQueue::new(fd, vnet_hdr)));
+                for (number, queue) in TunQueue::of(fds, vnet_hdr)?.into_iter().enumerate() {
+                    self.threads.command(number, Command::Tun(queue));
                 }
             }
             ToCoreProcess::Udp { local } => self.add_socket(local, fds)?,

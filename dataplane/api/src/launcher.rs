@@ -52,7 +52,7 @@ pub enum ToCoreProcess {
         /// Whether segmentation offloads may be used.
         offload: bool,
     },
-    /// One descriptor per queue.
+    /// One descriptor per queue, and with several queues one more, which all write to.
     Tun {
         /// The device's name.
         name: String,

@@ -4,6 +4,11 @@
 //! Facts from the kernel's `tuntap` documentation and `linux/if_tun.h`: `TUNSETOFFLOAD` is
 //! device-wide and survives a detach, so it is set on every open; `IFF_TUN_EXCL` refuses a device
 //! that exists. A kernel without USO (before 6.2) gets TSO alone, one without TSO nothing.
+//!
+//! With several queues the kernel gives a flow the queue that its answers were last written to, so
+//! that a flow whose answers change their worker changes its own, and overtakes itself. What is
+//! written to a detached queue teaches the kernel nothing (`tun_get_user` in `drivers/net/tun.c`):
+//! all workers write to one such queue, and a flow's queue is a function of its hash.
 
 use std::{
     ffi::c_int,
@@ -20,7 +25,8 @@ pub const MAX_NAME_LEN: usize = libc::IFNAMSIZ - 1;
 pub struct OpenedTun {
     /// The device's name.
     pub name: String,
-    /// One non-blocking descriptor per queue.
+    /// One non-blocking descriptor per queue, and after them, if there are several queues, one that
+    /// all write to.
     pub fds: Vec<OwnedFd>,
     /// Whether each packet carries a virtio-net header.
     pub vnet_hdr: bool,
@@ -90,6 +96,12 @@ pub fn open(name: &str, queues: u32, offload: bool) -> Result<OpenedTun, OpenErr
         set_interface(&fd, name, libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi | exclusive)?;
         fds.push(fd);
     }
+    if queues > 1 {
+        let writer = open_driver()?;
+        set_interface(&writer, name, libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi)?;
+        detach(&writer)?;
+        fds.push(writer);
+    }
     // Everything, then without USO, then checksums alone.
     let tso = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
     for wanted in [tso | libc::TUN_F_USO4 | libc::TUN_F_USO6, tso, libc::TUN_F_CSUM, 0] {
@@ -124,6 +136,18 @@ fn set_interface(fd: &OwnedFd, name: &str, flags: c_int) -> Result<(), OpenError
         Some(libc::EPERM) => OpenError::NotPermitted,
         _ => OpenError::Other(error),
     })
+}
+
+/// Takes the queue out of those that the kernel chooses from; it can still be written to.
+fn detach(fd: &OwnedFd) -> Result<(), OpenError> {
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { core::mem::zeroed() };
+    request.ifr_ifru.ifru_flags = libc::IFF_DETACH_QUEUE as libc::c_short;
+    // SAFETY: TUNSETQUEUE reads one ifreq, which lives across the call.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETQUEUE, &mut request) } == 0 {
+        return Ok(());
+    }
+    Err(OpenError::Other(io::Error::last_os_error()))
 }
 
 fn open_plain(name: &str, queues: u32) -> Result<OpenedTun, OpenError> {
@@ -171,13 +195,23 @@ pub trait TunDevice {
 #[derive(Debug)]
 pub struct TunQueue {
     fd: OwnedFd,
+    /// What is written to instead of `fd`.
+    writer: Option<OwnedFd>,
     vnet_hdr: bool,
 }
 
 impl TunQueue {
-    /// Takes an open, non-blocking descriptor over.
-    pub fn new(fd: OwnedFd, vnet_hdr: bool) -> Self {
-        TunQueue { fd, vnet_hdr }
+    /// The queues of a device from its open, non-blocking descriptors ([`OpenedTun::fds`]).
+    ///
+    /// # Errors
+    /// No descriptor can be had any more.
+    pub fn of(mut fds: Vec<OwnedFd>, vnet_hdr: bool) -> io::Result<Vec<Self>> {
+        let writer = if fds.len() > 1 { fds.pop() } else { None };
+        let share = |fd| {
+            let writer = writer.as_ref().map(OwnedFd::try_clone).transpose()?;
+            Ok(TunQueue { fd, writer, vnet_hdr })
+        };
+        fds.into_iter().map(share).collect()
     }
 }
 
@@ -201,7 +235,7 @@ impl TunDevice for TunQueue {
     }
 
     fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<bool> {
-        match rustix::io::writev(&self.fd, parts) {
+        match rustix::io::writev(self.writer.as_ref().unwrap_or(&self.fd), parts) {
             Ok(_) => Ok(true),
             // The device is down or out of memory: the packet is lost, the device is not.
             Err(
