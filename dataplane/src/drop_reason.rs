@@ -66,6 +66,8 @@ drop_reasons! {
     SourceNotAllowed = "source_not_allowed",
     /// From the wire: an IKE datagram, for which nobody listens.
     NobodyListens = "nobody_listens",
+    /// From the wire: an IKE datagram, while control has not read those before it.
+    PuntFull = "punt_full",
     /// From the wire: CE marked outside a tunnel whose inner packet is not ECN-capable (RFC 6040 section 4.2).
     EcnIllegal = "ecn_illegal",
     /// To the LAN: shed in overload so that probes and control traffic live.

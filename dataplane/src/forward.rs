@@ -15,7 +15,7 @@ mod outward;
 
 use std::sync::Arc;
 
-use braid_api::TunnelId;
+use braid_api::{Event, TunnelId};
 
 pub use inward::{Arrival, Wire};
 pub use outward::Departure;
@@ -83,6 +83,10 @@ pub struct Forwarder {
     pub errors: Vec<Vec<u8>>,
     /// Probes' replies for the liveness thread.
     pub probe_replies: Vec<ProbeReply>,
+    /// IKE messages in the slot of the last arrival, for control.
+    pub punted: Vec<core::ops::Range<usize>>,
+    /// For control.
+    pub events: Vec<Event>,
     /// Data for the LAN is shed.
     pub overloaded: bool,
     worker: usize,
@@ -109,6 +113,8 @@ impl Forwarder {
             lan: Coalescer::new(offload),
             errors: Vec::with_capacity(MAX_REPLIES),
             probe_replies: Vec::with_capacity(MAX_REPLIES),
+            punted: Vec::with_capacity(MAX_REPLIES),
+            events: Vec::with_capacity(MAX_REPLIES),
             overloaded: false,
             worker,
             states,

@@ -14,6 +14,7 @@ pub mod io;
 pub mod liveness;
 pub mod offload;
 pub mod packet;
+pub mod punt;
 pub mod run;
 pub mod runs;
 mod sandbox;

@@ -27,6 +27,7 @@ use crate::{
     forward::Drops,
     io::{priority, udp},
     liveness::{Input, Liveness},
+    punt::{Punt, PuntLine},
     sandbox,
     service::{Service, Threads},
     tables::Writer,
@@ -101,16 +102,21 @@ fn run(run_dir: &Path) -> io::Result<()> {
     let Some(tables_listener) = listeners.next() else {
         return Err(io::Error::other("the launcher's start has no sockets"));
     };
+    let Some(punt_listener) = listeners.next() else {
+        return Err(io::Error::other("the launcher's start has no punt socket"));
+    };
     let writer = Writer::new(workers as usize, boot, Engine::detect(), iv_secret);
-    let (threads, notices, wake) = start_threads(&writer, workers as usize, offload)?;
+    let line = PuntLine::default();
+    let (threads, notices, wake) = start_threads(&writer, workers as usize, offload, &line)?;
+    let punt = Punt::new(punt_listener, line, Arc::clone(&threads.drops));
     sandbox::enter()?;
-    let service = Service::new(writer, threads, tables_listener, launcher, notices, wake, offload);
+    let service = Service::new(writer, threads, tables_listener, punt, launcher, notices, wake, offload);
     service.run()
 }
 
 type Started = (Threads, mpsc::Receiver<Notice>, Arc<OwnedFd>);
 
-fn start_threads(writer: &Writer, workers: usize, offload: bool) -> io::Result<Started> {
+fn start_threads(writer: &Writer, workers: usize, offload: bool, line: &PuntLine) -> io::Result<Started> {
     let max_segments = if offload { udp::probe_max_segments() } else { 1 };
     let drops = Arc::new(Drops::new(workers));
     let wake = Arc::new(eventfd()?);
@@ -140,6 +146,7 @@ fn start_threads(writer: &Writer, workers: usize, offload: bool) -> io::Result<S
             wake: worker_wake.try_clone()?,
             notices: notices_in.clone(),
             probes: inputs.clone(),
+            punt: line.clone(),
         };
         commands.push((command, worker_wake));
         thread::Builder::new().name(format!("worker-{number}")).spawn(move || {

@@ -15,8 +15,8 @@ use std::{
 };
 
 use braid_api::{
-    Answer, Encapsulation, Event, FRAME_HEADER_LEN, FromCore, Hello, Query, ToCore, TunnelId, VERSION,
-    decode, encode, frame_len,
+    Answer, Encapsulation, Event, FRAME_HEADER_LEN, FromCore, Hello, MAX_TRAFFIC, Query, ToCore, TunnelId,
+    VERSION, decode, encode, frame_len,
     launcher::{OUTER_MARK, ToCoreProcess},
 };
 use rustix::{
@@ -30,6 +30,7 @@ use crate::{
     io::{path, tun::TunQueue},
     liveness::Input,
     packet::FlowKey,
+    punt::Punt,
     run::Launcher,
     tables::{Ticks, Writer},
     worker::{Command, Notice, OuterSocket, monotonic},
@@ -71,6 +72,7 @@ pub(crate) struct Service {
     writer: Writer,
     threads: Threads,
     listener: OwnedFd,
+    punt: Punt,
     launcher: Launcher,
     notices: mpsc::Receiver<Notice>,
     wake: Arc<OwnedFd>,
@@ -82,10 +84,12 @@ pub(crate) struct Service {
 }
 
 impl Service {
+    #[expect(clippy::too_many_arguments, reason = "all that the process has opened, once")]
     pub(crate) fn new(
         writer: Writer,
         threads: Threads,
         listener: OwnedFd,
+        punt: Punt,
         launcher: Launcher,
         notices: mpsc::Receiver<Notice>,
         wake: Arc<OwnedFd>,
@@ -95,6 +99,7 @@ impl Service {
             writer,
             threads,
             listener,
+            punt,
             launcher,
             notices,
             wake,
@@ -129,6 +134,12 @@ impl Service {
             if ready.control {
                 self.serve_control();
             }
+            if ready.punt_listener {
+                self.punt.accept(&mut self.writer);
+            }
+            if ready.punt {
+                self.punt.serve(&mut self.writer);
+            }
             if housekeeping.elapsed() >= HOUSEKEEPING {
                 housekeeping = Instant::now();
                 self.housekeeping();
@@ -138,25 +149,36 @@ impl Service {
     }
 
     fn wait(&self) -> io::Result<Ready> {
-        let mut polled = Vec::with_capacity(4);
+        let mut polled = Vec::with_capacity(6);
+        polled.extend(self.punt.socket().map(|socket| PollFd::new(socket, PollFlags::IN)));
+        let punt = !polled.is_empty();
         if let Some(control) = &self.control {
             let wants =
                 if control.backlog.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
             polled.push(PollFd::new(&control.socket, wants));
         }
+        polled.push(PollFd::new(&self.punt.listener, PollFlags::IN));
         polled.push(PollFd::new(&self.listener, PollFlags::IN));
         polled.push(PollFd::new(&self.wake, PollFlags::IN));
-        // The kernel looks at them in this order. A transaction follows upon the sockets that it names, so
-        // that whoever sees the one, and then looks, sees the others.
+        // The kernel looks at them in this order. A transaction, or a datagram, follows upon the sockets that it
+        // names, so that whoever sees the one, and then looks, sees the others.
         polled.push(PollFd::new(&self.launcher, PollFlags::IN));
         let timeout = Timespec { tv_sec: HOUSEKEEPING.as_secs() as i64, tv_nsec: 0 };
         match rustix::event::poll(&mut polled, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
+        let punt = punt && polled.first().is_some_and(|fd| !fd.revents().is_empty());
         let ready: Vec<bool> = polled.iter().rev().map(|fd| !fd.revents().is_empty()).collect();
         let ready = |index: usize| ready.get(index).copied().unwrap_or(false);
-        Ok(Ready { launcher: ready(0), notices: ready(1), listener: ready(2), control: ready(3) })
+        Ok(Ready {
+            launcher: ready(0),
+            notices: ready(1),
+            listener: ready(2),
+            punt_listener: ready(3),
+            control: self.control.is_some() && ready(4),
+            punt,
+        })
     }
 
     /// False when the launcher is gone.
@@ -173,6 +195,7 @@ impl Service {
             ToCoreProcess::RawEsp { local } => self.add_socket(SocketAddr::new(local, 0), fds)?,
             ToCoreProcess::Close { local } => {
                 self.sockets.remove(&local);
+                self.punt.remove_socket(local);
                 for number in 0..self.threads.commands.len() {
                     self.threads.command(number, Command::Close(local));
                 }
@@ -187,11 +210,12 @@ impl Service {
         Ok(true)
     }
 
-    /// A socket for each worker, or one for all, and a second handle for the liveness thread.
+    /// A socket for each worker, or one for all, and more handles for the liveness thread and IKE.
     fn add_socket(&mut self, local: SocketAddr, fds: Vec<OwnedFd>) -> io::Result<()> {
         self.sockets.insert(local);
         if let Some(first) = fds.first() {
             let _ = self.threads.inputs.send(Input::Socket(OuterSocket { local, fd: first.try_clone()? }));
+            self.punt.add_socket(OuterSocket { local, fd: first.try_clone()? });
         }
         let shared = match fds.as_slice() {
             [only] => Some(only.try_clone()?),
@@ -227,6 +251,17 @@ impl Service {
         }
     }
 
+    /// What SAs have carried: it suppresses DPD and asks for rekeys.
+    fn report_traffic(&mut self) {
+        if !self.control.as_ref().is_some_and(|control| control.greeted) {
+            return;
+        }
+        let traffic = self.writer.traffic(monotonic().nanos);
+        for part in traffic.chunks(MAX_TRAFFIC) {
+            self.tell(&FromCore::Event(Event::Traffic(part.to_vec())));
+        }
+    }
+
     /// The kernel refused a packet as too big for its path: it knows what the path takes.
     fn ask_path_mtu(&mut self, tunnel: TunnelId) {
         let mut reader = self.writer.reader();
@@ -250,6 +285,7 @@ impl Service {
         for event in self.writer.moved() {
             self.tell(&FromCore::Event(event));
         }
+        self.report_traffic();
         let due: Vec<TunnelId> = self
             .lowered
             .iter()
@@ -317,6 +353,8 @@ impl Service {
     }
 
     fn hello(&mut self) -> Hello {
+        // Control's last life may have sent, and stored, more than has been read.
+        self.punt.finish(&mut self.writer);
         let generation = self.writer.begin_sync();
         let (tunnels, sas, groups) = self.writer.summary();
         Hello {
@@ -378,6 +416,8 @@ struct Ready {
     notices: bool,
     listener: bool,
     control: bool,
+    punt_listener: bool,
+    punt: bool,
 }
 
 /// Control's connection.

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     io::{self, IoSlice},
     net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -29,6 +29,7 @@ use crate::{
         coalesce::{Coalescer, Pending, Slots},
         vnet::{VNET_LEN, Vnet},
     },
+    punt::PuntLine,
     runs::{MOST_TRAILER, Run},
     tables::{IDLE_GAP, Reader, Tables, Ticks, TunnelStates},
 };
@@ -117,11 +118,7 @@ pub struct OuterSocket {
 
 impl OuterSocket {
     fn wire(&self) -> Wire {
-        match self.local {
-            _ if self.local.port() != 0 => Wire::Udp,
-            SocketAddr::V4(_) => Wire::Esp4,
-            SocketAddr::V6(_) => Wire::Esp6,
-        }
+        Wire::of(self.local)
     }
 }
 
@@ -166,6 +163,11 @@ impl Sender {
                 self.by_address.insert(moved.local, index);
             }
         }
+    }
+
+    /// The socket with this address.
+    pub fn socket(&self, local: SocketAddr) -> Option<BorrowedFd<'_>> {
+        self.by_address.get(&local).map(|&index| self.sockets[index].fd.as_fd())
     }
 
     /// Sends a sealed run from the socket with the address `local`.
@@ -234,6 +236,7 @@ pub struct Worker {
     wake: OwnedFd,
     notices: Notices,
     probes: mpsc::SyncSender<Input>,
+    punt: PuntLine,
     now: Now,
     lateness: Lateness,
     /// To the device, in this phase.
@@ -262,6 +265,8 @@ pub struct Setup {
     pub notices: Notices,
     /// To the liveness thread; bounded, a reply that does not fit is a probe lost.
     pub probes: mpsc::SyncSender<Input>,
+    /// To control.
+    pub punt: PuntLine,
 }
 
 impl Worker {
@@ -286,6 +291,7 @@ impl Worker {
             wake: setup.wake,
             notices: setup.notices,
             probes: setup.probes,
+            punt: setup.punt,
             now: monotonic(),
             lateness: Lateness::default(),
             writes: 0,
@@ -403,8 +409,22 @@ impl Worker {
             for reply in self.forwarder.probe_replies.drain(..) {
                 let _ = self.probes.try_send(Input::Reply(reply));
             }
+            self.punt(slot, local, got.from);
+            for event in self.forwarder.events.drain(..) {
+                self.notices.send(Notice::Event(event));
+            }
             self.forwarder.overloaded = self.writes + self.forwarder.lan.pending().len() > OVERLOAD_WRITES;
         }
+    }
+
+    /// Hands the IKE messages of a slot to control.
+    fn punt(&mut self, slot: usize, local: SocketAddr, from: SocketAddr) {
+        for message in &self.forwarder.punted {
+            if let Err(reason) = self.punt.offer(local, from, &self.pool.slot(slot)[message.clone()]) {
+                self.forwarder.drop(reason, 1);
+            }
+        }
+        self.forwarder.punted.clear();
     }
 
     /// Writes everything that waits for the LAN.

@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, MutexGuard},
 };
 
-use braid_api::{Allowed, Spi, Target};
+use braid_api::{
+    Allowed, Direction, Event, SaTraffic, Spi, Target,
+    punt::{IKE_PORT, NON_ESP_MARKER},
+};
 
 use super::{
     Forwarder, MAX_REPLIES, Now, ProbeReply, Progress, ecn,
@@ -27,10 +30,24 @@ use crate::{
 pub enum Wire {
     /// UDP: ESP, IKE behind the non-ESP marker, keepalives (RFC 3948 section 2).
     Udp,
+    /// UDP port 500: IKE without a marker (RFC 7296 section 2).
+    Ike,
     /// Raw ESP, behind its IPv4 header.
     Esp4,
     /// Raw ESP, without its IPv6 header.
     Esp6,
+}
+
+impl Wire {
+    /// Of the socket that is bound to this address; port 0 is raw ESP.
+    pub fn of(local: SocketAddr) -> Self {
+        match local {
+            SocketAddr::V4(_) if local.port() == 0 => Wire::Esp4,
+            SocketAddr::V6(_) if local.port() == 0 => Wire::Esp6,
+            _ if local.port() == IKE_PORT => Wire::Ike,
+            _ => Wire::Udp,
+        }
+    }
 }
 
 /// Datagrams of equal size from one sender, and how much of them has been dealt with.
@@ -65,19 +82,38 @@ struct Current<'t> {
     replay: MutexGuard<'t, Replay>,
     packets: u64,
     bytes: u64,
+    /// The highest sequence number before this run.
+    top: u64,
 }
 
 impl Current<'_> {
-    fn finish(self, worker: usize, from: SocketAddr, now: Now) {
-        if self.packets > 0 {
-            self.sa.counter.add(self.packets, self.bytes);
-            self.tunnel.live.received(worker, self.packets, self.bytes);
-            self.tunnel.live.heard(now.nanos);
-            // A responder learns the peer's address from the first packet that proves its sender; a
-            // configured address stays, since whoever replays faster could otherwise move it.
-            if self.tunnel.settings.remote.is_none() {
-                self.tunnel.live.heard_from(from);
-            }
+    fn finish(self, worker: usize, from: SocketAddr, now: Now, events: &mut Vec<Event>) {
+        if self.packets == 0 {
+            return;
+        }
+        let Current { sa, tunnel, .. } = self;
+        // RFC 7296 section 2.8: the first packet tells that the peer uses the SA.
+        if sa.counter.packets() == 0 && events.len() < MAX_REPLIES {
+            events.push(Event::Traffic(vec![SaTraffic {
+                sa: sa.id,
+                tunnel: sa.tunnel,
+                direction: Direction::In,
+                spi: sa.spi,
+                packets: self.packets,
+                bytes: self.bytes,
+                heard_ago: Some(core::time::Duration::ZERO),
+            }]));
+        }
+        sa.counter.add(self.packets, self.bytes);
+        tunnel.live.received(worker, self.packets, self.bytes);
+        tunnel.live.heard(now.nanos);
+        // A responder learns the peer's address from the first packet that proves its sender. A
+        // known address stays unless control lets it move, and then only the newest packet moves
+        // it: an older one may come by the path that the peer has left.
+        let learns = tunnel.settings.remote.is_none();
+        let follows = tunnel.settings.follow_remote && self.replay.top() > self.top;
+        if learns || follows {
+            tunnel.live.heard_from(from);
         }
     }
 }
@@ -107,7 +143,7 @@ impl Forwarder {
             let spi = Spi(u32::from_be_bytes([esp[0], esp[1], esp[2], esp[3]]));
             if current.as_ref().is_none_or(|current| current.sa.spi != spi) {
                 if let Some(last) = current.take() {
-                    last.finish(self.worker, arrival.from, now);
+                    last.finish(self.worker, arrival.from, now, &mut self.events);
                 }
                 current = find(tables, spi);
             }
@@ -120,7 +156,7 @@ impl Forwarder {
             }
         }
         if let Some(last) = current {
-            last.finish(self.worker, arrival.from, now);
+            last.finish(self.worker, arrival.from, now, &mut self.events);
         }
         progress
     }
@@ -136,8 +172,8 @@ impl Forwarder {
                     return None;
                 }
                 // RFC 3948 section 2.2: four zero bytes before IKE, where ESP has its SPI.
-                if datagram.len() > 4 && datagram[..4] == [0; 4] {
-                    self.drop(DropReason::NobodyListens, 1);
+                if datagram.len() > 4 && datagram[..4] == NON_ESP_MARKER {
+                    self.punt(start + NON_ESP_MARKER.len()..end);
                     return None;
                 }
                 if datagram.len() < 8 {
@@ -145,6 +181,13 @@ impl Forwarder {
                     return None;
                 }
                 Some(start)
+            }
+            Wire::Ike => {
+                // A NAT's mapping is kept alive here too, by peers that have not floated.
+                if datagram != [0xFF] {
+                    self.punt(start..end);
+                }
+                None
             }
             Wire::Esp4 => {
                 let header = usize::from(datagram.first().copied().unwrap_or(0) & 0x0F) * 4;
@@ -159,6 +202,15 @@ impl Forwarder {
                 None
             }
             Wire::Esp6 => Some(start),
+        }
+    }
+
+    /// Control gets it whatever the load is.
+    fn punt(&mut self, message: core::ops::Range<usize>) {
+        if self.punted.len() < MAX_REPLIES {
+            self.punted.push(message);
+        } else {
+            self.drop(DropReason::PuntFull, 1);
         }
     }
 
@@ -282,7 +334,9 @@ impl Forwarder {
 fn find(tables: &Tables, spi: Spi) -> Option<Current<'_>> {
     let sa = tables.inbound(spi)?;
     let tunnel = tables.tunnel(sa.tunnel)?;
-    Some(Current { sa, tunnel, replay: sa.replay(), packets: 0, bytes: 0 })
+    let replay = sa.replay();
+    let top = replay.top();
+    Some(Current { sa, tunnel, replay, packets: 0, bytes: 0, top })
 }
 
 fn replayed(error: ReplayError) -> DropReason {

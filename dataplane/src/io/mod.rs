@@ -9,6 +9,7 @@
 pub mod batch;
 pub mod path;
 pub mod priority;
+pub mod queue;
 pub mod raw;
 pub mod simd;
 mod sockopt;

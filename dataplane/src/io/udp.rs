@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use super::{batch, sockopt};
@@ -58,6 +58,29 @@ pub fn probe_max_segments() -> u16 {
         Ok(1)
     };
     probe().unwrap_or(1)
+}
+
+/// Sends one datagram that may be fragmented on its way, from a socket whose others may not.
+///
+/// # Errors
+/// As the kernel has them.
+pub fn send_fragmented(socket: BorrowedFd<'_>, bytes: &[u8], to: SocketAddr, tos: u8) -> io::Result<()> {
+    let modes = if to.is_ipv6() {
+        [
+            (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT, libc::IPV6_PMTUDISC_DO),
+            (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0, 1),
+        ]
+        .as_slice()
+    } else {
+        [(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT, libc::IP_PMTUDISC_DO)].as_slice()
+    };
+    // For as long as this takes, packets of other threads may be fragmented too, which harms less
+    // than a message that never arrives.
+    let relaxed =
+        modes.iter().try_for_each(|(level, name, off, _)| sockopt::set(socket, *level, *name, *off));
+    let sent = relaxed.and_then(|()| batch::send_one(socket, bytes, to, bytes.len(), tos));
+    let strict = modes.iter().try_for_each(|(level, name, _, on)| sockopt::set(socket, *level, *name, *on));
+    sent.and(strict)
 }
 
 /// The address that a socket is bound to.

@@ -60,6 +60,8 @@ pub struct Writer {
     pub(super) reported: BTreeMap<SaId, bool>,
     /// Where peers were, as far as reported, of tunnels that follow them.
     pub(super) peers: BTreeMap<TunnelId, SocketAddr>,
+    /// Packets of SAs that control knows of.
+    pub(super) told: BTreeMap<SaId, u64>,
 }
 
 impl Writer {
@@ -81,6 +83,7 @@ impl Writer {
             table_generation: 0,
             reported: BTreeMap::new(),
             peers: BTreeMap::new(),
+            told: BTreeMap::new(),
         }
     }
 
@@ -109,6 +112,8 @@ impl Writer {
     pub fn begin_sync(&mut self) -> Generation {
         self.sync = self.sync.wrapping_add(1);
         self.last_epoch = None;
+        self.told.clear();
+        self.peers.clear();
         Generation(self.sync)
     }
 
@@ -152,6 +157,16 @@ impl Writer {
             self.commit(done);
         }
         Some(self.ledger.tunnel(id)?.tunnel.mtu)
+    }
+
+    /// Keeps opaque bytes at once, beside all transactions; the tables do not change.
+    ///
+    /// # Errors
+    /// [`RejectReason::StashFull`].
+    pub fn put_stash(&mut self, key: u64, value: StashValue) -> Result<(), RejectReason> {
+        put_stash(&mut self.ledger, key, value)?;
+        self.ledger.commit();
+        Ok(())
     }
 
     pub(super) fn routes(&self) -> usize {
@@ -544,13 +559,17 @@ impl Attempt<'_> {
     }
 
     fn put_stash(&mut self, key: u64, value: StashValue) -> Outcome {
-        let full = self.ledger.stash().len() >= MAX_STASH_ENTRIES && !self.ledger.stash().contains_key(&key);
-        if value.0.len() > MAX_STASH_LEN || full {
-            return Err(RejectReason::StashFull);
-        }
-        self.ledger.set_stash(key, Some(value));
-        Ok(())
+        put_stash(self.ledger, key, value)
     }
+}
+
+fn put_stash(ledger: &mut Ledger, key: u64, value: StashValue) -> Outcome {
+    let full = ledger.stash().len() >= MAX_STASH_ENTRIES && !ledger.stash().contains_key(&key);
+    if value.0.len() > MAX_STASH_LEN || full {
+        return Err(RejectReason::StashFull);
+    }
+    ledger.set_stash(key, Some(value));
+    Ok(())
 }
 
 fn same_members(left: &[Member], right: &[Member]) -> bool {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use braid_api::{
-    Event, GroupSummary, MAX_FRAME_LEN, SaStats, SaSummary, StashValue, Stats, TunnelId, TunnelStats,
-    TunnelSummary,
+    Event, GroupSummary, MAX_FRAME_LEN, SaStats, SaSummary, SaTraffic, StashValue, Stats, TunnelId,
+    TunnelStats, TunnelSummary,
 };
 
 use super::{BUCKETS, Ticks, Writer, sas::SaHandle};
@@ -113,6 +113,37 @@ impl Writer {
             }
         }
         events
+    }
+
+    /// SAs that have carried packets since the last call, or since control said `Hello`.
+    pub fn traffic(&mut self, now: u64) -> Vec<SaTraffic> {
+        let Writer { ledger, told, .. } = self;
+        told.retain(|id, _| ledger.sa(*id).is_some());
+        let mut traffic = Vec::new();
+        for (id, sa) in ledger.sas() {
+            let counter = sa.counter();
+            let packets = counter.packets();
+            if told.get(&id).copied().unwrap_or(0) == packets {
+                continue;
+            }
+            told.insert(id, packets);
+            let heard = match sa {
+                SaHandle::In(_) => {
+                    ledger.tunnel(sa.tunnel()).and_then(|entry| entry.tunnel.live.last_heard())
+                }
+                SaHandle::Out(_) => None,
+            };
+            traffic.push(SaTraffic {
+                sa: id,
+                tunnel: sa.tunnel(),
+                direction: sa.direction(),
+                spi: sa.spi(),
+                packets,
+                bytes: counter.bytes(),
+                heard_ago: heard.map(|heard| Duration::from_nanos(now.saturating_sub(heard))),
+            });
+        }
+        traffic
     }
 
     /// Stash entries by ascending key from `from` on, as many as fit into a frame.

@@ -6,6 +6,7 @@ use braid_api::{BootId, Direction, RejectReason, Sa, SaId, SaSummary, Spi, Suite
 use ring::hmac;
 
 use super::ledger::Ledger;
+use crate::counters::PacketCounter;
 use crate::esp::{
     Engine, Opener, Replay, Sealer,
     sa::{Identity, InboundSa, OutboundSa},
@@ -50,6 +51,13 @@ impl SaHandle {
         match self {
             SaHandle::Out(sa) => sa.suite,
             SaHandle::In(sa) => sa.suite,
+        }
+    }
+
+    pub(super) fn counter(&self) -> &PacketCounter {
+        match self {
+            SaHandle::Out(sa) => &sa.counter,
+            SaHandle::In(sa) => &sa.counter,
         }
     }
 
