@@ -58,7 +58,8 @@ pub struct Adopted {
     pub peer: PeerId,
     /// The SA; its stash value keeps its key.
     pub ike: IkeSaId,
-    /// Its children that the core still holds.
+    /// Its children that go on working. SAs of other children are to be taken out of the core: their keys are
+    /// half lost, and the endpoint speaks of them no more.
     pub children: Vec<ChildId>,
 }
 
@@ -114,7 +115,9 @@ impl Endpoint {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, rng: &mut dyn Random) {
-        while let Some(owner) = self.timers.pop(now) {
+        // Each owner once: what is due again at once waits for the next call.
+        let due: Vec<Owner> = std::iter::from_fn(|| self.timers.pop(now)).collect();
+        for owner in due {
             match owner {
                 Owner::Sa(id) => self.with_sa(now, rng, id, |sa, cx| sa.handle_timeout(cx)),
                 Owner::Peer(id) => self.try_peer(now, rng, id),
@@ -217,7 +220,8 @@ impl Endpoint {
 
     /// Takes an IKE SA over from an earlier life. `generation` is the core's for this adoption and has never
     /// been used before: it keeps the nonces of both lives apart. `age` tells how long ago the core installed
-    /// a child, if it holds both halves still; others are deleted at the peer.
+    /// a child, if it holds both halves still; others are deleted at the peer. All values are adopted before
+    /// anything else is done, so that no number is given out twice.
     ///
     /// # Errors
     /// The value is of another layout, or its peer is not configured: then the SA is lost, and another is made.

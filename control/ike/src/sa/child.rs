@@ -15,8 +15,8 @@ use crate::crypto::EspSuite;
 use crate::effect::{ChildId, ChildSa, Direction, Effect, EspTransport, Event, Path, PeerId};
 use crate::settings::PeerConfig;
 
-/// How long the outbound half may wait for a sign that the peer is ready.
-const ACTIVATE_AFTER: Duration = Duration::from_secs(10);
+/// How long the outbound half may wait for a sign that the peer is ready; then the pair is deleted.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long a pair that lost a collision may wait for the peer to delete it.
 const REDUNDANT_FOR: Duration = Duration::from_secs(60);
 
@@ -57,6 +57,7 @@ pub(crate) struct Child {
     pub(crate) expires_at: Instant,
     /// Set while the outbound half waits, with the instant when it waits no longer.
     pub(crate) pending_out: Option<(Instant, Box<ChildSa>)>,
+    pub(crate) in_installed: bool,
     pub(crate) out_installed: bool,
 }
 
@@ -110,7 +111,8 @@ impl Child {
             created: cx.now,
             rekey_at: cx.now + soft,
             expires_at: cx.now + config.child_lifetime.hard,
-            pending_out: Some((cx.now + ACTIVATE_AFTER, Box::new(outbound))),
+            pending_out: Some((cx.now + READY_WITHIN, Box::new(outbound))),
+            in_installed: true,
             out_installed: false,
         }
     }
@@ -135,6 +137,10 @@ impl Child {
             cx.effects.push_back(Effect::Event(Event::ChildDown { peer, child: id }));
         }
         let spi_in = self.terms.spi_in;
+        if !self.in_installed {
+            cx.esp_spis.remove(&spi_in);
+            return None;
+        }
         if grace.is_zero() {
             cx.effects.push_back(Effect::Remove { peer, id, direction: Direction::In });
             cx.esp_spis.remove(&spi_in);

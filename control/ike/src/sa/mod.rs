@@ -132,6 +132,7 @@ pub(crate) enum Task {
     Forgotten {
         spi_in: Option<u32>,
         rekeys_ike: bool,
+        busy: bool,
     },
 }
 

@@ -168,7 +168,7 @@ impl IkeSa {
             Some(Task::MoveAddresses { cookie2, path }) => {
                 self.handle_move_response(cx, &cookie2, path, &parts)
             }
-            Some(Task::Forgotten { spi_in, rekeys_ike }) => {
+            Some(Task::Forgotten { spi_in, rekeys_ike, .. }) => {
                 self.handle_forgotten(cx, spi_in, rekeys_ike, &parts)
             }
             Some(Task::Init) | None => {

@@ -105,6 +105,7 @@ impl IkeSa {
             Some(request) => {
                 let spi_in = match &self.task {
                     Some(Task::Child(task)) => Some(task.spi_in),
+                    Some(Task::Followup(followup)) => followup.spi_in(),
                     Some(Task::Forgotten { spi_in, .. }) => *spi_in,
                     _ => None,
                 };
@@ -112,6 +113,7 @@ impl IkeSa {
                 out.u8(request.exchange.number());
                 out.u32(spi_in.unwrap_or(0));
                 out.u8(self.is_rekeying_ike().into());
+                out.u8(self.is_busy_with_child().into());
                 out.datagrams(&request.datagrams);
             }
             None => out.u8(0),
@@ -149,7 +151,7 @@ impl IkeSa {
         } else if let Some(spi) = spi_in {
             // So are the child's: the peer is told to forget it.
             let payloads = vec![crate::wire::Payload::Delete(crate::wire::Delete::Esp(vec![spi]))];
-            self.start_request(cx, Task::Probe, ExchangeType::Informational, payloads);
+            self.start_request(cx, Task::DeleteChildren(Vec::new()), ExchangeType::Informational, payloads);
         }
     }
 }
@@ -405,12 +407,12 @@ impl<'a> Reader<'a> {
         }
         if self.flag()? {
             let exchange = ExchangeType::from_number(self.u8()?);
-            let (spi, rekeys_ike) = (self.u32()?, self.flag()?);
+            let (spi, rekeys_ike, busy) = (self.u32()?, self.flag()?, self.flag()?);
             sa.window.restore_request(cx.now, exchange, self.datagrams()?);
             let spi_in = (spi != 0).then_some(spi);
             sa.task = Some(match sa.phase {
                 Phase::Deleting => Task::DeleteIke,
-                _ => Task::Forgotten { spi_in, rekeys_ike },
+                _ => Task::Forgotten { spi_in, rekeys_ike, busy },
             });
         }
         Some(())
@@ -448,7 +450,8 @@ impl<'a> Reader<'a> {
                 rekey_at: cx.now,
                 expires_at: cx.now,
                 pending_out: None,
-                out_installed: age_now.is_some() && out_installed,
+                in_installed: works,
+                out_installed: works,
             });
             if !works {
                 // Keys that were not in the core are lost: the peer forgets the pair, and a new one is made.

@@ -57,7 +57,9 @@ impl IkeSa {
         if self.window.outstanding().is_none() && matches!(self.phase, Phase::Established | Phase::Replaced) {
             self.queue.iter().for_each(|(due, _)| at(*due, TimerKind::Queue));
         }
-        self.children.iter().for_each(|child| at(child.deadline(), TimerKind::Rekey));
+        if self.is_established() {
+            self.children.iter().for_each(|child| at(child.deadline(), TimerKind::Rekey));
+        }
         self.lingering.iter().for_each(|old| at(old.until, TimerKind::Expiry));
         first
     }
@@ -175,28 +177,38 @@ impl IkeSa {
         let due: Vec<_> = self.children.iter().filter(|c| c.deadline() <= now).map(|c| c.id).collect();
         for id in due {
             let Some(child) = self.child_mut(id) else { continue };
-            if child.pending_out.as_ref().is_some_and(|(at, _)| *at <= now) {
-                // The peer gave no sign, but it has answered or been answered.
-                self.activate_child(cx, id);
-            }
-            let Some(child) = self.child_mut(id) else { continue };
-            if child.expires_at <= now {
-                if child.state == ChildState::Deleting {
-                    child.expires_at = now + CLOSED_FOR;
-                } else {
-                    let had = child.is_usable();
-                    child.state = ChildState::Deleting;
-                    child.expires_at = now + CLOSED_FOR;
-                    self.want(now, Want::DeleteChild(id));
-                    if had {
-                        self.report(cx, Step::RekeyChild, Fault::Expired, None);
-                    }
-                    self.note_children(now);
-                }
+            let unused = child.pending_out.as_ref().is_some_and(|(until, _)| *until <= now);
+            if unused || child.expires_at <= now {
+                self.expire_child(cx, id, unused);
             } else if child.state == ChildState::Live && child.rekey_at <= now {
                 self.want_child_rekey(now, id);
             }
         }
+    }
+
+    /// A child comes to its end, or the peer never used it: it is deleted.
+    fn expire_child(&mut self, cx: &mut Cx<'_>, id: crate::ChildId, unused: bool) {
+        let now = cx.now;
+        let Some(child) = self.child_mut(id) else { return };
+        child.expires_at = now + CLOSED_FOR;
+        child.pending_out = None;
+        let (was, had) = (child.state, child.is_usable());
+        child.state = ChildState::Deleting;
+        self.want(now, Want::DeleteChild(id));
+        match was {
+            ChildState::Deleting => return,
+            // The peer has neither used nor dropped it; it had its time.
+            ChildState::Replaced(heir) => self.activate_child(cx, heir),
+            ChildState::Live | ChildState::Rekeying if had => {
+                self.report(cx, Step::RekeyChild, Fault::Expired, None)
+            }
+            ChildState::Live | ChildState::Rekeying | ChildState::Redundant => {}
+        }
+        if unused {
+            let waiting = self.children.iter_mut().filter(|old| old.state == ChildState::Replaced(id));
+            waiting.for_each(|old| old.state = ChildState::Live);
+        }
+        self.note_children(now);
     }
 
     /// Queues the replacement of a child.
@@ -218,7 +230,7 @@ impl IkeSa {
         match &self.task {
             Some(Task::Child(_) | Task::DeleteChildren(_)) => true,
             Some(Task::Followup(followup)) => matches!(followup.kind, FollowupKind::Child(_)),
-            Some(Task::Forgotten { spi_in, .. }) => spi_in.is_some(),
+            Some(Task::Forgotten { busy, .. }) => *busy,
             Some(
                 Task::Init
                 | Task::Intermediate

@@ -32,3 +32,203 @@ fn psk_comes_up_in_two_round_trips() {
     assert_eq!(status.ike.unwrap().suite, "aes128gcm16-prfsha256-curve25519");
     assert_eq!(status.child.unwrap().suite, "aes128gcm16");
 }
+
+fn up(net: &mut Net) {
+    assert!(
+        net.run_until(Duration::from_secs(60), |net| net.is_up(0, 1)
+            && net.is_up(1, 0)
+            && net.connected(0, 1)),
+        "not up: {:?} / {:?}",
+        net.failures(0),
+        net.failures(1)
+    );
+}
+
+/// Runs for a while with traffic both ways, one packet every 5 ms; none may be lost.
+fn run_with_traffic(net: &mut Net, time: Duration) {
+    let end = net.now + time;
+    while net.now < end {
+        assert!(net.ping(0, 1) && net.ping(1, 0), "no outbound SA after {:?}", net.now - net.start);
+        net.run(Duration::from_millis(5));
+    }
+    net.run(Duration::from_secs(1));
+    let [a, b] = [&net.nodes[0], &net.nodes[1]];
+    assert_eq!((a.esp_lost_here, b.esp_lost_here), (0, 0), "packets for an SA that is not there");
+    assert_eq!((a.esp_received, b.esp_received), (b.esp_sent, a.esp_sent));
+}
+
+fn sas_in_core(net: &Net) -> [usize; 2] {
+    [net.nodes[0].core.sas.len(), net.nodes[1].core.sas.len()]
+}
+
+#[test]
+fn a_child_is_rekeyed_without_loss_by_either_side() {
+    for side in [0, 1] {
+        let mut net = pair(2);
+        up(&mut net);
+        for _ in 0..5 {
+            let before = net.nodes[0].core.outbound(PeerId(1)).unwrap().id;
+            net.act(side, |e, now, rng| e.rekey_child(now, rng, PeerId(1 - side as u32)));
+            run_with_traffic(&mut net, Duration::from_millis(200));
+            assert_ne!(net.nodes[0].core.outbound(PeerId(1)).unwrap().id, before);
+            assert!(net.connected(0, 1));
+        }
+        net.run(Duration::from_secs(10));
+        assert_eq!(sas_in_core(&net), [2, 2], "old SAs are gone after their grace");
+        let status = net.nodes[side].endpoint.status(net.now, PeerId(1 - side as u32)).unwrap();
+        assert_eq!(status.child.unwrap().rekeys, 5);
+    }
+}
+
+#[test]
+fn an_ike_sa_is_rekeyed_without_loss_by_either_side() {
+    for side in [0, 1] {
+        let mut net = pair(3);
+        up(&mut net);
+        for _ in 0..5 {
+            net.act(side, |e, now, rng| e.rekey_ike(now, rng, PeerId(1 - side as u32)));
+            run_with_traffic(&mut net, Duration::from_millis(200));
+            assert!(net.connected(0, 1));
+        }
+        net.act(1 - side, |e, now, rng| e.rekey_child(now, rng, PeerId(side as u32)));
+        run_with_traffic(&mut net, Duration::from_millis(200));
+        net.run(Duration::from_secs(40));
+        for node in &net.nodes {
+            assert_eq!(node.endpoint.ike_sas(), 1);
+            assert_eq!(node.stash.len(), 1);
+            assert!(!node.events.iter().any(|e| matches!(e, Event::PeerDown { .. })));
+        }
+        assert!(net.failures(0).is_empty() && net.failures(1).is_empty());
+    }
+}
+
+#[test]
+fn lifetimes_rekey_both_for_a_day() {
+    let mut net = pair(4);
+    up(&mut net);
+    for _ in 0..24 * 60 {
+        assert!(net.ping(0, 1) && net.ping(1, 0));
+        net.run(Duration::from_secs(60));
+        assert!(net.connected(0, 1));
+    }
+    let rekeys = |net: &Net, node: usize| {
+        let events = net.nodes[node].events.iter();
+        let (mut child, mut ike) = (0, 0);
+        events.for_each(|event| match event {
+            Event::ChildRekeyed { .. } => child += 1,
+            Event::IkeRekeyed { .. } => ike += 1,
+            _ => {}
+        });
+        (child, ike)
+    };
+    for node in [0, 1] {
+        let (child, ike) = rekeys(&net, node);
+        assert!((24..=32).contains(&child), "{child} child rekeys in a day");
+        assert!((3..=4).contains(&ike), "{ike} IKE rekeys in a day");
+        assert_eq!(net.nodes[node].esp_lost_here, 0);
+    }
+    assert!(sas_in_core(&net).iter().all(|count| *count <= 4));
+}
+
+#[test]
+fn deletion_of_a_child_makes_another() {
+    for side in [0, 1] {
+        let mut net = pair(5);
+        up(&mut net);
+        net.act(side, |e, now, rng| e.delete_child(now, rng, PeerId(1 - side as u32)));
+        assert!(net.run_until(Duration::from_secs(1), |net| !net.is_up(0, 1) && !net.is_up(1, 0)));
+        assert!(net.run_until(Duration::from_secs(10), |net| net.is_up(0, 1) && net.is_up(1, 0)));
+        assert!(net.connected(0, 1));
+    }
+}
+
+#[test]
+fn deletion_of_the_ike_sa_makes_another() {
+    for side in [0, 1] {
+        let mut net = pair(6);
+        up(&mut net);
+        net.run(Duration::from_secs(20));
+        net.act(side, |e, now, rng| e.reset_peer(now, rng, PeerId(1 - side as u32)));
+        assert!(!net.is_up(side, 1 - side as u32));
+        assert!(net.run_until(Duration::from_secs(2), |net| net.is_up(0, 1) && net.is_up(1, 0)));
+        assert!(net.connected(0, 1));
+        net.run(Duration::from_secs(60));
+        assert_eq!(net.nodes[0].endpoint.ike_sas(), 1);
+        assert_eq!(net.nodes[1].endpoint.ike_sas(), 1);
+        assert_eq!(sas_in_core(&net), [2, 2]);
+    }
+}
+
+#[test]
+fn removal_of_a_peer_tells_the_other_side() {
+    let mut net = pair(7);
+    up(&mut net);
+    net.act(0, |e, now, rng| e.remove_peer(now, rng, PeerId(1)));
+    net.run(Duration::from_secs(1));
+    assert!(!net.is_up(1, 0));
+    net.run(Duration::from_secs(60));
+    assert_eq!(sas_in_core(&net), [0, 0]);
+    assert_eq!(net.nodes[0].endpoint.ike_sas() + net.nodes[1].endpoint.ike_sas(), 0);
+    assert!(net.nodes.iter().all(|node| node.stash.is_empty()));
+}
+
+#[test]
+fn a_silent_peer_is_dead_after_the_timeout_and_tried_again_for_ever() {
+    let mut net = pair(8);
+    up(&mut net);
+    let silent_since = net.now;
+    net.nodes[1].cut = true;
+    assert!(net.run_until(Duration::from_secs(60), |net| !net.is_up(0, 1)));
+    let took = net.now - silent_since;
+    assert!((29..=31).contains(&took.as_secs()), "{took:?}");
+    assert!(net.nodes[0].core.sas.is_empty());
+    net.run(Duration::from_secs(3600));
+    let sent = net.nodes[0].datagrams;
+    net.run(Duration::from_secs(600));
+    assert!(net.nodes[0].datagrams > sent, "still trying");
+    net.nodes[1].cut = false;
+    assert!(net.run_until(Duration::from_secs(60), |net| net.is_up(0, 1) && net.is_up(1, 0)));
+    assert!(net.connected(0, 1));
+}
+
+#[test]
+fn esp_counts_as_life() {
+    let mut net = pair(9);
+    up(&mut net);
+    net.run(Duration::from_secs(1));
+    let before = net.nodes[0].datagrams + net.nodes[1].datagrams;
+    run_with_traffic(&mut net, Duration::from_secs(60));
+    assert_eq!(net.nodes[0].datagrams + net.nodes[1].datagrams, before, "no DPD while ESP is heard");
+}
+
+#[test]
+fn a_restarted_peer_is_up_again_at_once() {
+    for side in [0, 1] {
+        let mut net = pair(10);
+        up(&mut net);
+        net.run(Duration::from_secs(60));
+        net.restart(side);
+        let (role, local, remote) = if side == 0 { (Role::Initiate, A, B) } else { (Role::Initiate, B, A) };
+        net.put_peer(side, 1 - side as u32, peer(role, local, remote));
+        assert!(net.run_until(Duration::from_secs(1), |net| net.connected(0, 1)));
+        net.run(Duration::from_secs(60));
+        assert!(net.connected(0, 1));
+        assert_eq!(net.nodes[0].endpoint.ike_sas() + net.nodes[1].endpoint.ike_sas(), 2);
+    }
+}
+
+#[test]
+fn both_sides_may_initiate_at_once() {
+    for seed in 0..200 {
+        let mut net = Net::new(seed, &[A, B]);
+        net.weather.delay_max = Duration::from_millis(30);
+        net.put_peer(1, 0, peer(Role::Initiate, B, A));
+        net.put_peer(0, 1, peer(Role::Initiate, A, B));
+        up(&mut net);
+        net.run(Duration::from_secs(60));
+        assert!(net.connected(0, 1), "seed {seed}");
+        assert_eq!(net.nodes[0].endpoint.ike_sas(), 1, "seed {seed}");
+        assert_eq!(net.nodes[1].endpoint.ike_sas(), 1, "seed {seed}");
+        assert_eq!(sas_in_core(&net), [2, 2], "seed {seed}");
+    }
+}

@@ -3,3 +3,4 @@
 mod config;
 mod exchanges;
 mod net;
+mod schedules;

@@ -150,6 +150,8 @@ pub(crate) struct Net {
     pub(crate) rng: Seeded,
     queue: BTreeMap<(Instant, u64), (usize, Path, Packet)>,
     sequence: u64,
+    /// Events since time last moved.
+    still: u32,
     pub(crate) censor: Option<Censor>,
 }
 
@@ -194,8 +196,42 @@ impl Net {
             rng: Seeded(seed ^ 0xfeed),
             queue: BTreeMap::new(),
             sequence: 0,
+            still: 0,
             censor: None,
         }
+    }
+
+    /// The node loses all that it knew: its endpoint, its core and its stash.
+    pub(crate) fn restart(&mut self, index: usize) {
+        let now = self.now;
+        let node = &mut self.nodes[index];
+        node.endpoint = Endpoint::new(now, UNIX_TIME, EndpointSettings::default(), &mut node.rng);
+        node.core = Core::default();
+        node.stash.clear();
+        node.installed.clear();
+    }
+
+    /// The node's control dies and comes back: the core and the stash stay.
+    pub(crate) fn restart_control(&mut self, index: usize, generation: u32, peer: u32, config: PeerConfig) {
+        let (now, config) = (self.now, Arc::new(config));
+        let node = &mut self.nodes[index];
+        node.endpoint = Endpoint::new(now, UNIX_TIME, EndpointSettings::default(), &mut node.rng);
+        node.endpoint.put_peer(now, &mut node.rng, PeerId(peer), config);
+        let highest = node.installed.keys().last().copied().unwrap_or(ChildId(0));
+        node.endpoint.reserve_child_ids(highest);
+        let mut kept = BTreeSet::new();
+        for value in std::mem::take(&mut node.stash).values() {
+            let (core, installed) = (&node.core, &node.installed);
+            let age = |id: ChildId| {
+                let whole = [Direction::In, Direction::Out].iter().all(|d| core.sas.contains_key(&(id, *d)));
+                whole.then(|| now - installed[&id])
+            };
+            let adopted = node.endpoint.adopt(now, &mut node.rng, value, generation, &age);
+            kept.extend(adopted.expect("what an endpoint stashed, it adopts").children);
+        }
+        let stale: Vec<_> = node.core.sas.keys().filter(|(id, _)| !kept.contains(id)).copied().collect();
+        stale.into_iter().for_each(|(id, direction)| node.core.remove(id, direction));
+        self.drain(index);
     }
 
     /// Acts on a node's endpoint, then carries out its effects.
@@ -294,6 +330,8 @@ impl Net {
             self.now = self.now.max(until);
             return false;
         };
+        self.still = if at > self.now { 0 } else { self.still + 1 };
+        assert!(self.still < 10_000, "time stands still at {:?}", self.now - self.start);
         self.now = self.now.max(at);
         // What was received goes before what is due.
         if packet.is_some_and(|packet| packet <= at) {

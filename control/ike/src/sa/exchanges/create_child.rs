@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::child::{ChildState, ChildTerms};
+use super::super::child::{Child, ChildState, ChildTerms};
 use super::super::parts::Parts;
 use super::super::{After, Cx, IkeSa, Task, Want};
 use super::auth::refused;
@@ -250,6 +250,16 @@ impl IkeSa {
                 child.make_redundant(cx.now);
             }
         }
+        // The peer made one meanwhile: one is enough, and this one its maker can delete.
+        let other = |child: &Child| child.id != new && (child.is_usable() || child.pending_out.is_some());
+        if replaces.is_none() && self.children.iter().any(other) {
+            if let Some(child) = self.child_mut(new) {
+                child.make_redundant(cx.now);
+                child.state = ChildState::Deleting;
+            }
+            self.want(cx.now, Want::DeleteChild(new));
+            return;
+        }
         self.activate_child(cx, new);
         if let Some(old) = replaces {
             self.note_rekey(cx, old, new);
@@ -287,6 +297,11 @@ impl IkeSa {
         }
         let replaces =
             parts.notify(NotifyType::REKEY_SA).map(|notify| self.rekeyed_child(notify)).transpose()?;
+        // Both sides miss a child and make one: the maker of the IKE SA goes first.
+        let ours_too = matches!(&self.task, Some(Task::Child(task)) if task.replaces.is_none());
+        if replaces.is_none() && ours_too && self.initiator {
+            return Err(Notify::bare(NotifyType::TEMPORARY_FAILURE));
+        }
         if self.children.len() >= super::super::MAX_CHILDREN {
             return Err(Notify::bare(NotifyType::NO_ADDITIONAL_SAS));
         }

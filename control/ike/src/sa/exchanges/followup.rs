@@ -37,6 +37,16 @@ pub(crate) struct Followup {
     pub(crate) ke: Option<KePrivate>,
 }
 
+impl Followup {
+    /// Our inbound SPI of the child in the making.
+    pub(crate) fn spi_in(&self) -> Option<u32> {
+        match &self.kind {
+            FollowupKind::Child(pending) => Some(pending.terms.spi_in),
+            FollowupKind::Ike(_) => None,
+        }
+    }
+}
+
 /// Responder: an SA in the making, and how its next exchange is known.
 #[derive(Debug)]
 pub(crate) struct AwaitedFollowup {

@@ -88,8 +88,14 @@ impl IkeSa {
             }
             _ => true,
         });
-        let spis: Vec<u32> =
-            ids.iter().filter_map(|id| self.child_mut(*id).map(|child| child.terms.spi_in)).collect();
+        let mut spis = Vec::new();
+        for id in &ids {
+            if let Some(child) = self.child_mut(*id) {
+                child.state = ChildState::Deleting;
+                spis.push(child.terms.spi_in);
+            }
+        }
+        self.note_children(cx.now);
         if !spis.is_empty() {
             let payloads = vec![Payload::Delete(Delete::Esp(spis))];
             self.start_request(cx, Task::DeleteChildren(ids), ExchangeType::Informational, payloads);
