@@ -220,8 +220,9 @@ impl Endpoint {
 
     /// Takes an IKE SA over from an earlier life. `generation` is the core's for this adoption and has never
     /// been used before: it keeps the nonces of both lives apart. `age` tells how long ago the core installed
-    /// a child, if it holds both halves still; others are deleted at the peer. All values are adopted before
-    /// anything else is done, so that no number is given out twice.
+    /// a child, if it holds both halves still; others are deleted at the peer. All values are adopted, the
+    /// highest key first, before anything else is done: so no number is given out twice, and of two IKE SAs that
+    /// both claim a child the heir has it.
     ///
     /// # Errors
     /// The value is of another layout, or its peer is not configured: then the SA is lost, and another is made.
@@ -396,12 +397,14 @@ impl Endpoint {
         let children = std::mem::take(&mut old.children);
         let lingering = std::mem::take(&mut old.lingering);
         let (rekeys, peer) = (old.child_rekeys, old.peer);
+        let without = old.stash_update(now).map(Effect::Stash);
         if let Some(new) = self.sas.get_mut(&to) {
             new.children.extend(children);
             new.lingering.extend(lingering);
             new.child_rekeys += rekeys;
             new.note_children(now);
             self.effects.extend(new.stash_update(now).map(Effect::Stash));
+            self.effects.extend(without);
             self.effects.extend(peer.map(|peer| Effect::Event(Event::IkeRekeyed { peer })));
         }
         self.set_sa_timer(from);

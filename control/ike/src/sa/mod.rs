@@ -212,6 +212,8 @@ pub(crate) struct IkeSa {
     pub(crate) after: Vec<After>,
     pub(crate) collision: Option<IkeCollision>,
     pub(crate) awaited: Option<Box<AwaitedFollowup>>,
+    /// SPIs that the peer deleted while an exchange of ours that may have made them is under way.
+    pub(crate) early_deletes: Vec<u32>,
     pub(crate) created: Instant,
     pub(crate) last_heard: Instant,
     pub(crate) last_sent: Instant,
@@ -257,6 +259,7 @@ impl IkeSa {
             after: Vec::new(),
             collision: None,
             awaited: None,
+            early_deletes: Vec::new(),
             created: now,
             last_heard: now,
             last_sent: now,

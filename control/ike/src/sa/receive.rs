@@ -175,6 +175,9 @@ impl IkeSa {
                 self.fail(cx, step_of(sent.exchange), Fault::Violation(Violation::UnexpectedExchange));
             }
         }
+        if self.task.is_none() {
+            self.early_deletes.clear();
+        }
         // RFC 7296 section 2.21.3: after INVALID_SYNTAX the SA is as good as gone.
         if parts.has(NotifyType::INVALID_SYNTAX) && self.is_established() {
             self.fail(cx, step_of(sent.exchange), Fault::PeerError(NotifyType::INVALID_SYNTAX));

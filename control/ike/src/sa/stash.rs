@@ -434,6 +434,10 @@ impl<'a> Reader<'a> {
             let suite = self.esp_suite()?;
             let (local, remote) = (self.prefixes()?, self.prefixes()?);
             let (age_then, rekey_in, expires_in) = (self.duration()?, self.duration()?, self.duration()?);
+            if cx.esp_spis.contains(&spi_in) {
+                // A younger IKE SA has inherited it.
+                continue;
+            }
             let age_now = age(id);
             if let Some(age_now) = age_now {
                 elapsed = elapsed.max(age_now.saturating_sub(age_then));

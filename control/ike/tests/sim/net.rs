@@ -220,7 +220,7 @@ impl Net {
         let highest = node.installed.keys().last().copied().unwrap_or(ChildId(0));
         node.endpoint.reserve_child_ids(highest);
         let mut kept = BTreeSet::new();
-        for value in std::mem::take(&mut node.stash).values() {
+        for value in std::mem::take(&mut node.stash).values().rev() {
             let (core, installed) = (&node.core, &node.installed);
             let age = |id: ChildId| {
                 let whole = [Direction::In, Direction::Out].iter().all(|d| core.sas.contains_key(&(id, *d)));

@@ -157,7 +157,19 @@ impl Schedule {
     }
 }
 
+/// Names the seed when something deeper panics.
+struct Naming(u64);
+
+impl Drop for Naming {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("in the schedule of seed {}", self.0);
+        }
+    }
+}
+
 fn schedule(seed: u64) {
+    let _naming = Naming(seed);
     let mut schedule = Schedule::new(seed);
     schedule.run();
     if let Err(what) = schedule.check() {
@@ -166,8 +178,12 @@ fn schedule(seed: u64) {
     }
 }
 
-/// 10,000 in all, in four parts that run side by side. `BRAID_IKE_SEEDS` runs others.
+/// 10,000 in all, in four parts that run side by side. `BRAID_IKE_SEEDS` sets another
+/// number for each part, `BRAID_IKE_SEED` runs one alone.
 fn schedules(part: u64) {
+    if let Some(seed) = std::env::var("BRAID_IKE_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        return schedule(seed);
+    }
     let count = std::env::var("BRAID_IKE_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(2_500);
     (part * count..(part + 1) * count).for_each(schedule);
 }

@@ -228,6 +228,10 @@ impl IkeSa {
         let low_nonce = pending.low_nonce();
         let PendingChild { replaces, terms, ni, nr, collision } = pending;
         let (spi, secrets) = (terms.spi_in, shared.iter().collect::<Vec<_>>());
+        if self.early_deletes.contains(&terms.spi_out) {
+            cx.esp_spis.remove(&spi);
+            return self.settle_child(cx.now, replaces, collision.as_ref(), Duration::from_secs(1));
+        }
         let Some(new) = self.make_child(cx, terms, &secrets, (&ni, &nr), true) else {
             cx.esp_spis.remove(&spi);
             return self.retry_child(cx, replaces, Fault::InstallFailed, RETRY);
@@ -261,12 +265,11 @@ impl IkeSa {
             return;
         }
         self.activate_child(cx, new);
-        if let Some(old) = replaces {
+        if let Some(child) = replaces.and_then(|old| self.child_mut(old)) {
+            let old = child.id;
+            child.state = ChildState::Deleting;
+            self.want(cx.now, Want::DeleteChild(old));
             self.note_rekey(cx, old, new);
-            if let Some(child) = self.child_mut(old) {
-                child.state = ChildState::Deleting;
-                self.want(cx.now, Want::DeleteChild(old));
-            }
         }
     }
 

@@ -13,6 +13,9 @@ use crate::wire::{Delete, ExchangeType, Notify, NotifyType, Payload};
 /// An SA deleted sooner than this after it was made points at the peer's configuration.
 const AT_ONCE: std::time::Duration = std::time::Duration::from_secs(60);
 
+/// Most SPIs remembered that were deleted before they were known.
+const MAX_EARLY_DELETES: usize = 16;
+
 impl IkeSa {
     pub(crate) fn handle_informational(
         &mut self,
@@ -58,7 +61,13 @@ impl IkeSa {
 
     /// The peer ends a child by the SPI it receives on; returns ours of the pair.
     fn peer_deletes_child(&mut self, cx: &mut Cx<'_>, spi_out: u32) -> Option<u32> {
-        let child = self.children.iter().find(|child| child.terms.spi_out == spi_out)?;
+        let Some(child) = self.children.iter().find(|child| child.terms.spi_out == spi_out) else {
+            // The answer that makes it may be late.
+            if self.is_busy_with_child() && self.early_deletes.len() < MAX_EARLY_DELETES {
+                self.early_deletes.push(spi_out);
+            }
+            return None;
+        };
         let (id, spi_in, state) = (child.id, child.terms.spi_in, child.state);
         let heir = match state {
             ChildState::Replaced(heir) => Some(heir),
