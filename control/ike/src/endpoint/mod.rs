@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use crate::effect::{ChildId, DownCause, Effect, Event, IkeSaId, PeerId, TimerKind};
 use crate::random::Random;
 use crate::sa::stash::AdoptError;
-use crate::sa::{Cx, End, Ids, IkeSa, Phase, Upcall, Want};
+use crate::sa::{Bequest, Cx, End, Ids, IkeSa, Phase, Upcall, Want};
 use crate::secret::SecretBytes;
 use crate::settings::EndpointSettings;
 use crate::status::Counters;
@@ -329,7 +329,7 @@ impl Endpoint {
         for upcall in upcalls {
             match upcall {
                 Upcall::New(new) => self.settle(now, rng, new, Vec::new()),
-                Upcall::MoveChildren { from, to } => self.move_children(now, from, to),
+                Upcall::Bequest(bequest) => self.hand_over(now, rng, *bequest),
                 Upcall::Established { sa, peer, initial_contact } => {
                     self.resolve_duplicates(now, rng, sa, peer, initial_contact);
                 }
@@ -389,26 +389,25 @@ impl Endpoint {
         self.timers.set(Owner::Sa(id), deadline);
     }
 
-    fn move_children(&mut self, now: Instant, from: IkeSaId, to: IkeSaId) {
-        if !self.sas.contains_key(&to) {
+    /// Gives children to the SA that inherits them; without it, they end.
+    fn hand_over(&mut self, now: Instant, rng: &mut dyn Random, bequest: Bequest) {
+        let Bequest { to, peer, children, lingering, child_rekeys } = bequest;
+        let lives = self.sas.get(&to).is_some_and(|sa| sa.is_established());
+        let heir = if lives { self.sas.remove(&to) } else { None };
+        let Some(mut heir) = heir else {
+            let ((), _) = self.with_cx(now, rng, |cx| {
+                children.into_iter().for_each(|child| drop(child.end(cx, peer, Duration::ZERO)));
+                lingering.into_iter().for_each(|old| old.remove(cx, peer));
+            });
             return;
-        }
-        let Some(old) = self.sas.get_mut(&from) else { return };
-        let children = std::mem::take(&mut old.children);
-        let lingering = std::mem::take(&mut old.lingering);
-        let (rekeys, peer) = (old.child_rekeys, old.peer);
-        let without = old.stash_update(now).map(Effect::Stash);
-        if let Some(new) = self.sas.get_mut(&to) {
-            new.children.extend(children);
-            new.lingering.extend(lingering);
-            new.child_rekeys += rekeys;
-            new.note_children(now);
-            self.effects.extend(new.stash_update(now).map(Effect::Stash));
-            self.effects.extend(without);
-            self.effects.extend(peer.map(|peer| Effect::Event(Event::IkeRekeyed { peer })));
-        }
-        self.set_sa_timer(from);
-        self.set_sa_timer(to);
+        };
+        heir.children.extend(children);
+        heir.lingering.extend(lingering);
+        heir.child_rekeys += child_rekeys;
+        heir.note_children(now);
+        self.effects.extend(heir.stash_update(now).map(Effect::Stash));
+        self.effects.push_back(Effect::Event(Event::IkeRekeyed { peer }));
+        self.settle(now, rng, heir, Vec::new());
     }
 }
 

@@ -19,7 +19,8 @@ use crate::wire::{ExchangeType, Message, Proposal, ProposalSpi};
 const TOGETHER: Duration = Duration::from_secs(30);
 /// A peer that stayed up this long is tried again at once.
 const STEADY: Duration = Duration::from_secs(10);
-/// An IKE SA of the peer's making without a child is kept this long.
+/// An IKE SA without a child is kept this long, where it is not for us to make one. A simultaneous rekey has
+/// such an SA until it is clear which one inherits.
 const EMPTY_FOR: Duration = Duration::from_secs(60);
 
 /// A peer and what is known of it.
@@ -316,9 +317,10 @@ impl Endpoint {
         let initiates = self.peers.get(&peer).is_some_and(|peer| peer.config.role == Role::Initiate);
         self.with_sa(now, rng, id, |sa, cx| {
             let since = sa.childless_since.unwrap_or(cx.now);
-            if served || (!initiates && cx.now >= since + EMPTY_FOR) {
+            if (served || !initiates) && cx.now >= since + EMPTY_FOR {
+                // Left over from a collision, or of no use to the peer.
                 sa.delete(cx, End { cause: DownCause::Deleted, diagnosis: None });
-            } else if initiates {
+            } else if initiates && !served {
                 sa.want(cx.now, Want::CreateChild);
                 sa.pump(cx);
             }

@@ -32,7 +32,7 @@ use crate::settings::{EndpointSettings, Lifetime, PeerConfig};
 use crate::status::Counters;
 use crate::wire::fragment::seal_fragmented;
 use crate::wire::{Delete, ExchangeType, Header, IkeSpi, Message, Payload};
-use child::{Child, Lingering};
+use child::{Child, ChildState, Lingering};
 use exchanges::auth::AuthTask;
 use exchanges::create_child::ChildTask;
 use exchanges::followup::{AwaitedFollowup, Followup};
@@ -90,9 +90,19 @@ pub(crate) enum Upcall {
     /// A rekey has made this SA.
     New(Box<IkeSa>),
     /// The children go to another SA of the same peer.
-    MoveChildren { from: IkeSaId, to: IkeSaId },
+    Bequest(Box<Bequest>),
     /// The SA has had no usable child for a while.
     Childless { sa: IkeSaId, peer: PeerId },
+}
+
+/// What an SA leaves to another one.
+#[derive(Debug)]
+pub(crate) struct Bequest {
+    pub(crate) to: IkeSaId,
+    pub(crate) peer: PeerId,
+    pub(crate) children: Vec<Child>,
+    pub(crate) lingering: Vec<Lingering>,
+    pub(crate) child_rekeys: u64,
 }
 
 /// Where an IKE SA stands.
@@ -428,6 +438,13 @@ impl IkeSa {
         if let Some(peer) = self.peer {
             self.lingering.extend(child.end(cx, peer, grace));
         }
+        // RFC 7296 section 2.8: with the old pair gone, the peer can only mean the new one.
+        if self.usable_child().is_none() {
+            let heir = self.children.iter().find(|c| c.pending_out.is_some() && c.state != ChildState::Redundant);
+            if let Some(heir) = heir.map(|child| child.id) {
+                self.activate_child(cx, heir);
+            }
+        }
         self.note_children(cx.now);
     }
 
@@ -520,6 +537,7 @@ impl IkeSa {
                 // A request under way is given up: its answer no longer matters, and a Delete waits for no one.
                 self.queue.clear();
                 self.phase = Phase::Replaced;
+                self.expires_at = cx.now + CLOSED_FOR * 2;
                 self.want(cx.now, Want::DeleteIke);
                 self.pump(cx);
             }

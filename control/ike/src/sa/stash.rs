@@ -143,6 +143,7 @@ impl IkeSa {
         parts: &Parts<'_>,
     ) {
         if parts.error().is_some() || !self.is_established() {
+            self.yield_to_peers_rekey(cx);
             return;
         }
         if rekeys_ike {
@@ -392,6 +393,9 @@ impl<'a> Reader<'a> {
         sa.rekey_at = cx.now + rekey_in.saturating_sub(elapsed);
         sa.expires_at = cx.now + expires_in.saturating_sub(elapsed);
         sa.note_children(cx.now);
+        if matches!(sa.phase, Phase::Replaced | Phase::Deleting) {
+            sa.expires_at = cx.now + super::CLOSED_FOR;
+        }
         // Nothing is known of what was heard meanwhile: the peer is asked.
         if sa.is_established() {
             sa.want(cx.now, Want::Probe);

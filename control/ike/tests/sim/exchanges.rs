@@ -33,7 +33,7 @@ fn psk_comes_up_in_two_round_trips() {
     assert_eq!(status.child.unwrap().suite, "aes128gcm16");
 }
 
-fn up(net: &mut Net) {
+pub(crate) fn up(net: &mut Net) {
     assert!(
         net.run_until(Duration::from_secs(60), |net| net.is_up(0, 1)
             && net.is_up(1, 0)
@@ -45,7 +45,7 @@ fn up(net: &mut Net) {
 }
 
 /// Runs for a while with traffic both ways, one packet every 5 ms; none may be lost.
-fn run_with_traffic(net: &mut Net, time: Duration) {
+pub(crate) fn run_with_traffic(net: &mut Net, time: Duration) {
     let end = net.now + time;
     while net.now < end {
         assert!(net.ping(0, 1) && net.ping(1, 0), "no outbound SA after {:?}", net.now - net.start);
@@ -57,7 +57,7 @@ fn run_with_traffic(net: &mut Net, time: Duration) {
     assert_eq!((a.esp_received, b.esp_received), (b.esp_sent, a.esp_sent));
 }
 
-fn sas_in_core(net: &Net) -> [usize; 2] {
+pub(crate) fn sas_in_core(net: &Net) -> [usize; 2] {
     [net.nodes[0].core.sas.len(), net.nodes[1].core.sas.len()]
 }
 

@@ -2,5 +2,7 @@
 
 mod config;
 mod exchanges;
+mod faults;
+mod features;
 mod net;
 mod schedules;

@@ -313,6 +313,11 @@ impl Net {
         }
     }
 
+    /// The node has another address from now on; both sides' ESP follows by IKE alone.
+    pub(crate) fn readdress(&mut self, node: usize, address: &str) {
+        self.nodes[node].address = format!("{address}:500").parse().unwrap();
+    }
+
     /// Puts foreign octets on the wire.
     pub(crate) fn inject(&mut self, to: usize, path: Path, bytes: Vec<u8>) {
         self.sequence += 1;

@@ -173,7 +173,7 @@ fn schedule(seed: u64) {
     let mut schedule = Schedule::new(seed);
     schedule.run();
     if let Err(what) = schedule.check() {
-        let events: Vec<_> = schedule.net.nodes.iter().map(|node| &node.events).collect();
+        let events: Vec<_> = schedule.net.nodes.iter().map(|node| (&node.events, &node.endpoint)).collect();
         panic!("seed {seed}: {what}\n{}\n{events:#?}", schedule.trace.join("\n"));
     }
 }

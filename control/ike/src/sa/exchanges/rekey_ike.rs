@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::super::parts::Parts;
-use super::super::{CLOSED_FOR, Crypt, Cx, End, IkeSa, Phase, Task, Upcall, Want};
+use super::super::{Bequest, CLOSED_FOR, Crypt, Cx, End, IkeSa, Phase, Task, Upcall, Want};
 use super::followup::{Followup, FollowupKind};
 use super::init::offers;
 use crate::SecretBytes;
@@ -137,8 +137,14 @@ impl IkeSa {
 
     /// The peer's own rekey stands: its SA inherits. The peer deletes this one.
     pub(crate) fn yield_to_peers_rekey(&mut self, cx: &mut Cx<'_>) -> bool {
-        let Some(collision) = self.collision.take() else { return false };
-        cx.upcalls.push(Upcall::MoveChildren { from: self.id, to: collision.sa });
+        let (Some(collision), Some(peer)) = (self.collision.take(), self.peer) else { return false };
+        cx.upcalls.push(Upcall::Bequest(Box::new(Bequest {
+            to: collision.sa,
+            peer,
+            children: std::mem::take(&mut self.children),
+            lingering: std::mem::take(&mut self.lingering),
+            child_rekeys: self.child_rekeys,
+        })));
         self.retire(cx);
         true
     }
@@ -160,8 +166,9 @@ impl IkeSa {
         // RFC 7296 section 2.8.2.
         if self.collision.as_ref().is_some_and(|rival| low_nonce < rival.low_nonce.as_slice()) {
             new.delete(cx, End { cause: DownCause::Deleted, diagnosis: None });
-            cx.upcalls.push(Upcall::New(Box::new(new)));
+            // The children first: the peer is never without any.
             self.yield_to_peers_rekey(cx);
+            cx.upcalls.push(Upcall::New(Box::new(new)));
             return;
         }
         self.collision = None;

@@ -1,0 +1,274 @@
+//! What goes wrong: configurations that do not fit, messages that nobody should act on, and collisions.
+
+use std::time::Duration;
+
+use braid_ike::wire::{ExchangeType, Header, IkeSpi};
+use braid_ike::{Event, Fault, Path, PeerConfig, PeerId, Role};
+
+use crate::config::{A, B, id, peer, psk};
+use crate::exchanges::{pair, run_with_traffic, sas_in_core, up};
+use crate::net::{Net, Seeded};
+
+/// A pair whose responder is changed; runs for a while.
+fn misfit(change: impl Fn(&mut PeerConfig)) -> Net {
+    let mut net = Net::new(21, &[A, B]);
+    let mut responder = peer(Role::Respond, B, A);
+    change(&mut responder);
+    net.put_peer(1, 0, responder);
+    net.put_peer(0, 1, peer(Role::Initiate, A, B));
+    net.run(Duration::from_secs(5));
+    assert!(!net.is_up(0, 1) && !net.is_up(1, 0));
+    assert_eq!(sas_in_core(&net), [0, 0]);
+    net
+}
+
+fn sees(net: &Net, node: usize, what: impl Fn(&Fault) -> bool) {
+    assert!(net.failures(node).into_iter().any(&what), "node {node}: {:?}", net.failures(node));
+}
+
+#[test]
+fn no_common_proposal() {
+    let net = misfit(|c| c.ike_proposals = vec!["aes256-sha256-modp2048".parse().unwrap()]);
+    sees(&net, 0, |fault| matches!(fault, Fault::NoProposal { ours, peers } if !ours.is_empty() && peers.is_empty()));
+    sees(&net, 1, |fault| matches!(fault, Fault::NoProposal { ours, peers } if !ours.is_empty() && !peers.is_empty()));
+    let net = misfit(|c| c.esp_proposals = vec!["aes256-sha256".parse().unwrap()]);
+    sees(&net, 0, |fault| matches!(fault, Fault::NoProposal { .. }));
+    sees(&net, 1, |fault| matches!(fault, Fault::NoProposal { .. }));
+}
+
+#[test]
+fn wrong_psk() {
+    let net = misfit(|c| (c.credential, c.verifier) = psk("another"));
+    sees(&net, 0, |fault| matches!(fault, Fault::PeerRejectedUs));
+    sees(&net, 1, |fault| matches!(fault, Fault::AuthMismatch));
+}
+
+#[test]
+fn wrong_identity() {
+    let net = misfit(|c| c.remote_id = Some(id("192.0.2.200")));
+    sees(&net, 0, |fault| matches!(fault, Fault::PeerRejectedUs));
+    sees(&net, 1, |fault| {
+        matches!(fault, Fault::PeerIdMismatch { expected, received }
+            if *expected == id("192.0.2.200") && *received == id(A))
+    });
+}
+
+#[test]
+fn no_common_selectors() {
+    let mut net = Net::new(27, &[A, B]);
+    let mut responder = peer(Role::Respond, B, A);
+    responder.local_ts = vec!["10.2.0.0/16".parse().unwrap()];
+    net.put_peer(1, 0, responder);
+    let mut initiator = peer(Role::Initiate, A, B);
+    initiator.remote_ts = vec!["10.3.0.0/16".parse().unwrap()];
+    net.put_peer(0, 1, initiator);
+    net.run(Duration::from_secs(5));
+    assert!(!net.is_up(0, 1) && !net.is_up(1, 0));
+    sees(&net, 0, |fault| matches!(fault, Fault::TrafficSelectors { .. }));
+    sees(&net, 1, |fault| matches!(fault, Fault::TrafficSelectors { peers, .. } if !peers.0.is_empty()));
+}
+
+#[test]
+fn unreachable_peer() {
+    let mut net = Net::new(22, &[A, B]);
+    net.put_peer(0, 1, peer(Role::Initiate, A, B));
+    net.nodes[1].cut = true;
+    net.run(Duration::from_secs(20));
+    sees(&net, 0, |fault| matches!(fault, Fault::Unreachable { sent } if *sent >= 4));
+}
+
+#[test]
+fn a_retransmitted_request_gets_the_same_answer() {
+    let mut net = pair(23);
+    up(&mut net);
+    net.run(Duration::from_secs(1));
+    // Every answer of node 1 is lost twice.
+    let mut seen: Vec<Vec<u8>> = Vec::new();
+    net.censor = Some(Box::new(move |from, bytes| {
+        let header = Header::decode(bytes).unwrap().0;
+        if from == 1 && header.response {
+            seen.push(bytes.to_vec());
+            assert!(seen.iter().all(|other| other == bytes), "octet for octet");
+            return seen.len() < 3;
+        }
+        false
+    }));
+    net.act(0, |e, now, rng| e.rekey_child(now, rng, PeerId(1)));
+    net.run_until(Duration::from_secs(10), |net| {
+        net.nodes[0].events.iter().any(|e| matches!(e, Event::ChildRekeyed { .. }))
+    });
+    net.censor = None;
+    assert_eq!(net.nodes[1].endpoint.counters().retransmitted_requests, 2);
+    run_with_traffic(&mut net, Duration::from_secs(1));
+    assert!(net.connected(0, 1));
+}
+
+#[test]
+fn foreign_octets_change_nothing() {
+    let mut net = pair(24);
+    let path = Path { local: format!("{B}:4500").parse().unwrap(), remote: format!("{A}:4500").parse().unwrap() };
+    // What node 0 sent, to be sent again damaged.
+    let sent = std::rc::Rc::new(std::cell::RefCell::new(Vec::<Vec<u8>>::new()));
+    let recorder = sent.clone();
+    net.censor = Some(Box::new(move |from, bytes| {
+        if from == 0 {
+            recorder.borrow_mut().push(bytes.to_vec());
+        }
+        false
+    }));
+    up(&mut net);
+    net.run(Duration::from_secs(30));
+    net.censor = None;
+    let status = net.nodes[1].endpoint.status(net.now, PeerId(0)).unwrap();
+    let before = (net.nodes[1].datagrams, net.nodes[1].endpoint.ike_sas());
+    let mut rng = Seeded(24);
+    for _ in 0..5_000 {
+        let recorded = sent.borrow();
+        // The first request is everybody's to send; all others need the keys.
+        let mut bytes = recorded[1 + rng.below(recorded.len() as u64 - 1) as usize].clone();
+        drop(recorded);
+        for _ in 0..=rng.below(3) {
+            let at = rng.below(bytes.len() as u64) as usize;
+            bytes[at] ^= 1 << rng.below(8);
+        }
+        bytes.truncate(bytes.len() - rng.below(2) as usize * rng.below(20) as usize);
+        let is_first = Header::decode(&bytes).is_ok_and(|(header, _)| {
+            header.exchange == ExchangeType::IkeSaInit && header.responder_spi == IkeSpi::ZERO
+        });
+        if !is_first {
+            net.inject(1, path, bytes);
+        }
+    }
+    net.run(Duration::from_millis(1));
+    let after = net.nodes[1].endpoint.status(net.now, PeerId(0)).unwrap();
+    assert_eq!((net.nodes[1].datagrams, net.nodes[1].endpoint.ike_sas()), before, "not answered");
+    assert_eq!((after.path, after.child.map(|c| c.id)), (status.path, status.child.map(|c| c.id)));
+    run_with_traffic(&mut net, Duration::from_secs(1));
+}
+
+#[test]
+fn a_flood_of_first_requests_is_bounded_and_disturbs_nobody() {
+    let mut net = pair(25);
+    let first = std::rc::Rc::new(std::cell::RefCell::new(Vec::<u8>::new()));
+    let recorder = first.clone();
+    net.censor = Some(Box::new(move |from, bytes| {
+        if from == 0 && recorder.borrow().is_empty() {
+            recorder.borrow_mut().extend_from_slice(bytes);
+        }
+        false
+    }));
+    // A responder that takes calls from anywhere.
+    let mut anyone = peer(Role::Respond, B, A);
+    anyone.remote = None;
+    net.put_peer(1, 7, anyone);
+    up(&mut net);
+    net.censor = None;
+    let template = first.borrow().clone();
+    let sent = net.nodes[1].sent;
+    let mut received = 0;
+    for second in 0u32..2 {
+        for number in 0..2_000u32 {
+            let mut bytes = template.clone();
+            bytes[..4].copy_from_slice(&(second << 16 | number).to_be_bytes());
+            let remote = format!("10.{}.{}.{}:500", second, number / 256, number % 256).parse().unwrap();
+            received += bytes.len() as u64;
+            net.inject(1, Path { local: format!("{B}:500").parse().unwrap(), remote }, bytes);
+        }
+        net.ping(0, 1);
+        net.run(Duration::from_secs(1));
+    }
+    let endpoint = &net.nodes[1].endpoint;
+    assert_eq!(endpoint.half_open(), 64, "the threshold, then cookies");
+    assert!(endpoint.counters().cookies_sent >= 3_900);
+    assert!(net.nodes[1].sent - sent < received, "never answered by more than was sent");
+    assert_eq!(net.nodes[1].esp_lost_here, 0);
+    run_with_traffic(&mut net, Duration::from_secs(1));
+    net.run(Duration::from_secs(40));
+    assert_eq!(net.nodes[1].endpoint.half_open(), 0);
+}
+
+/// RFC 7296 section 2.8.1: both rekey the same child at once.
+///
+/// ```text
+/// A                                  B
+/// rekey(old) ------\    /------ rekey(old)
+///                   \  /
+///          <---------\/--------->           each answers, and knows of both
+/// <-- answer --------/\-------- answer -->
+/// the pair with the lowest nonce is deleted by its maker,
+/// the old one by the maker of the other
+/// ```
+#[test]
+fn both_rekey_a_child_at_once() {
+    for seed in 0..40 {
+        let mut net = pair(seed);
+        up(&mut net);
+        for node in [0, 1] {
+            net.act(node, |e, now, rng| e.rekey_child(now, rng, PeerId(1 - node as u32)));
+        }
+        run_with_traffic(&mut net, Duration::from_millis(500));
+        net.run(Duration::from_secs(20));
+        assert!(net.connected(0, 1), "seed {seed}");
+        assert_eq!(sas_in_core(&net), [2, 2], "seed {seed}: one pair is left");
+    }
+}
+
+/// RFC 7296 section 2.8.2: both rekey the IKE SA at once; as above, and the children go with the winner.
+#[test]
+fn both_rekey_the_ike_sa_at_once() {
+    for seed in 0..40 {
+        let mut net = pair(seed);
+        up(&mut net);
+        for node in [0, 1] {
+            net.act(node, |e, now, rng| e.rekey_ike(now, rng, PeerId(1 - node as u32)));
+        }
+        run_with_traffic(&mut net, Duration::from_millis(500));
+        net.run(Duration::from_secs(60));
+        assert!(net.connected(0, 1), "seed {seed}");
+        for node in &net.nodes {
+            assert_eq!(node.endpoint.ike_sas(), 1, "seed {seed}");
+            assert!(!node.events.iter().any(|e| matches!(e, Event::PeerDown { .. })), "seed {seed}");
+        }
+        assert_eq!(sas_in_core(&net), [2, 2], "seed {seed}");
+    }
+}
+
+/// RFC 7296 section 2.25.1: one rekeys the child that the other deletes.
+///
+/// ```text
+/// A                                  B
+/// rekey(old) ------\    /------ delete(old)
+/// <----------------------------/    \------> TEMPORARY_FAILURE: it is being deleted
+/// deleted ------------------------------->   no child is left: the initiator makes one
+/// ```
+#[test]
+fn one_rekeys_the_child_that_the_other_deletes() {
+    for (rekeys, seed) in [(0, 1), (1, 2)] {
+        let mut net = pair(seed);
+        up(&mut net);
+        net.run(Duration::from_secs(20));
+        net.act(rekeys, |e, now, rng| e.rekey_child(now, rng, PeerId(1 - rekeys as u32)));
+        net.act(1 - rekeys, |e, now, rng| e.delete_child(now, rng, PeerId(rekeys as u32)));
+        net.run(Duration::from_secs(30));
+        assert!(net.connected(0, 1), "{:#?} {:#?}", net.nodes[0].events, net.nodes[1].events);
+        assert_eq!(sas_in_core(&net), [2, 2]);
+        assert_eq!(net.nodes[0].endpoint.ike_sas(), 1);
+    }
+}
+
+/// RFC 7296 section 2.25.2: one rekeys the IKE SA while the other rekeys a child: the former is put off.
+#[test]
+fn one_rekeys_the_ike_sa_while_the_other_rekeys_a_child() {
+    for node in [0, 1] {
+        let mut net = pair(26);
+        up(&mut net);
+        net.act(node, |e, now, rng| e.rekey_ike(now, rng, PeerId(1 - node as u32)));
+        net.act(1 - node, |e, now, rng| e.rekey_child(now, rng, PeerId(node as u32)));
+        run_with_traffic(&mut net, Duration::from_secs(10));
+        let has = |net: &Net, what: fn(&Event) -> bool| net.nodes[0].events.iter().any(what);
+        assert!(has(&net, |e| matches!(e, Event::IkeRekeyed { .. })));
+        assert!(has(&net, |e| matches!(e, Event::ChildRekeyed { .. })));
+        net.run(Duration::from_secs(60));
+        assert_eq!(sas_in_core(&net), [2, 2]);
+    }
+}
