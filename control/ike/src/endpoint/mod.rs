@@ -333,6 +333,10 @@ impl Endpoint {
                 Upcall::Established { sa, peer, initial_contact } => {
                     self.resolve_duplicates(now, rng, sa, peer, initial_contact);
                 }
+                Upcall::Release(heir) => self.with_sa(now, rng, heir, |sa, cx| {
+                    sa.held_until = None;
+                    sa.pump(cx);
+                }),
                 Upcall::Childless { sa, peer } => self.handle_childless(now, rng, sa, peer),
             }
         }
@@ -391,9 +395,13 @@ impl Endpoint {
 
     /// Gives children to the SA that inherits them; without it, they end.
     fn hand_over(&mut self, now: Instant, rng: &mut dyn Random, bequest: Bequest) {
-        let Bequest { to, peer, children, lingering, child_rekeys } = bequest;
-        let lives = self.sas.get(&to).is_some_and(|sa| sa.is_established());
-        let heir = if lives { self.sas.remove(&to) } else { None };
+        let Bequest { to, peer, children, lingering, queue, child_rekeys } = bequest;
+        // The heir may itself have been rekeyed meanwhile.
+        let line = std::iter::successors(Some(to), |id| self.sas.get(id).and_then(|sa| sa.heir));
+        let lives = |id: &IkeSaId| self.sas.get(id).is_some_and(|sa| sa.is_established());
+        let others = self.sas_of(peer);
+        let living = line.take(8).find(lives).or_else(|| others.into_iter().rev().find(lives));
+        let heir = living.and_then(|id| self.sas.remove(&id));
         let Some(mut heir) = heir else {
             let ((), _) = self.with_cx(now, rng, |cx| {
                 children.into_iter().for_each(|child| drop(child.end(cx, peer, Duration::ZERO)));
@@ -403,7 +411,9 @@ impl Endpoint {
         };
         heir.children.extend(children);
         heir.lingering.extend(lingering);
+        queue.into_iter().for_each(|(due, want)| heir.want(due, want));
         heir.child_rekeys += child_rekeys;
+        heir.held_until = None;
         heir.note_children(now);
         self.effects.extend(heir.stash_update(now).map(Effect::Stash));
         self.effects.push_back(Effect::Event(Event::IkeRekeyed { peer }));

@@ -17,6 +17,8 @@ use crate::settings::PeerConfig;
 
 /// How long the outbound half may wait for a sign that the peer is ready; then the pair is deleted.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// When a deletion that did not come about is tried again.
+const DELETED_WITHIN: Duration = Duration::from_secs(45);
 /// How long a pair that lost a collision may wait for the peer to delete it.
 const REDUNDANT_FOR: Duration = Duration::from_secs(60);
 
@@ -154,6 +156,12 @@ impl Child {
         self.state = ChildState::Redundant;
         self.pending_out = None;
         self.expires_at = self.expires_at.min(now + REDUNDANT_FOR);
+    }
+
+    /// Our Delete is on its way; should it get lost in a change of IKE SAs, it is sent again.
+    pub(crate) fn mark_deleting(&mut self, now: Instant) {
+        self.state = ChildState::Deleting;
+        self.expires_at = self.expires_at.min(now + DELETED_WITHIN);
     }
 
     /// Whether traffic can go out through it.

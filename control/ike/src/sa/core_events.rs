@@ -14,7 +14,7 @@ impl IkeSa {
         let Some(child) = self.child_mut(id) else { return };
         child.pending_out = None;
         if child.state != ChildState::Deleting {
-            child.state = ChildState::Deleting;
+            child.mark_deleting(cx.now);
             self.want(cx.now, Want::DeleteChild(id));
             self.report(cx, Step::CreateChild, Fault::InstallFailed, None);
             self.note_children(cx.now);

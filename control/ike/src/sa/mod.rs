@@ -91,6 +91,8 @@ pub(crate) enum Upcall {
     New(Box<IkeSa>),
     /// The children go to another SA of the same peer.
     Bequest(Box<Bequest>),
+    /// The one that came before is gone: the SA may start exchanges.
+    Release(IkeSaId),
     /// The SA has had no usable child for a while.
     Childless { sa: IkeSaId, peer: PeerId },
 }
@@ -102,6 +104,7 @@ pub(crate) struct Bequest {
     pub(crate) peer: PeerId,
     pub(crate) children: Vec<Child>,
     pub(crate) lingering: Vec<Lingering>,
+    pub(crate) queue: VecDeque<(Instant, Want)>,
     pub(crate) child_rekeys: u64,
 }
 
@@ -221,6 +224,10 @@ pub(crate) struct IkeSa {
     pub(crate) caps: PeerCaps,
     pub(crate) after: Vec<After>,
     pub(crate) collision: Option<IkeCollision>,
+    /// The SA that has taken this one's place.
+    pub(crate) heir: Option<IkeSaId>,
+    /// Until then it starts no exchange: who inherits the children is not settled between both sides.
+    pub(crate) held_until: Option<Instant>,
     pub(crate) awaited: Option<Box<AwaitedFollowup>>,
     /// SPIs that the peer deleted while an exchange of ours that may have made them is under way.
     pub(crate) early_deletes: Vec<u32>,
@@ -268,6 +275,8 @@ impl IkeSa {
             caps: PeerCaps::default(),
             after: Vec::new(),
             collision: None,
+            heir: None,
+            held_until: None,
             awaited: None,
             early_deletes: Vec::new(),
             created: now,
@@ -321,6 +330,13 @@ impl IkeSa {
         self.rekey_at = cx.now + lifetime.hard.saturating_sub(lifetime.margin + jitter);
         self.expires_at = cx.now + lifetime.hard;
         self.last_heard = cx.now;
+    }
+
+    /// What waits and concerns the children: it goes where they go.
+    pub(crate) fn take_child_wants(&mut self) -> VecDeque<(Instant, Want)> {
+        let mut queue = std::mem::take(&mut self.queue);
+        queue.retain(|(_, want)| !matches!(want, Want::RekeyIke | Want::DeleteIke | Want::Probe));
+        queue
     }
 
     /// Queues an exchange once.
@@ -490,6 +506,7 @@ impl IkeSa {
     /// Ends the SA; its children leave the core at once.
     pub(crate) fn die(&mut self, cx: &mut Cx<'_>, end: Option<End>) {
         self.drop_children(cx);
+        cx.upcalls.extend(self.heir.map(Upcall::Release));
         self.window.settle();
         self.task = None;
         self.queue.clear();

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::child::{Child, ChildState, ChildTerms};
+use super::exchanges::rekey_ike::IkeCollision;
 use super::nat::Nat;
 use super::parts::Parts;
 use super::window::Window;
@@ -80,6 +81,12 @@ impl IkeSa {
         out.duration(self.rekey_at.saturating_duration_since(now));
         out.duration(self.expires_at.saturating_duration_since(now));
         out.u64(self.child_rekeys);
+        let (rival, nonce) = match &self.collision {
+            Some(collision) => (collision.sa.0, collision.low_nonce.as_slice()),
+            None => (0, &[][..]),
+        };
+        out.u64(rival);
+        out.octets(nonce);
         self.export_window(&mut out);
         out.u32(self.children.len() as u32);
         self.children.iter().for_each(|child| export_child(&mut out, child, now));
@@ -387,6 +394,8 @@ impl<'a> Reader<'a> {
         sa.crypt = Some(Crypt::new(keys, initiator, generation).ok()?);
         let (ike_age, rekey_in, expires_in) = (self.duration()?, self.duration()?, self.duration()?);
         sa.child_rekeys = self.u64()?;
+        let (rival, low_nonce) = (self.u64()?, self.octets()?.to_vec());
+        sa.collision = (rival != 0).then_some(IkeCollision { sa: IkeSaId(rival), low_nonce });
         self.window(cx, &mut sa)?;
         let elapsed = self.children(cx, &mut sa, age)?;
         sa.created = cx.now.checked_sub(ike_age + elapsed).unwrap_or(cx.now);

@@ -55,7 +55,9 @@ impl IkeSa {
             Phase::Dead => {}
         }
         if self.window.outstanding().is_none() && matches!(self.phase, Phase::Established | Phase::Replaced) {
-            self.queue.iter().for_each(|(due, _)| at(*due, TimerKind::Queue));
+            let held = self.held_until.filter(|_| self.is_established());
+            let free = |due: Instant| held.map_or(due, |until| due.max(until));
+            self.queue.iter().for_each(|(due, _)| at(free(*due), TimerKind::Queue));
         }
         if self.is_established() {
             self.children.iter().for_each(|child| at(child.deadline(), TimerKind::Rekey));

@@ -242,7 +242,7 @@ impl IkeSa {
             if low_nonce < rival.low_nonce {
                 if let Some(child) = self.child_mut(new) {
                     child.make_redundant(cx.now);
-                    child.state = ChildState::Deleting;
+                    child.mark_deleting(cx.now);
                 }
                 if let Some(old) = replaces.and_then(|old| self.child_mut(old)) {
                     old.state = ChildState::Replaced(rival.child);
@@ -259,7 +259,7 @@ impl IkeSa {
         if replaces.is_none() && self.children.iter().any(other) {
             if let Some(child) = self.child_mut(new) {
                 child.make_redundant(cx.now);
-                child.state = ChildState::Deleting;
+                child.mark_deleting(cx.now);
             }
             self.want(cx.now, Want::DeleteChild(new));
             return;
@@ -267,7 +267,7 @@ impl IkeSa {
         self.activate_child(cx, new);
         if let Some(child) = replaces.and_then(|old| self.child_mut(old)) {
             let old = child.id;
-            child.state = ChildState::Deleting;
+            child.mark_deleting(cx.now);
             self.want(cx.now, Want::DeleteChild(old));
             self.note_rekey(cx, old, new);
         }

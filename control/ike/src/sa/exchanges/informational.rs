@@ -100,7 +100,7 @@ impl IkeSa {
         let mut spis = Vec::new();
         for id in &ids {
             if let Some(child) = self.child_mut(*id) {
-                child.state = ChildState::Deleting;
+                child.mark_deleting(cx.now);
                 spis.push(child.terms.spi_in);
             }
         }

@@ -30,8 +30,8 @@ pub(crate) struct RekeyTask {
 /// The peer's simultaneous rekey: its new SA, and the lower nonce of its exchange.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct IkeCollision {
-    sa: IkeSaId,
-    low_nonce: Vec<u8>,
+    pub(crate) sa: IkeSaId,
+    pub(crate) low_nonce: Vec<u8>,
 }
 
 /// A new IKE SA agreed on, whose key exchanges are not all made.
@@ -143,8 +143,10 @@ impl IkeSa {
             peer,
             children: std::mem::take(&mut self.children),
             lingering: std::mem::take(&mut self.lingering),
+            queue: self.take_child_wants(),
             child_rekeys: self.child_rekeys,
         })));
+        self.heir = Some(collision.sa);
         self.retire(cx);
         true
     }
@@ -173,6 +175,8 @@ impl IkeSa {
         }
         self.collision = None;
         self.bequeath(cx, &mut new);
+        // The peer may hold the children back until it knows that the old SA is gone.
+        new.held_until = Some(cx.now + CLOSED_FOR);
         cx.upcalls.push(Upcall::New(Box::new(new)));
         self.want(cx.now, Want::DeleteIke);
     }
@@ -234,6 +238,7 @@ impl IkeSa {
         if self.is_rekeying_ike() {
             let low_nonce = pending.ni.octets().min(pending.nr.octets()).to_vec();
             self.collision = Some(IkeCollision { sa: new.id, low_nonce });
+            new.held_until = Some(cx.now + CLOSED_FOR * 2);
             cx.effects.extend(new.stash_update(cx.now).map(Effect::Stash));
         } else {
             self.bequeath(cx, &mut new);
@@ -273,10 +278,10 @@ impl IkeSa {
     fn bequeath(&mut self, cx: &mut Cx<'_>, new: &mut Self) {
         new.children = std::mem::take(&mut self.children);
         new.lingering = std::mem::take(&mut self.lingering);
-        new.queue = std::mem::take(&mut self.queue);
-        new.queue.retain(|(_, want)| !matches!(want, Want::RekeyIke | Want::DeleteIke | Want::Probe));
+        new.queue = self.take_child_wants();
         new.child_rekeys = self.child_rekeys;
         new.note_children(cx.now);
+        self.heir = Some(new.id);
         self.retire(cx);
         cx.effects.extend(new.stash_update(cx.now).map(Effect::Stash));
         if let Some(peer) = self.peer {
