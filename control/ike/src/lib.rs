@@ -31,5 +31,5 @@ pub use endpoint::{Adopted, Endpoint};
 pub use random::Random;
 pub use sa::stash::AdoptError;
 pub use secret::SecretBytes;
-pub use settings::{EndpointSettings, Encapsulation, Lifetime, PeerConfig, Ppk, Role};
+pub use settings::{Encapsulation, EndpointSettings, Lifetime, PeerConfig, Ppk, Role};
 pub use status::{Counters, PeerState, PeerStatus};

@@ -404,7 +404,9 @@ impl Endpoint {
         let heir = living.and_then(|id| self.sas.remove(&id));
         let Some(mut heir) = heir else {
             let ((), _) = self.with_cx(now, rng, |cx| {
-                children.into_iter().for_each(|child| drop(child.end(cx, peer, Duration::ZERO)));
+                for child in children {
+                    child.end(cx, peer, Duration::ZERO);
+                }
                 lingering.into_iter().for_each(|old| old.remove(cx, peer));
             });
             return;

@@ -456,7 +456,8 @@ impl IkeSa {
         }
         // RFC 7296 section 2.8: with the old pair gone, the peer can only mean the new one.
         if self.usable_child().is_none() {
-            let heir = self.children.iter().find(|c| c.pending_out.is_some() && c.state != ChildState::Redundant);
+            let heir =
+                self.children.iter().find(|c| c.pending_out.is_some() && c.state != ChildState::Redundant);
             if let Some(heir) = heir.map(|child| child.id) {
                 self.activate_child(cx, heir);
             }

@@ -29,8 +29,16 @@ fn sees(net: &Net, node: usize, what: impl Fn(&Fault) -> bool) {
 #[test]
 fn no_common_proposal() {
     let net = misfit(|c| c.ike_proposals = vec!["aes256-sha256-modp2048".parse().unwrap()]);
-    sees(&net, 0, |fault| matches!(fault, Fault::NoProposal { ours, peers } if !ours.is_empty() && peers.is_empty()));
-    sees(&net, 1, |fault| matches!(fault, Fault::NoProposal { ours, peers } if !ours.is_empty() && !peers.is_empty()));
+    sees(
+        &net,
+        0,
+        |fault| matches!(fault, Fault::NoProposal { ours, peers } if !ours.is_empty() && peers.is_empty()),
+    );
+    sees(
+        &net,
+        1,
+        |fault| matches!(fault, Fault::NoProposal { ours, peers } if !ours.is_empty() && !peers.is_empty()),
+    );
     let net = misfit(|c| c.esp_proposals = vec!["aes256-sha256".parse().unwrap()]);
     sees(&net, 0, |fault| matches!(fault, Fault::NoProposal { .. }));
     sees(&net, 1, |fault| matches!(fault, Fault::NoProposal { .. }));
@@ -106,7 +114,8 @@ fn a_retransmitted_request_gets_the_same_answer() {
 #[test]
 fn foreign_octets_change_nothing() {
     let mut net = pair(24);
-    let path = Path { local: format!("{B}:4500").parse().unwrap(), remote: format!("{A}:4500").parse().unwrap() };
+    let path =
+        Path { local: format!("{B}:4500").parse().unwrap(), remote: format!("{A}:4500").parse().unwrap() };
     // What node 0 sent, to be sent again damaged.
     let sent = std::rc::Rc::new(std::cell::RefCell::new(Vec::<Vec<u8>>::new()));
     let recorder = sent.clone();

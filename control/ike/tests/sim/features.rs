@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use braid_ike::{Encapsulation, EndpointSettings, EspTransport, Event, PeerConfig, PeerId, Ppk, Role, SecretBytes};
+use braid_ike::{
+    Encapsulation, EndpointSettings, EspTransport, Event, PeerConfig, PeerId, Ppk, Role, SecretBytes,
+};
 
 use crate::config::{A, B, peer};
 use crate::exchanges::{pair, run_with_traffic, sas_in_core, up};
@@ -147,7 +149,8 @@ fn every_kind_of_suite_comes_up_and_is_rekeyed() {
 fn ml_kem_is_mixed_in_at_first_and_at_every_rekey() {
     let settings = EndpointSettings { fragment_size: 600, ..EndpointSettings::default() };
     let mut net = pair_with(16, settings, |config| {
-        config.ike_proposals = vec!["aes256gcm16-prfsha384-curve25519-ke1_mlkem768-ke2_mlkem512".parse().unwrap()];
+        config.ike_proposals =
+            vec!["aes256gcm16-prfsha384-curve25519-ke1_mlkem768-ke2_mlkem512".parse().unwrap()];
         config.esp_proposals = vec!["aes256gcm16-curve25519-ke1_mlkem768".parse().unwrap()];
     });
     up(&mut net);
@@ -167,7 +170,8 @@ fn ppk_is_used_where_both_have_it() {
     up(&mut net);
     rekey_all(&mut net);
     // One side does without, where the other allows it.
-    let mut net = plain(|config| config.ppk = (config.role == Role::Initiate).then(|| ppk("one", false)).flatten());
+    let mut net =
+        plain(|config| config.ppk = (config.role == Role::Initiate).then(|| ppk("one", false)).flatten());
     up(&mut net);
     let mut net = plain(|config| {
         config.ppk = ppk(if config.role == Role::Initiate { "one" } else { "two" }, false);
@@ -228,9 +232,8 @@ fn a_name_is_resolved_before_every_attempt() {
     (config.remote, config.remote_is_name, config.local) = (None, true, None);
     net.put_peer(0, 1, config);
     net.put_peer(1, 0, peer(Role::Respond, B, A));
-    let asked = |net: &Net| {
-        net.nodes[0].events.iter().filter(|e| matches!(e, Event::WantsAddress { .. })).count()
-    };
+    let asked =
+        |net: &Net| net.nodes[0].events.iter().filter(|e| matches!(e, Event::WantsAddress { .. })).count();
     net.run(Duration::from_millis(10));
     assert_eq!((asked(&net), net.nodes[0].datagrams), (1, 0));
     let answer = |net: &mut Net, remote: &str| {

@@ -141,7 +141,9 @@ impl Schedule {
             if (node.esp_received - before.1, node.esp_lost_here - before.2) != (50, 0) {
                 return Err("packets lost in the calm".to_owned());
             }
-            let limit = if self.short { 8 } else { 2 };
+            // One pair too many may be left where two rekeys of the IKE SA and a deletion of a child crossed:
+            // it carries nothing, and goes when its own rekey finds that the peer has it no longer.
+            let limit = if self.short { 8 } else { 4 };
             if node.core.sas.len() > limit {
                 return Err(format!("{} SAs in a core", node.core.sas.len()));
             }
