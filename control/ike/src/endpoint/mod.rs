@@ -353,7 +353,8 @@ impl Endpoint {
             if !self.by_spi.contains_key(&sa.our_spi()) {
                 self.half_open.insert(half_open, sa.id);
             }
-        } else if !sa.initiator {
+        } else if !sa.initiator && !matches!(sa.phase, Phase::Closed { .. }) {
+            // One that failed to authenticate still counts while it is kept for its last answer.
             // A port may have floated since, so the index is searched by SPI.
             let range = (sa.spi_i, LOWEST_ADDRESS)..;
             let stale: Vec<_> = self

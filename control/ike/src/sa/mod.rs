@@ -509,7 +509,16 @@ impl IkeSa {
         self.drop_children(cx);
         cx.upcalls.extend(self.heir.map(Upcall::Release));
         self.window.settle();
-        self.task = None;
+        let unused = match self.task.take() {
+            Some(Task::Auth(task)) => task.spi_in,
+            Some(Task::Child(task)) => Some(task.spi_in),
+            Some(Task::Followup(followup)) => followup.spi_in(),
+            Some(_) | None => None,
+        };
+        let awaited = self.awaited.take().and_then(|awaited| awaited.spi_in());
+        unused.into_iter().chain(awaited).for_each(|spi| {
+            cx.esp_spis.remove(&spi);
+        });
         self.queue.clear();
         if self.end.is_none() {
             self.end = end;

@@ -196,6 +196,24 @@ fn a_flood_of_first_requests_is_bounded_and_disturbs_nobody() {
     assert_eq!(net.nodes[1].endpoint.half_open(), 0);
 }
 
+#[test]
+fn failed_authentications_are_bounded_too() {
+    let mut net = Net::new(28, &[A, B]);
+    let mut responder = peer(Role::Respond, B, A);
+    (responder.credential, responder.verifier) = psk("another");
+    net.put_peer(1, 0, responder);
+    for attempt in 0..200 {
+        net.put_peer(0, attempt, peer(Role::Initiate, A, B));
+    }
+    net.run(Duration::from_secs(10));
+    let endpoint = &net.nodes[1].endpoint;
+    assert!(endpoint.counters().failed_authentication > 0);
+    assert!(endpoint.ike_sas() <= 64, "{} kept for one address", endpoint.ike_sas());
+    net.nodes[0].cut = true;
+    net.run(Duration::from_secs(61));
+    assert_eq!(net.nodes[1].endpoint.ike_sas(), 0);
+}
+
 /// RFC 7296 section 2.8.1: both rekey the same child at once.
 ///
 /// ```text

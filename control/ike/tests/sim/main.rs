@@ -1,5 +1,6 @@
 //! The shipped state machines on a simulated network.
 
+mod certificates;
 mod config;
 mod exchanges;
 mod faults;

@@ -26,7 +26,7 @@ const PPK_ID_FIXED: u8 = 2;
 #[derive(Debug)]
 pub(crate) struct AuthTask {
     /// Inbound SPI offered for the first child; none when childless.
-    spi_in: Option<u32>,
+    pub(crate) spi_in: Option<u32>,
     /// The keys with the PPK mixed in, if one was offered.
     ppk_keys: Option<IkeKeys>,
     int_auth: Option<Vec<u8>>,

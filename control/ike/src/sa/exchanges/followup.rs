@@ -55,6 +55,13 @@ pub(crate) struct AwaitedFollowup {
     followup: Followup,
 }
 
+impl AwaitedFollowup {
+    /// Our inbound SPI of the child in the making.
+    pub(crate) fn spi_in(&self) -> Option<u32> {
+        self.followup.spi_in()
+    }
+}
+
 impl IkeSa {
     /// Initiator: makes the next key exchange, or the SA.
     pub(crate) fn continue_exchange(&mut self, cx: &mut Cx<'_>, mut followup: Followup, parts: &Parts<'_>) {
