@@ -22,6 +22,8 @@ pub struct EndpointSettings {
     pub cookie_threshold: usize,
     /// Half-open IKE SAs at most.
     pub max_half_open: usize,
+    /// Half-open IKE SAs with one remote address at most.
+    pub max_half_open_of_one: usize,
     /// How long a half-open IKE SA of a peer's making may last.
     pub half_open_lifetime: Duration,
     /// The first retransmission comes after this; each further interval doubles.
@@ -49,6 +51,7 @@ impl Default for EndpointSettings {
             nat_port: 4500,
             cookie_threshold: 64,
             max_half_open: 1024,
+            max_half_open_of_one: 512,
             half_open_lifetime: Duration::from_secs(30),
             retransmit_first: Duration::from_millis(500),
             retransmit_max: Duration::from_secs(8),

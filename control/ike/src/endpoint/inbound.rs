@@ -12,9 +12,6 @@ use crate::sa::parts::Parts;
 use crate::sa::receive::is_first_request;
 use crate::wire::{DecodeError, ExchangeType, Header, Message, Notify, NotifyType, Parsed, Payload, parse};
 
-/// Half-open SAs with one remote address at most.
-const MAX_HALF_OPEN_OF_ONE: usize = 64;
-
 impl Endpoint {
     /// Takes a datagram that came in on `path`, without the non-ESP marker.
     pub fn handle_datagram(&mut self, now: Instant, rng: &mut dyn Random, path: Path, bytes: &[u8]) {
@@ -94,7 +91,8 @@ impl Endpoint {
             }
         }
         let of_one = self.half_open.keys().filter(|(_, remote)| remote.ip() == path.remote.ip()).count();
-        if self.half_open.len() >= self.settings.max_half_open || of_one >= MAX_HALF_OPEN_OF_ONE {
+        if self.half_open.len() >= self.settings.max_half_open || of_one >= self.settings.max_half_open_of_one
+        {
             self.counters.half_open_refused += 1;
             return;
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use braid_ike::wire::{ExchangeType, Header, IkeSpi};
-use braid_ike::{Event, Fault, Path, PeerConfig, PeerId, Role};
+use braid_ike::{EndpointSettings, Event, Fault, Path, PeerConfig, PeerId, Role};
 
 use crate::config::{A, B, id, peer, psk};
 use crate::exchanges::{pair, run_with_traffic, sas_in_core, up};
@@ -198,7 +198,8 @@ fn a_flood_of_first_requests_is_bounded_and_disturbs_nobody() {
 
 #[test]
 fn failed_authentications_are_bounded_too() {
-    let mut net = Net::new(28, &[A, B]);
+    let settings = EndpointSettings { max_half_open_of_one: 64, ..EndpointSettings::default() };
+    let mut net = Net::with_settings(28, &[A, B], settings);
     let mut responder = peer(Role::Respond, B, A);
     (responder.credential, responder.verifier) = psk("another");
     net.put_peer(1, 0, responder);
@@ -208,6 +209,7 @@ fn failed_authentications_are_bounded_too() {
     net.run(Duration::from_secs(10));
     let endpoint = &net.nodes[1].endpoint;
     assert!(endpoint.counters().failed_authentication > 0);
+    assert!(endpoint.counters().half_open_refused > 0);
     assert!(endpoint.ike_sas() <= 64, "{} kept for one address", endpoint.ike_sas());
     net.nodes[0].cut = true;
     net.run(Duration::from_secs(61));
