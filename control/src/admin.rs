@@ -43,6 +43,11 @@ pub enum Request {
         /// Destination port.
         dport: u16,
     },
+    /// Why tunnels do not come up.
+    Doctor {
+        /// Only this one.
+        tunnel: Option<String>,
+    },
     /// Read the configuration again.
     Reload,
     /// Take a tunnel out of service.

@@ -5,6 +5,7 @@
 
 mod ask;
 mod check;
+mod doctor;
 mod run;
 mod status;
 
@@ -26,6 +27,7 @@ enum Command {
     Check(check::Args),
     Run(run::Args),
     Status(status::Args),
+    Doctor(doctor::Args),
     Path(ask::PathArgs),
     Drain(ask::Drain),
     Undrain(ask::Undrain),
@@ -46,6 +48,7 @@ Examples:
   braid check --config /etc/braid/braid.toml      see whether a configuration is right
   braid run --config /etc/braid/braid.toml        run a gateway
   braid status --watch                            see what it does
+  braid doctor                                    see why a tunnel does not come up
   braid path 10.2.0.5                             see which tunnel a packet takes, and why";
 
 /// Runs the command. `args` are the process's, its name first.
@@ -111,6 +114,7 @@ fn command(args: Vec<OsString>) -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Run(args) => run::run(args),
         Command::Status(args) => status::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Path(args) => ask::path(&args),
         Command::Drain(args) => ask::drain(args),
         Command::Undrain(args) => ask::undrain(args),

@@ -13,9 +13,10 @@ use braid_api::{
 };
 use braid_dataplane::tables::mtu::inner_mtu;
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Keys},
     keys::{KeyDigest, KeyRecord},
     outer::Outer,
 };
@@ -87,6 +88,21 @@ pub struct Circumstances<'a> {
     pub numbers: &'a Numbers,
     /// Indexes into [`Config::tunnels`] that the core refused.
     pub refused: &'a BTreeSet<usize>,
+    /// By tunnel name.
+    pub negotiated: &'a BTreeMap<String, Negotiated>,
+}
+
+/// What IKE has settled about a tunnel's outer path and SAs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Negotiated {
+    /// Ours; port 0 for raw ESP.
+    pub local: SocketAddr,
+    /// The peer's; port 0 for raw ESP.
+    pub remote: SocketAddr,
+    /// How ESP travels.
+    pub encapsulation: Encapsulation,
+    /// Of the SAs.
+    pub suite: Suite,
 }
 
 /// Numbers in use.
@@ -112,15 +128,30 @@ pub fn build(config: &Config, circumstances: &Circumstances<'_>) -> Desired {
         // Numbered only if it has a local address.
         let Some(local) = tunnel.local.or(outer.local) else { continue };
         let clamp_mtu = clamp.get(&id).copied().unwrap_or(DEFAULT_PATH_MTU);
-        tables.tunnels.insert(id, core_tunnel(tunnel, id, local, &outer, clamp_mtu));
-        for (direction, spec) in sa_specs(index, tunnel, circumstances.keys) {
-            tables.sas.insert((id, direction), spec);
+        let mut entry = core_tunnel(tunnel, id, local, &outer, clamp_mtu);
+        if let Some(negotiated) = circumstances.negotiated.get(&tunnel.name) {
+            negotiated.apply(&mut entry);
+        }
+        tables.tunnels.insert(id, entry);
+        if let Keys::Manual(manual) = &tunnel.keys {
+            for (direction, spec) in sa_specs(index, tunnel, manual, circumstances.keys) {
+                tables.sas.insert((id, direction), spec);
+            }
         }
         let peers = tunnel.peer_inside.iter().map(|peer| (IpNet::from(*peer), Target::Tunnel(id)));
         tables.routes.extend(peers);
     }
     let plan = build_plan(config, circumstances, &ids, &tables);
     Desired { plan, tables, ids }
+}
+
+impl Negotiated {
+    /// Puts the path into a tunnel.
+    pub(crate) fn apply(&self, tunnel: &mut Tunnel) {
+        tunnel.local = self.local;
+        tunnel.remote = Some(self.remote);
+        tunnel.encapsulation = self.encapsulation;
+    }
 }
 
 fn gateway_settings(config: &Config, circumstances: &Circumstances<'_>) -> GatewaySettings {
@@ -162,12 +193,21 @@ fn number_tunnels(config: &Config, circumstances: &Circumstances<'_>) -> Vec<Opt
     config.tunnels.iter().enumerate().map(number).collect()
 }
 
-/// Inner MTU of a tunnel, in bytes.
-pub(crate) fn tunnel_mtu(tunnel: &config::Tunnel, outer: Option<&Outer>) -> u16 {
+/// Inner MTU of a tunnel, in bytes: the least that a negotiation may lead to, until one has.
+pub(crate) fn tunnel_mtu(
+    tunnel: &config::Tunnel,
+    outer: Option<&Outer>,
+    negotiated: Option<&Negotiated>,
+) -> u16 {
     let address = tunnel.local.or_else(|| outer?.local);
     let path_mtu = outer.and_then(|outer| outer.mtu).unwrap_or(DEFAULT_PATH_MTU);
     let v6 = address.is_some_and(|address| address.is_ipv6());
-    inner_mtu(path_mtu, v6, tunnel.manual.encapsulation, tunnel.manual.suite)
+    if let Some(negotiated) = negotiated {
+        return inner_mtu(path_mtu, v6, negotiated.encapsulation, negotiated.suite);
+    }
+    let mtus =
+        tunnel.suites().into_iter().map(|suite| inner_mtu(path_mtu, v6, tunnel.encapsulation(), suite));
+    mtus.min().unwrap_or(0)
 }
 
 /// Per tunnel the smallest inner MTU in the groups it is in, standbys included.
@@ -180,7 +220,8 @@ fn clamp_mtus(
     let mut clamp: BTreeMap<TunnelId, u16> = BTreeMap::new();
     for (tunnel, id) in config.tunnels.iter().zip(ids) {
         if let Some(id) = id {
-            clamp.insert(*id, tunnel_mtu(tunnel, circumstances.outer.get(&tunnel.name)));
+            let outer = circumstances.outer.get(&tunnel.name);
+            clamp.insert(*id, tunnel_mtu(tunnel, outer, circumstances.negotiated.get(&tunnel.name)));
         }
     }
     let own = clamp.clone();
@@ -202,11 +243,7 @@ fn core_tunnel(
     outer: &Outer,
     clamp_mtu: u16,
 ) -> Tunnel {
-    let manual = &tunnel.manual;
-    let (port, remote_port) = match manual.encapsulation {
-        Encapsulation::Udp => (manual.port, manual.remote_port),
-        Encapsulation::Esp => (0, 0),
-    };
+    let (port, remote_port) = tunnel.ports();
     let allowed = match &tunnel.allowed {
         None => Allowed::Routed,
         Some(prefixes) => {
@@ -219,8 +256,8 @@ fn core_tunnel(
         name: tunnel.name.clone(),
         local: SocketAddr::new(local, port),
         remote: remote_address(tunnel, outer).map(|remote| SocketAddr::new(remote, remote_port)),
-        follow_remote: false,
-        encapsulation: manual.encapsulation,
+        follow_remote: tunnel.ike().is_some(),
+        encapsulation: tunnel.encapsulation(),
         inside: tunnel.inside.iter().map(IpNet::addr).collect(),
         peer_inside: tunnel.peer_inside.clone(),
         path_mtu: outer.mtu.unwrap_or(DEFAULT_PATH_MTU),
@@ -239,8 +276,12 @@ fn remote_address(tunnel: &config::Tunnel, outer: &Outer) -> Option<IpAddr> {
     }
 }
 
-fn sa_specs(index: usize, tunnel: &config::Tunnel, keys: &KeyRecord) -> [(Direction, SaSpec); 2] {
-    let manual = &tunnel.manual;
+fn sa_specs(
+    index: usize,
+    tunnel: &config::Tunnel,
+    manual: &config::Manual,
+    keys: &KeyRecord,
+) -> [(Direction, SaSpec); 2] {
     let spec = |spi, key: &config::Key| SaSpec {
         index,
         spi,
@@ -344,21 +385,41 @@ fn build_plan(
     let mut mtu = MIN_DEVICE_MTU;
     for (tunnel, id) in config.tunnels.iter().zip(ids) {
         let outer = circumstances.outer.get(&tunnel.name);
-        mtu = mtu.max(tunnel_mtu(tunnel, outer));
+        mtu = mtu.max(tunnel_mtu(tunnel, outer, circumstances.negotiated.get(&tunnel.name)));
         if tunnel.df == DfPolicy::Clear {
             mtu = mtu.max(CLEARING_DEVICE_MTU);
         }
         peers.extend(outer.and_then(|outer| remote_address(tunnel, outer)));
+        peers.extend(circumstances.negotiated.get(&tunnel.name).map(|path| path.remote.ip()));
         if let Some(config::Remote::Address(address)) = tunnel.remote {
             peers.insert(address);
         }
         let Some(local) = id.and_then(|id| tables.tunnels.get(&id)).map(|tunnel| tunnel.local) else {
             continue;
         };
-        let socket = PlannedSocket { local, uplink: tunnel.uplink.clone() };
-        match tunnel.manual.encapsulation {
-            Encapsulation::Udp => udp.insert(socket),
-            Encapsulation::Esp => raw_esp.insert(socket),
+        let socket =
+            |port| PlannedSocket { local: SocketAddr::new(local.ip(), port), uplink: tunnel.uplink.clone() };
+        match &tunnel.keys {
+            Keys::Manual(manual) => match manual.encapsulation {
+                Encapsulation::Udp => udp.insert(socket(local.port())),
+                Encapsulation::Esp => raw_esp.insert(socket(0)),
+            },
+            Keys::Ike(ike) => {
+                udp.extend([config::IKE_PORT, config::NAT_PORT].map(socket));
+                // Another address of ours may be where the next negotiation begins.
+                let next = tunnel.local.or_else(|| outer?.local).filter(|next| *next != local.ip());
+                udp.extend(next.into_iter().flat_map(|next| {
+                    [config::IKE_PORT, config::NAT_PORT].map(|port| PlannedSocket {
+                        local: SocketAddr::new(next, port),
+                        uplink: tunnel.uplink.clone(),
+                    })
+                }));
+                let bare = match ike.encapsulation {
+                    braid_ike::Encapsulation::Udp => false,
+                    braid_ike::Encapsulation::Auto | braid_ike::Encapsulation::Esp => true,
+                };
+                bare && raw_esp.insert(socket(0))
+            }
         };
     }
     KernelPlan {

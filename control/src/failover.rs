@@ -31,6 +31,18 @@ pub enum Obstacle {
     KeysUsed,
     /// No peer has been heard on a tunnel that waits for one.
     NoPeer,
+    /// IKE has not negotiated SAs yet.
+    Negotiating {
+        /// The peer has to begin.
+        by_peer: bool,
+    },
+    /// IKE has failed, or has ended the SAs.
+    Ike {
+        /// One word.
+        cause: &'static str,
+        /// In words.
+        reason: String,
+    },
     /// An SA has no sequence number left (RFC 4303 section 3.3.3).
     Exhausted,
     /// The outer path.
@@ -56,6 +68,8 @@ impl Obstacle {
     pub fn is_passing(&self) -> bool {
         match self {
             Obstacle::NoPlan | Obstacle::NoCore | Obstacle::NotInstalled | Obstacle::NoPeer => true,
+            Obstacle::Negotiating { .. } => true,
+            Obstacle::Ike { .. } => false,
             Obstacle::Refused(_)
             | Obstacle::KeysUsed
             | Obstacle::Exhausted
@@ -72,6 +86,8 @@ impl Obstacle {
             Obstacle::NoCore => "core",
             Obstacle::KeysUsed => "keys",
             Obstacle::NoPeer => "peer",
+            Obstacle::Negotiating { .. } => "ike",
+            Obstacle::Ike { cause, .. } => cause,
             Obstacle::Exhausted => "exhausted",
             Obstacle::Outer(_) => "link",
             Obstacle::Silent { cause: Cause::Probe, .. } => "probe",
@@ -96,6 +112,9 @@ impl fmt::Display for Obstacle {
                  change the keys or restart braid",
             ),
             Obstacle::NoPeer => f.write_str("no peer has been heard yet"),
+            Obstacle::Negotiating { by_peer: false } => f.write_str("keys are being negotiated"),
+            Obstacle::Negotiating { by_peer: true } => f.write_str("waits for the peer, which is to begin"),
+            Obstacle::Ike { reason, .. } => f.write_str(reason),
             Obstacle::Exhausted => {
                 f.write_str("the SA's sequence numbers are used up; change the keys, or use esn = true")
             }
@@ -198,6 +217,11 @@ impl Health {
         }
         let until = self.held_until.filter(|until| *until > now)?;
         Some(Obstacle::HeldDown { until, failures: self.failures })
+    }
+
+    /// What blocks the outer path.
+    pub fn blocked(&self) -> Option<Obstacle> {
+        self.blocked.clone().map(Obstacle::Outer)
     }
 
     /// A reload changed the base of the hold-down.

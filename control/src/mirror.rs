@@ -107,20 +107,15 @@ impl Mirror {
     }
 
     /// The changes that lead to `want`, in an order in which each is possible. `install` says
-    /// whether the SAs of a tunnel may be installed; `next_sa` hands out numbers.
-    pub fn changes_to(
-        &self,
-        want: &Tables,
-        install: impl Fn(TunnelId) -> bool,
-        mut next_sa: impl FnMut() -> SaId,
-    ) -> Vec<Change> {
+    /// whether the SAs of a tunnel may be installed; they are numbered when they are sent.
+    pub fn changes_to(&self, want: &Tables, install: impl Fn(TunnelId) -> bool) -> Vec<Change> {
         let mut changes = Vec::new();
         if self.stale || self.gateway != want.gateway {
             changes.extend(want.gateway.clone().map(Change::SetGateway));
         }
         let tunnels = want.tunnels.values().filter(|tunnel| self.tunnels.get(&tunnel.id) != Some(tunnel));
         changes.extend(tunnels.cloned().map(Change::PutTunnel));
-        self.change_sas(want, install, &mut next_sa, &mut changes);
+        self.change_sas(want, install, &mut changes);
         let groups = want.groups.values().filter(|group| self.groups.get(&group.id) != Some(group));
         changes.extend(groups.cloned().map(Change::PutGroup));
         let routes = want.routes.iter().filter(|(prefix, target)| self.routes.get(prefix) != Some(target));
@@ -138,20 +133,14 @@ impl Mirror {
     }
 
     /// Removals first: a new SA may have the SPI of an old one.
-    fn change_sas(
-        &self,
-        want: &Tables,
-        install: impl Fn(TunnelId) -> bool,
-        next_sa: &mut impl FnMut() -> SaId,
-        changes: &mut Vec<Change>,
-    ) {
+    fn change_sas(&self, want: &Tables, install: impl Fn(TunnelId) -> bool, changes: &mut Vec<Change>) {
         let kept = |sa: &HeldSa| {
             want.sas.get(&(sa.tunnel, sa.direction)).is_some_and(|spec| sa.is(sa.tunnel, sa.direction, spec))
         };
         changes.extend(self.sas.iter().filter(|(_, sa)| !kept(sa)).map(|(id, _)| Change::RemoveSa(*id)));
         for ((tunnel, direction), spec) in &want.sas {
             if !self.holds_sa(*tunnel, *direction, spec) && install(*tunnel) {
-                changes.push(Change::PutSa(next_sa(), *tunnel, *direction, spec.clone()));
+                changes.push(Change::PutSa(SaId(0), *tunnel, *direction, spec.clone()));
             }
         }
     }

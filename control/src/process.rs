@@ -1,6 +1,7 @@
 //! The control process: connects [`Turn`] to the launcher, the core, the kernel's notices, the
 //! administration socket, signals and the clock. One thread; never on a packet's way.
 
+mod ike;
 mod names;
 mod serve;
 
@@ -14,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use braid_api::{Answer, FromCore, Query, ToCore, launcher::ToControl};
+use braid_api::{Answer, FromCore, Query, StashValue, ToCore, launcher::ToControl};
 use clap::Parser;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -25,6 +26,7 @@ use crate::{
     admin::{self, Asked, Response},
     config::{self, Config, ConfigError},
     core_client::{CoreClient, Incoming},
+    ike::{Ike, punt::PuntClient},
     launcher_client::LauncherClient,
     memory::{self, Memory},
     outer::Outer,
@@ -170,12 +172,21 @@ struct Control {
     queries: BTreeMap<u32, Pending>,
     next_query: u32,
     loaded: mpsc::UnboundedSender<Loaded>,
+    ike: Ike,
+    punt: PuntClient,
+    /// The core's count of our adoptions.
+    generation: braid_api::Generation,
 }
 
 /// Whoever waits for an answer of the core.
 enum Pending {
     Turn,
+    /// The stash, as far as it was read.
+    Stash(Vec<(u64, StashValue)>),
+    /// The ages of the SAs that the stash speaks of.
+    Ages(Vec<(u64, StashValue)>),
     Status(oneshot::Sender<Response>),
+    Doctor(Option<String>, oneshot::Sender<Response>),
     Path(braid_api::Flow, oneshot::Sender<Response>),
 }
 
@@ -227,12 +238,16 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
         queries: BTreeMap::new(),
         next_query: 0,
         loaded,
+        ike: Ike::new(),
+        punt: PuntClient::new(&args.run_dir),
+        generation: braid_api::Generation(0),
         args,
     };
     control.run_effects().await?;
     let mut look_at_names = tokio::time::interval(NAMES_INTERVAL);
     loop {
         let deadline = control.turn.poll_timeout().map(|at| control.start + at);
+        let ike_deadline = control.ike.poll_timeout();
         let event = tokio::select! {
             biased;
             _ = terminate.recv() => break,
@@ -244,8 +259,16 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
                 // The launcher is gone or is ending: so do we; the core goes on.
                 Err(_) => break,
             }),
+            received = control.punt.next() => {
+                control.ike.handle_datagram(&received, Instant::now());
+                None
+            }
             () = control.watch.changed() => Some(Event::Outer(control.look())),
             () = sleep_until(deadline) => Some(Event::Timer),
+            () = sleep_until(ike_deadline) => {
+                control.ike.handle_timeout(Instant::now());
+                None
+            }
             Some(loaded) = configurations.recv() => control.configured(loaded),
             Some(asked) = questions.recv() => control.answer(asked),
             _ = hangup.recv() => {
@@ -259,9 +282,10 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
             }
         };
         if let Some(event) = event {
-            control.turn.handle(event, control.now());
+            control.handle(event);
             control.run_effects().await?;
         }
+        control.drive_ike().await?;
     }
     control.end();
     Ok(())
@@ -307,6 +331,7 @@ impl Control {
         match message {
             FromCore::Hello(hello) => {
                 self.greeted = true;
+                self.generation = hello.generation;
                 Some(Event::CoreHello(hello))
             }
             FromCore::Applied { epoch } => Some(Event::Applied(epoch)),
@@ -314,6 +339,14 @@ impl Control {
             FromCore::Event(event) => Some(Event::Core(event)),
             FromCore::Answer { number, answer } => match (self.queries.remove(&number)?, answer) {
                 (Pending::Turn, Answer::Stats(stats)) => Some(Event::Stats(stats.tunnels)),
+                (Pending::Stash(read), Answer::Stash(more)) => {
+                    self.read_stash(read, more);
+                    None
+                }
+                (Pending::Ages(stash), Answer::Stats(stats)) => {
+                    self.start_ike(stash, Some(&stats));
+                    None
+                }
                 (pending, answer) => {
                     self.pass_answer(pending, answer);
                     None

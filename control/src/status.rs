@@ -5,7 +5,8 @@
 use core::time::Duration;
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use braid_api::{Direction, Encapsulation, Flow, PathAnswer, SaStats, Stats, TunnelId, TunnelStats};
+use braid_api::{Direction, Encapsulation, Flow, PathAnswer, SaStats, Spi, Stats, TunnelId, TunnelStats};
+use braid_ike::PeerStatus;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -66,8 +67,8 @@ pub struct Tunnel {
     pub rx_bytes: u64,
     /// Smoothed round-trip time of the probes.
     pub latency_ms: Option<f64>,
-    /// Comes with IKE.
-    pub ike: Option<serde_json::Value>,
+    /// The IKE SA.
+    pub ike: Option<IkeSa>,
     /// The SA pair.
     pub child: Option<Child>,
     /// Comes with BFD.
@@ -86,6 +87,19 @@ pub struct Tunnel {
     pub failovers: u64,
     /// Why it was taken out last, and how long ago.
     pub last_failure: Option<Failure>,
+}
+
+/// An IKE SA.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct IkeSa {
+    /// In strongSwan's words.
+    pub suite: String,
+    /// Until it is rekeyed, in seconds.
+    pub rekey_in_s: u64,
+    /// We made it.
+    pub initiator: bool,
+    /// A NAT is on the way, or one side says so to have ESP in UDP.
+    pub nat: bool,
 }
 
 /// An SA pair.
@@ -141,7 +155,7 @@ pub struct Path {
 }
 
 /// Builds the document. Without a core there are no counters.
-pub fn status(turn: &Turn, stats: Option<&Stats>, now: Duration) -> Status {
+pub fn status(turn: &Turn, ike: &crate::ike::Ike, stats: Option<&Stats>, now: Duration) -> Status {
     let by_tunnel: BTreeMap<TunnelId, &TunnelStats> =
         stats.iter().flat_map(|stats| &stats.tunnels).map(|stats| (stats.tunnel, stats)).collect();
     let mut sas: BTreeMap<(TunnelId, Direction), &SaStats> = BTreeMap::new();
@@ -150,7 +164,8 @@ pub fn status(turn: &Turn, stats: Option<&Stats>, now: Duration) -> Status {
     }
     let tunnel = |view: &TunnelView<'_>| {
         let stats = view.id.and_then(|id| by_tunnel.get(&id)).copied();
-        tunnel_status(view, stats, &sas)
+        let peer = ike.status(&view.tunnel.name, std::time::Instant::now());
+        tunnel_status(view, stats, &sas, peer.as_ref())
     };
     let route = |route: crate::turn::RouteView<'_>| Route {
         prefix: route.prefix.to_string(),
@@ -176,36 +191,45 @@ fn tunnel_status(
     view: &TunnelView<'_>,
     stats: Option<&TunnelStats>,
     sas: &BTreeMap<(TunnelId, Direction), &SaStats>,
+    peer: Option<&PeerStatus>,
 ) -> Tunnel {
     let tunnel = view.tunnel;
     let sequence = |direction| view.id.and_then(|id| sas.get(&(id, direction))).map_or(0, |sa| sa.sequence);
-    let child = Child {
-        suite: tunnel.manual.suite.to_string(),
-        spi_in: tunnel.manual.spi_in.to_string(),
-        spi_out: tunnel.manual.spi_out.to_string(),
-        rekey_in_s: None,
-        rekeys: 0,
+    let used = match &tunnel.keys {
+        config::Keys::Manual(manual) => Some((manual.suite, manual.spi_in, manual.spi_out)),
+        config::Keys::Ike(_) => peer
+            .and_then(|peer| peer.child.as_ref())
+            .zip(view.negotiated)
+            .map(|(child, negotiated)| (negotiated.suite, Spi(child.spi_in), Spi(child.spi_out))),
+    };
+    let child = used.map(|(suite, spi_in, spi_out)| Child {
+        suite: suite.to_string(),
+        spi_in: spi_in.to_string(),
+        spi_out: spi_out.to_string(),
+        rekey_in_s: peer.and_then(|peer| peer.child.as_ref()).map(|child| child.rekey_in.as_secs()),
+        rekeys: peer.and_then(|peer| peer.child.as_ref()).map_or(0, |child| child.rekeys),
         sequence_out: sequence(Direction::Out),
         sequence_in: sequence(Direction::In),
-    };
+    });
     let remote = stats.and_then(|stats| stats.remote).or_else(|| {
         let address = match &tunnel.remote {
             Some(config::Remote::Address(address)) => Some(*address),
             Some(config::Remote::Name(_)) => view.outer?.remote,
             None => None,
         };
-        Some(SocketAddr::new(address?, tunnel.manual.remote_port))
+        Some(SocketAddr::new(address?, tunnel.ports().1))
     });
     let local = tunnel.local.or_else(|| view.outer?.local);
-    let local = local.map(|local| SocketAddr::new(local, tunnel.manual.port));
+    let local = local.map(|local| SocketAddr::new(local, tunnel.ports().0));
+    let encapsulation = view.negotiated.map_or(tunnel.encapsulation(), |path| path.encapsulation);
     Tunnel {
         name: tunnel.name.clone(),
         kind: "ipsec".to_owned(),
         state: view.state.name().to_owned(),
         reason: view.reason.clone(),
         since_s: seconds(view.since),
-        local: local.map(|local| outer_address(local, tunnel)),
-        remote: remote.map(|remote| outer_address(remote, tunnel)),
+        local: local.map(|local| outer_address(local, encapsulation)),
+        remote: remote.map(|remote| outer_address(remote, encapsulation)),
         inside: tunnel.inside.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         // The core assumes the worst of a tunnel without SAs.
         mtu: stats.filter(|_| view.has_sas).map_or(view.mtu, |stats| stats.mtu),
@@ -217,8 +241,13 @@ fn tunnel_status(
         latency_ms: stats
             .and_then(|stats| stats.latency)
             .map(|latency| (latency.as_secs_f64() * 1e6).round() / 1e3),
-        ike: None,
-        child: view.has_sas.then_some(child),
+        ike: peer.and_then(|peer| peer.ike.as_ref()).map(|ike| IkeSa {
+            suite: ike.suite.clone(),
+            rekey_in_s: ike.rekey_in.as_secs(),
+            initiator: ike.initiator,
+            nat: ike.nat_here || ike.nat_there,
+        }),
+        child: child.filter(|_| view.has_sas),
         bfd: None,
         wireguard: None,
         bgp: None,
@@ -234,8 +263,8 @@ fn tunnel_status(
     }
 }
 
-fn outer_address(address: SocketAddr, tunnel: &config::Tunnel) -> String {
-    match tunnel.manual.encapsulation {
+fn outer_address(address: SocketAddr, encapsulation: Encapsulation) -> String {
+    match encapsulation {
         Encapsulation::Udp => address.to_string(),
         Encapsulation::Esp => address.ip().to_string(),
     }

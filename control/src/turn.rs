@@ -13,6 +13,7 @@
 //!   [`crate::keys`]. Only the core's own word that a transaction is not in force takes it back.
 //! - Nothing in the core is changed before the launcher's plan for it is in force.
 
+mod ike;
 mod message;
 mod offer;
 mod sync;
@@ -31,12 +32,14 @@ use braid_api::{Epoch, RejectReason, TunnelId};
 
 use crate::{
     config::{Config, ConfigError, Fault},
-    desired::{self, Circumstances, Desired, Numbers},
+    desired::{self, Circumstances, Desired, Negotiated, Numbers},
     failover::{Health, Obstacle},
     memory::Memory,
     outer::{Outer, Update},
 };
 
+pub(crate) use ike::NOTE;
+pub use ike::{Carried, IkeOp, IkeState, NotHeld};
 pub use message::{Effect, Event, Note, Token};
 pub use view::{RouteView, State, TunnelView};
 
@@ -87,6 +90,10 @@ pub struct Turn {
     /// An outer path changed: the desired state is built anew in a turn of its own, so that its
     /// cost delays no mask.
     needs_rebuild: bool,
+    /// What IKE has settled, by tunnel name.
+    negotiated: BTreeMap<String, Negotiated>,
+    /// Counts the times that the core's tunnels may have changed.
+    held_changes: u64,
     effects: Vec<Effect>,
 }
 
@@ -97,6 +104,8 @@ struct Runtime {
     offer: Offer,
     /// The core holds flows on it until they fall idle.
     draining: bool,
+    /// What IKE says.
+    ike: ike::Ike,
     /// Adopted masked: the counters tell why.
     unexplained: bool,
     /// From where the peer was heard, if it moved or was unknown.
@@ -155,6 +164,8 @@ impl Turn {
             disagreements: 0,
             needs_reconnect: false,
             needs_rebuild: false,
+            negotiated: BTreeMap::new(),
+            held_changes: 0,
             effects: Vec::new(),
         };
         turn.configure(config, now);
@@ -206,12 +217,13 @@ impl Turn {
         let mut objections = Vec::new();
         for tunnel in &config.tunnels {
             let before = self.by_name.get(&tunnel.name).and_then(|index| self.config.tunnels.get(*index));
-            for (name, key) in [("key-in", &tunnel.manual.key_in), ("key-out", &tunnel.manual.key_out)] {
-                if !self.memory.keys.is_used(&self.memory.keys.digest(tunnel.manual.suite, key.expose())) {
+            let Some(manual) = tunnel.manual() else { continue };
+            for (name, key) in [("key-in", &manual.key_in), ("key-out", &manual.key_out)] {
+                if !self.memory.keys.is_used(&self.memory.keys.digest(manual.suite, key.expose())) {
                     continue;
                 }
                 let same = before.is_some_and(|before| {
-                    let (old, new) = (&before.manual, &tunnel.manual);
+                    let (Some(old), new) = (before.manual(), manual) else { return false };
                     old.key_in == new.key_in
                         && old.key_out == new.key_out
                         && (old.spi_in, old.spi_out) == (new.spi_in, new.spi_out)
@@ -248,6 +260,8 @@ impl Turn {
             Event::Stats(stats) => self.handle_stats(&stats, now),
             Event::Drain { tunnel, token } => self.handle_drain(tunnel, true, token),
             Event::Undrain { tunnel, token } => self.handle_drain(tunnel, false, token),
+            Event::Ike(states) => self.handle_ike(states),
+            Event::Adopt { negotiated } => self.handle_adopt(negotiated),
             Event::Timer => self.handle_timer(now),
         }
         self.settle(now);
@@ -288,7 +302,8 @@ impl Turn {
         }
         self.deadlines.clear();
         self.by_name.clear();
-        self.config = config.clone();
+        let before = core::mem::replace(&mut self.config, config.clone());
+        self.forget_negotiated(&before);
         for (index, tunnel) in config.tunnels.iter().enumerate() {
             let mut runtime =
                 running.remove(&tunnel.name).unwrap_or_else(|| Runtime::new(tunnel.hold_down, now));
@@ -303,6 +318,7 @@ impl Turn {
         let by_name = &self.by_name;
         self.memory.outer.retain(|name, _| by_name.contains_key(name));
         self.memory.drained.retain(|name| by_name.contains_key(name));
+        self.held_changes += 1;
         self.effects.push(Effect::RememberLater);
         self.rebuild();
     }
@@ -319,6 +335,7 @@ impl Turn {
                 keys: &self.memory.keys,
                 numbers: &self.numbers,
                 refused: &refused,
+                negotiated: &self.negotiated,
             },
         );
         if desired.plan != self.desired.plan {
@@ -464,6 +481,7 @@ impl Runtime {
             health: Health::new(hold_down),
             offer: Offer::Masked,
             draining: false,
+            ike: ike::Ike::default(),
             unexplained: false,
             heard_from: None,
             deadline: None,

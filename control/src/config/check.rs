@@ -3,11 +3,10 @@
 use core::net::IpAddr;
 use std::collections::HashMap;
 
-use braid_api::Encapsulation;
 use ipnet::IpNet;
 
 use super::{
-    Tunnel,
+    NAT_PORT, Tunnel,
     error::{Fault, Report},
     route::Draft as RouteDraft,
     tunnel::Draft as TunnelDraft,
@@ -44,7 +43,8 @@ fn check_names(tunnels: &[TunnelDraft], report: &mut Report) {
 fn check_spis(tunnels: &[TunnelDraft], report: &mut Report) {
     let mut seen = HashMap::new();
     for tunnel in read(tunnels) {
-        let spi = tunnel.manual.spi_in;
+        let Some(manual) = tunnel.manual() else { continue };
+        let spi = manual.spi_in;
         if let Some(first) = seen.insert(spi, tunnel.line) {
             let remedy = "packets from the peers are told apart by it; choose another on both sides";
             let fault = conflict(format!("{spi} is taken by the tunnel"), first, remedy);
@@ -57,7 +57,8 @@ fn check_spis(tunnels: &[TunnelDraft], report: &mut Report) {
 fn check_keys(tunnels: &[TunnelDraft], report: &mut Report) {
     let mut seen = HashMap::new();
     for tunnel in read(tunnels) {
-        let keys = [("key-in", &tunnel.manual.key_in), ("key-out", &tunnel.manual.key_out)];
+        let Some(manual) = tunnel.manual() else { continue };
+        let keys = [("key-in", &manual.key_in), ("key-out", &manual.key_out)];
         for (name, key) in keys {
             if let Some(first) = seen.insert(key.expose(), tunnel.line) {
                 let remedy = "each direction of each tunnel needs a key of its own";
@@ -73,10 +74,8 @@ fn check_sockets(tunnels: &[TunnelDraft], report: &mut Report) {
     let mut seen: HashMap<_, &Tunnel> = HashMap::new();
     for tunnel in read(tunnels) {
         let Some(local) = tunnel.local else { continue };
-        let port = match tunnel.manual.encapsulation {
-            Encapsulation::Udp => tunnel.manual.port,
-            Encapsulation::Esp => 0,
-        };
+        // IKE has UDP sockets whatever ESP travels in.
+        let port = if tunnel.ike().is_some() { NAT_PORT } else { tunnel.ports().0 };
         let first = *seen.entry((local, port)).or_insert(tunnel);
         if first.uplink != tunnel.uplink {
             let problem = format!("{local} is used over another uplink by tunnel {:?}", first.name);

@@ -2,12 +2,13 @@
 //!
 //! A [`Config`] cannot be wrong in itself: names resolve, keys have their suite's length, inside
 //! networks are disjoint. What it cannot know is whether the machine allows it. Reading is pure
-//! but for [`load`], which opens the file. Not done: WireGuard, IKE, BGP, metrics and interface
-//! paths, whose keys are known and refused.
+//! but for [`load`], which opens the file, and the files that `[tunnel.ike]` names. Not done: WireGuard,
+//! BGP, metrics and interface paths, whose keys are known and refused.
 
 mod check;
 mod error;
 mod gateway;
+mod ike;
 mod route;
 mod section;
 mod tunnel;
@@ -31,6 +32,7 @@ use toml::de::DeTable;
 use zeroize::Zeroizing;
 
 pub use error::{ConfigError, Fault};
+pub(crate) use ike::core_suite;
 
 use error::Report;
 use section::{Schema, Section};
@@ -39,6 +41,10 @@ use section::{Schema, Section};
 pub const MAX_TUNNELS: usize = 65_536;
 /// Most `[[route]]` entries, and `protect` prefixes.
 pub const MAX_ROUTES: usize = 2_000_000;
+/// The UDP port that IKE begins on (RFC 7296 section 2).
+pub const IKE_PORT: u16 = 500;
+/// The UDP port of IKE with NAT traversal and of UDP-encapsulated ESP (RFC 3948 section 2.1).
+pub const NAT_PORT: u16 = 4500;
 /// Longest file, in bytes.
 pub const MAX_FILE_LEN: u64 = 512 * 1024 * 1024;
 
@@ -139,8 +145,112 @@ pub struct Tunnel {
     /// How long a tunnel that came back is watched before it carries again; doubles with each
     /// failure that follows soon after.
     pub hold_down: Duration,
+    /// Where the keys come from.
+    pub keys: Keys,
+}
+
+/// Where a tunnel's keys come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Keys {
     /// `[tunnel.manual]`.
-    pub manual: Manual,
+    Manual(Manual),
+    /// `[tunnel.ike]`.
+    Ike(Box<Ike>),
+}
+
+impl Tunnel {
+    /// Its fixed keys, if it has such.
+    pub fn manual(&self) -> Option<&Manual> {
+        match &self.keys {
+            Keys::Manual(manual) => Some(manual),
+            Keys::Ike(_) => None,
+        }
+    }
+
+    /// Its IKE settings, if it has such.
+    pub fn ike(&self) -> Option<&Ike> {
+        match &self.keys {
+            Keys::Manual(_) => None,
+            Keys::Ike(ike) => Some(ike),
+        }
+    }
+
+    /// How ESP travels as long as nothing was negotiated.
+    pub fn encapsulation(&self) -> Encapsulation {
+        match &self.keys {
+            Keys::Manual(manual) => manual.encapsulation,
+            Keys::Ike(ike) => match ike.encapsulation {
+                braid_ike::Encapsulation::Udp | braid_ike::Encapsulation::Auto => Encapsulation::Udp,
+                braid_ike::Encapsulation::Esp => Encapsulation::Esp,
+            },
+        }
+    }
+
+    /// UDP ports of ESP, ours and the peer's, as long as nothing was negotiated.
+    pub fn ports(&self) -> (u16, u16) {
+        match (&self.keys, self.encapsulation()) {
+            (_, Encapsulation::Esp) => (0, 0),
+            (Keys::Manual(manual), Encapsulation::Udp) => (manual.port, manual.remote_port),
+            (Keys::Ike(_), Encapsulation::Udp) => (NAT_PORT, NAT_PORT),
+        }
+    }
+
+    /// Every suite that its SAs may have.
+    pub fn suites(&self) -> Vec<Suite> {
+        match &self.keys {
+            Keys::Manual(manual) => vec![manual.suite],
+            Keys::Ike(ike) => ike.suites().collect(),
+        }
+    }
+}
+
+/// `[tunnel.ike]`: keys by IKEv2.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ike {
+    /// How both sides prove who they are.
+    pub credential: Credential,
+    /// How we call ourselves; `None`: by our outer address.
+    pub local_id: Option<braid_ike::wire::Identity>,
+    /// How the peer must call itself; `None`: as it likes, if it holds the pre-shared key.
+    pub remote_id: Option<braid_ike::wire::Identity>,
+    /// For the IKE SA, most wanted first.
+    pub proposals: Vec<braid_ike::proposal::IkeProposal>,
+    /// For child SAs, most wanted first.
+    pub esp_proposals: Vec<braid_ike::proposal::EspProposal>,
+    /// Of the IKE SA.
+    pub lifetime: Duration,
+    /// Of a child SA.
+    pub child_lifetime: Duration,
+    /// After this much silence the peer is asked whether it lives.
+    pub dpd_interval: Duration,
+    /// After this much silence it is dead.
+    pub dpd_timeout: Duration,
+    /// Whether ESP goes in UDP.
+    pub encapsulation: braid_ike::Encapsulation,
+    /// Our anti-replay window in packets.
+    pub replay_window: u32,
+    /// What the peer is known to have.
+    pub peer_replay_window: u32,
+    /// RFC 4555.
+    pub mobike: bool,
+    /// RFC 7383.
+    pub fragmentation: bool,
+}
+
+/// How both sides of an IKE SA prove who they are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Credential {
+    /// With a pre-shared key.
+    Psk(Key),
+    /// With certificates; all in PEM.
+    Certificate {
+        /// Ours, then its intermediates.
+        chain: Vec<u8>,
+        /// The private key of the first.
+        key: Key,
+        /// CAs of the peer's.
+        ca: Vec<u8>,
+    },
 }
 
 /// `[tunnel.manual]`: ESP with fixed keys.
@@ -205,7 +315,7 @@ impl Config {
     /// The first tunnel with fixed keys, as the error that refuses it without
     /// `--insecure-manual-keys`.
     pub fn manual_keys(&self) -> Option<ConfigError> {
-        let tunnel = self.tunnels.first()?;
+        let tunnel = self.tunnels.iter().find(|tunnel| tunnel.manual().is_some())?;
         Some(ConfigError {
             file: self.file.clone(),
             line: tunnel.line,
@@ -251,7 +361,7 @@ pub fn parse(text: &str, file: &Path, mode: u32) -> Result<Config, Vec<ConfigErr
     let root = Section::open(&ROOT, document.get_ref(), 0, &mut report);
     let gateway = gateway::read_gateway(root, &mut report);
     let core = gateway::read_core(root, &mut report);
-    let tunnels = tunnel::read_all(root, mode, &mut report);
+    let tunnels = tunnel::read_all(root, file, mode, &mut report);
     let routes = route::read_all(root, &tunnels, &mut report);
     check::cross_check(&tunnels, &routes, &mut report);
     if !report.is_clean() {

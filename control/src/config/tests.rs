@@ -88,10 +88,11 @@ fn a_good_file_means_what_it_says() {
         ["169.254.11.1".parse::<IpAddr>().unwrap(), "fd00::2".parse::<IpAddr>().unwrap()]
     );
     assert_eq!(b.remote, Some(Remote::Name("vpn.example.com".to_owned())));
-    assert_eq!((a.manual.port, a.manual.remote_port), (4500, 4500));
-    assert_eq!((a.manual.esn, b.manual.esn, b.manual.replay_window), (false, true, 128));
-    assert_eq!(b.manual.encapsulation, Encapsulation::Esp);
-    assert_eq!(a.manual.key_in.expose()[..2], [0, 1]);
+    assert_eq!((a.ports(), b.ports()), ((4500, 4500), (0, 0)));
+    let (first, second) = (a.manual().unwrap(), b.manual().unwrap());
+    assert_eq!((first.esn, second.esn, second.replay_window), (false, true, 128));
+    assert_eq!(second.encapsulation, Encapsulation::Esp);
+    assert_eq!(first.key_in.expose()[..2], [0, 1]);
     assert_eq!(config.routes[0].via, [0, 1]);
     assert!(!format!("{config:?}").contains("0a0b"), "keys are not printed");
 }
@@ -114,7 +115,7 @@ fn every_error_names_line_key_and_remedy() {
         ("weight = 3", "zzz = 3", "tunnel.zzz: unknown key; known here: name, type"),
         ("weight = 3", "weight = 0", "tunnel.weight: 0 is out of range; 1 to 65535 is right"),
         ("weight = 3", "weight = \"3\"", "tunnel.weight: a string stands where an integer belongs"),
-        ("weight = 3", "ike = { psk = \"x\" }", "tunnel.ike: this version does not do it yet"),
+        ("weight = 3", "ike = { psk = \"x\" }", "tunnel.manual: a second way to get keys"),
         ("[core]", "[bgp]\nasn = 1\n[core]", "bgp: this version does not do it yet"),
         ("[core]", "[metrics]\n[core]", "metrics: this version does not do it yet"),
         ("type = \"ipsec\"", "type = \"wireguard\"", "tunnel.type: this version does not do it yet"),
@@ -334,4 +335,101 @@ proptest::proptest! {
         text.insert_str(at + 1, &format!("{key} = {value}\n"));
         let _ = parse(&text, Path::new("x.toml"), 0o600);
     }
+}
+
+const IKE: &str = r#"
+[[tunnel]]
+name = "a"
+local = "192.0.2.10"
+remote = "203.0.113.1"
+inside = "169.254.10.2/30"
+[tunnel.ike]
+psk = "not to be shown"
+proposals = ["aes256gcm16-prfsha384-ecp384", "aes128-sha256-modp2048"]
+esp-proposals = "aes128gcm16-ecp256"
+lifetime = "2h"
+dpd-interval = "1s"
+dpd-timeout = "5s"
+encapsulation = "auto"
+peer-replay-window = 1024
+"#;
+
+fn ike_with(from: &str, to: &str) -> Result<Config, Vec<String>> {
+    assert!(IKE.contains(from), "{from} is not in the file");
+    parse(&IKE.replacen(from, to, 1), Path::new("x.toml"), 0o100600)
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn a_tunnel_with_ike_means_what_it_says() {
+    let config = ike_with("", "").unwrap();
+    let tunnel = &config.tunnels[0];
+    let ike = tunnel.ike().unwrap();
+    assert_eq!(ike.proposals.iter().map(ToString::to_string).collect::<Vec<_>>().len(), 2);
+    assert_eq!(tunnel.suites(), [Suite::Aes128Gcm16]);
+    assert_eq!(ike.local_id.as_ref().unwrap().to_string(), "192.0.2.10");
+    assert_eq!(ike.remote_id.as_ref().unwrap().to_string(), "203.0.113.1");
+    assert_eq!((ike.lifetime.as_secs(), ike.child_lifetime.as_secs()), (7200, 3600));
+    assert_eq!((ike.replay_window, ike.peer_replay_window), (2048, 1024));
+    assert_eq!((tunnel.encapsulation(), tunnel.ports()), (Encapsulation::Udp, (4500, 4500)));
+    assert!(config.manual_keys().is_none());
+    assert!(!format!("{config:?}").contains("not to be shown"), "keys are not printed");
+}
+
+#[test]
+fn the_defaults_of_ike_are_strong_and_parse() {
+    let text = "[[tunnel]]\nname = \"a\"\nlocal = \"192.0.2.10\"\nremote = \"gw.example.com\"\n[tunnel.ike]\npsk = \"x\"\n";
+    let config = parse(text, Path::new("x.toml"), 0o100600).unwrap();
+    let ike = config.tunnels[0].ike().unwrap();
+    assert_eq!(ike.proposals.first().unwrap().to_string(), "aes256gcm16-prfsha384-ecp384");
+    assert_eq!((ike.proposals.len(), ike.esp_proposals.len()), (2, 2));
+    assert_eq!(config.tunnels[0].suites(), [Suite::Aes256Gcm16, Suite::Aes128Gcm16]);
+    assert_eq!(ike.remote_id, None);
+    assert_eq!(ike.encapsulation, braid_ike::Encapsulation::Udp);
+}
+
+#[test]
+fn errors_of_ike_name_key_and_remedy() {
+    let cases = [
+        ("psk = \"not to be shown\"\n", "", "tunnel.ike.psk: missing; for example"),
+        ("psk = \"not to be shown\"", "psk = \"\"", "`braid genpsk` makes one"),
+        ("psk = ", "psk-file = \"/x\"\npsk = ", "a second way to authenticate"),
+        ("psk = \"not to be shown\"", "psk-file = \"/nonexistent/psk\"", "/nonexistent/psk"),
+        ("psk = \"not to be shown\"", "certificate = \"/nonexistent/c\"", "tunnel.ike.key: missing"),
+        ("psk = ", "local-id = \"?\"\npsk = ", "tunnel.ike.local-id: \"?\" is no identity"),
+        ("aes128-sha256-modp2048", "aes128-sha256-mopd2048", "nearest is \"modp2048\""),
+        ("aes128-sha256-modp2048", "aes128-modp2048", "needs an integrity algorithm"),
+        ("dpd-timeout = \"5s\"", "dpd-timeout = \"1s\"", "it must be more than dpd-interval"),
+        ("\"auto\"", "\"tcp\"", "\"udp\" or \"auto\" or \"esp\" is right"),
+        ("psk = ", "ppk = 1\npsk = ", "ke1_mlkem768"),
+        ("lifetime = \"2h\"", "lifetime = \"1s\"", "5s to 604800s is right"),
+    ];
+    for (from, to, part) in cases {
+        let errors = ike_with(from, to).expect_err(to);
+        assert!(errors.iter().any(|error| error.contains(part)), "{to}: {errors:#?}");
+        assert!(errors.iter().all(|error| error.starts_with("x.toml:")), "{errors:#?}");
+    }
+}
+
+#[test]
+fn a_secret_that_others_may_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = std::env::temp_dir().join(format!("braid-psk-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let (file, config) = (dir.join("psk"), dir.join("x.toml"));
+    std::fs::write(&file, "the key\n").unwrap();
+    let text = IKE.replace("psk = \"not to be shown\"", "psk-file = \"psk\"");
+    let read = |mode| {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        parse(&text, &config, 0o100644)
+    };
+    let errors = read(0o644).unwrap_err();
+    assert!(errors[0].to_string().contains("others may read it (mode 0644); chmod 600 it"), "{}", errors[0]);
+    let Credential::Psk(psk) = &read(0o600).unwrap().tunnels[0].ike().unwrap().credential.clone() else {
+        panic!("a pre-shared key")
+    };
+    assert_eq!(psk.expose(), b"the key");
+    let exposed = parse(&text.replace("psk-file = \"psk\"", "psk = \"x\""), &config, 0o100644).unwrap_err();
+    assert!(exposed[0].to_string().contains("chmod 600 it"), "{}", exposed[0]);
+    std::fs::remove_dir_all(dir).unwrap();
 }

@@ -1,14 +1,15 @@
 //! `[[tunnel]]` and `[tunnel.manual]`.
 
 use core::time::Duration;
-use std::net::IpAddr;
+use std::{net::IpAddr, path::Path};
 
 use braid_api::{DfPolicy, Encapsulation, Probe, Selectors, Spi, Suite};
 use ipnet::IpNet;
 
 use super::{
-    Key, MAX_TUNNELS, Manual, Remote, Role, Tunnel,
+    Key, Keys, MAX_TUNNELS, Manual, Remote, Role, Tunnel,
     error::{Fault, Report},
+    ike,
     section::{Item, Schema, Section},
     value,
 };
@@ -33,11 +34,9 @@ static TUNNEL: Schema = Schema {
         "remote-ts",
         "hold-down",
         "manual",
+        "ike",
     ],
-    later: &[
-        ("ike", "give fixed keys in [tunnel.manual], for tests"),
-        ("wireguard", "use type = \"ipsec\" with [tunnel.manual]"),
-    ],
+    later: &[("wireguard", "use type = \"ipsec\" with [tunnel.ike]")],
 };
 
 static PROBE: Schema = Schema { path: "tunnel.probe", keys: &["interval", "multiplier"], later: &[] };
@@ -76,7 +75,7 @@ pub(super) struct Draft {
     pub(super) tunnel: Option<Tunnel>,
 }
 
-pub(super) fn read_all(root: Section<'_>, mode: u32, report: &mut Report) -> Vec<Draft> {
+pub(super) fn read_all(root: Section<'_>, file: &Path, mode: u32, report: &mut Report) -> Vec<Draft> {
     let Some(item) = root.get("tunnel") else {
         return Vec::new();
     };
@@ -88,7 +87,7 @@ pub(super) fn read_all(root: Section<'_>, mode: u32, report: &mut Report) -> Vec
             let name = section
                 .require("name", "name = \"aws-a\"", report)
                 .and_then(|item| item.parse(value::name, report));
-            let tunnel = read(section, name.clone().unwrap_or_default(), mode, &mut exposed, report);
+            let tunnel = read(section, name.clone().unwrap_or_default(), (file, mode), &mut exposed, report);
             Draft { name: name.unwrap_or_default(), line: report.line_of(section.start()), tunnel }
         })
         .collect()
@@ -97,7 +96,7 @@ pub(super) fn read_all(root: Section<'_>, mode: u32, report: &mut Report) -> Vec
 fn read(
     section: Section<'_>,
     name: String,
-    mode: u32,
+    (file, mode): (&Path, u32),
     exposed: &mut bool,
     report: &mut Report,
 ) -> Option<Tunnel> {
@@ -116,14 +115,8 @@ fn read(
         .and_then(|item| item.integer(i32::MIN.into(), i32::MAX.into(), report))
         .unwrap_or(0);
     let hold_down = section.get("hold-down").and_then(|item| item.parse(hold_down, report));
-    let manual = match section.get("manual") {
-        Some(item) => item.section(&MANUAL, report).and_then(|manual| {
-            refuse_exposed(manual, mode, exposed, report);
-            read_manual(manual, report)
-        }),
-        None if section.has("ike") || section.has("wireguard") => None, // reported already
-        None => section.require("manual", "a [tunnel.manual] table below it", report).and(None),
-    };
+    let context = ike::Context { local, remote: remote.as_ref(), file, mode };
+    let keys = read_keys(section, &context, exposed, report);
     Some(Tunnel {
         name,
         line: report.line_of(section.start()),
@@ -143,8 +136,35 @@ fn read(
             remote: section.get("remote-ts").map_or_else(Vec::new, |item| selector(item, report)),
         },
         hold_down: hold_down.unwrap_or(DEFAULT_HOLD_DOWN),
-        manual: manual?,
+        keys: keys?,
     })
+}
+
+fn read_keys(
+    section: Section<'_>,
+    context: &ike::Context<'_>,
+    exposed: &mut bool,
+    report: &mut Report,
+) -> Option<Keys> {
+    match (section.get("ike"), section.get("manual")) {
+        (Some(_), Some(manual)) => {
+            manual.invalid(report, "a second way to get keys", "give [tunnel.ike] or [tunnel.manual]");
+            None
+        }
+        (Some(item), None) => {
+            let ike = ike::read(item.section(&ike::IKE, report)?, context, exposed, report)?;
+            Some(Keys::Ike(Box::new(ike)))
+        }
+        (None, Some(item)) => {
+            let manual = item.section(&MANUAL, report)?;
+            if let Some(secret) = manual.get("key-in").or_else(|| manual.get("key-out")) {
+                refuse_exposed(secret, context.mode, exposed, report);
+            }
+            read_manual(manual, report).map(Keys::Manual)
+        }
+        (None, None) if section.has("wireguard") => None, // reported already
+        (None, None) => section.require("ike", "a [tunnel.ike] table below it", report).and(None),
+    }
 }
 
 fn check_outer(
@@ -278,14 +298,10 @@ fn read_manual(section: Section<'_>, report: &mut Report) -> Option<Manual> {
 }
 
 /// Once per file is enough.
-fn refuse_exposed(section: Section<'_>, mode: u32, exposed: &mut bool, report: &mut Report) {
-    let secret = section.get("key-in").or_else(|| section.get("key-out"));
-    if let Some(item) = secret
-        && mode & 0o077 != 0
-        && !*exposed
-    {
+pub(super) fn refuse_exposed(secret: Item<'_>, mode: u32, exposed: &mut bool, report: &mut Report) {
+    if mode & 0o077 != 0 && !*exposed {
         *exposed = true;
-        item.fault(report, Fault::SecretExposed { mode: mode & 0o7777 });
+        secret.fault(report, Fault::SecretExposed { mode: mode & 0o7777 });
     }
 }
 
@@ -327,7 +343,7 @@ fn read_key(
     Some(Key::new(bytes))
 }
 
-fn read_window(item: Item<'_>, report: &mut Report) -> Option<u32> {
+pub(super) fn read_window(item: Item<'_>, report: &mut Report) -> Option<u32> {
     let window = item.integer(64, 8192, report)?;
     if window % 64 != 0 {
         let right = (window + 63) / 64 * 64;
@@ -348,7 +364,7 @@ fn selector(item: Item<'_>, report: &mut Report) -> Vec<IpNet> {
     if any(true) && any(false) { Vec::new() } else { nets }
 }
 
-fn choice<T: Copy>(text: &str, what: &str, choices: &[(&str, T)]) -> Result<T, Fault> {
+pub(super) fn choice<T: Copy>(text: &str, what: &str, choices: &[(&str, T)]) -> Result<T, Fault> {
     choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| Fault::Invalid {
         problem: format!("{text:?} is no {what}"),
         remedy: format!(
@@ -360,7 +376,7 @@ fn choice<T: Copy>(text: &str, what: &str, choices: &[(&str, T)]) -> Result<T, F
 
 fn tunnel_type(text: &str) -> Result<(), Fault> {
     match text {
-        "wireguard" => Err(Fault::NotYet { instead: "use type = \"ipsec\" with [tunnel.manual]" }),
+        "wireguard" => Err(Fault::NotYet { instead: "use type = \"ipsec\" with [tunnel.ike]" }),
         _ => choice(text, "type", &[("ipsec", ())]),
     }
 }
@@ -412,7 +428,7 @@ fn hold_down(text: &str) -> Result<Duration, Fault> {
     within(text, Duration::ZERO, Duration::from_secs(600))
 }
 
-fn within(text: &str, min: Duration, max: Duration) -> Result<Duration, Fault> {
+pub(super) fn within(text: &str, min: Duration, max: Duration) -> Result<Duration, Fault> {
     let value = value::duration(text)?;
     if (min..=max).contains(&value) {
         return Ok(value);

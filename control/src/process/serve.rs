@@ -13,7 +13,7 @@ use super::{Asked, Control, Loaded, Pending, Token, load, lookups_of};
 use crate::{
     admin::{Request, Response},
     config::Remote,
-    status,
+    doctor, status,
     turn::{Event, State},
 };
 
@@ -26,6 +26,10 @@ impl Control {
         match request {
             Request::Status if self.greeted => self.query(Query::Stats, Pending::Status(answer)),
             Request::Status => self.answer_without_core(Pending::Status(answer)),
+            Request::Doctor { tunnel } if self.greeted => {
+                self.query(Query::Stats, Pending::Doctor(tunnel, answer));
+            }
+            Request::Doctor { tunnel } => self.answer_without_core(Pending::Doctor(tunnel, answer)),
             Request::Path { dst, src, protocol, sport, dport } => {
                 let src = src.unwrap_or_else(|| self.source_for(dst));
                 let flow = Flow { src, dst, protocol, src_port: sport, dst_port: dport };
@@ -75,11 +79,14 @@ impl Control {
     pub(super) fn pass_answer(&self, pending: Pending, answer: Answer) {
         match (pending, answer) {
             (Pending::Status(to), Answer::Stats(stats)) => self.send_status(to, Some(&stats)),
+            (Pending::Doctor(tunnel, to), Answer::Stats(stats)) => {
+                self.send_report(to, tunnel.as_deref(), Some(&stats));
+            }
             (Pending::Path(flow, to), Answer::Path(answer)) => {
                 let _ = to.send(document(&status::way(&self.turn, &flow, &answer, self.now())));
             }
-            (Pending::Turn, _) => {}
-            (Pending::Status(to) | Pending::Path(_, to), _) => {
+            (Pending::Turn | Pending::Stash(_) | Pending::Ages(_), _) => {}
+            (Pending::Status(to) | Pending::Path(_, to) | Pending::Doctor(_, to), _) => {
                 let _ = to.send(Response::failed("braid: the forwarding core answered another question"));
             }
         }
@@ -88,8 +95,9 @@ impl Control {
     /// There is no core that could.
     pub(super) fn answer_without_core(&self, pending: Pending) {
         match pending {
-            Pending::Turn => {}
+            Pending::Turn | Pending::Stash(_) | Pending::Ages(_) => {}
             Pending::Status(to) => self.send_status(to, None),
+            Pending::Doctor(tunnel, to) => self.send_report(to, tunnel.as_deref(), None),
             Pending::Path(_, to) => {
                 let _ = to.send(Response::failed("braid: the forwarding core does not answer"));
             }
@@ -98,7 +106,17 @@ impl Control {
 
     fn send_status(&self, to: oneshot::Sender<Response>, stats: Option<&Stats>) {
         // Whoever hung up does not want to know.
-        let _ = to.send(document(&status::status(&self.turn, stats, self.now())));
+        let _ = to.send(document(&status::status(&self.turn, &self.ike, stats, self.now())));
+    }
+
+    fn send_report(&self, to: oneshot::Sender<Response>, tunnel: Option<&str>, stats: Option<&Stats>) {
+        let report =
+            doctor::report(&self.turn, &self.ike, stats, tunnel, self.now(), std::time::Instant::now());
+        // Whoever hung up does not want to know.
+        let _ = to.send(match report {
+            Some(report) => document(&report),
+            None => Response::failed(format!("braid: no tunnel is named {:?}", tunnel.unwrap_or_default())),
+        });
     }
 
     /// Reads the configuration again, beside the loop: a large one takes a while.

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use braid_api::{Epoch, Hello, Rejected, Transaction, TunnelStats, launcher::KernelPlan};
 
-use crate::{config::Config, failover::Obstacle, outer::Outer};
+use super::IkeState;
+use crate::{config::Config, desired::Negotiated, failover::Obstacle, outer::Outer};
 
 /// Names whoever waits for an answer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -57,6 +58,13 @@ pub enum Event {
         tunnel: String,
         /// Who asked.
         token: Token,
+    },
+    /// IKE says where tunnels stand.
+    Ike(BTreeMap<String, IkeState>),
+    /// The stash was read: outer paths of tunnels whose SAs an earlier life of control had negotiated.
+    Adopt {
+        /// By tunnel name.
+        negotiated: BTreeMap<String, Negotiated>,
     },
     /// [`super::Turn::poll_timeout`] has come.
     Timer,

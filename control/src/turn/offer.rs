@@ -69,10 +69,14 @@ impl Turn {
         if !core.mirror.held.contains(&id) || self.number(index) != Some(id) {
             return Some(if self.has_plan_in_force() { Obstacle::NotInstalled } else { Obstacle::NoPlan });
         }
-        if let Some(obstacle) = self.sa_obstacle(id) {
-            return Some(obstacle);
+        let is_ike = self.config.tunnels.get(index).is_some_and(|tunnel| tunnel.ike().is_some());
+        let sas = if is_ike { self.ike_obstacle(index, id) } else { self.sa_obstacle(id) };
+        if let Some(obstacle) = sas {
+            // A link that is down is why nothing is negotiated.
+            return Some(runtime.health.blocked().unwrap_or(obstacle));
         }
-        let knows_peer = self.desired.tables.tunnels.get(&id).is_some_and(|tunnel| tunnel.remote.is_some());
+        let knows_peer =
+            is_ike || self.desired.tables.tunnels.get(&id).is_some_and(|tunnel| tunnel.remote.is_some());
         if !knows_peer && runtime.heard_from.is_none() {
             return Some(runtime.health.obstacle(now).unwrap_or(Obstacle::NoPeer));
         }

@@ -10,7 +10,10 @@ use braid_api::{
 };
 use braid_dataplane::tables::key_check;
 
-use super::{Effect, Note, Offer, SOCKET_RETRY, Token, Turn};
+use super::{
+    Effect, Note, Offer, SOCKET_RETRY, Token, Turn,
+    ike::{Ike, IkeSa, IkeSas},
+};
 use crate::{
     config::Config,
     desired::{Numbers, SaSpec},
@@ -44,6 +47,8 @@ pub(super) struct Core {
     installing: BTreeSet<(TunnelId, Direction)>,
     /// Who waits for a transaction of the offers.
     waiting: BTreeMap<Epoch, Token>,
+    /// SAs that IKE made.
+    pub(super) ike: IkeSas,
 }
 
 #[derive(Debug)]
@@ -70,7 +75,15 @@ impl Core {
             outstanding: None,
             installing: BTreeSet::new(),
             waiting: BTreeMap::new(),
+            ike: IkeSas::new(hello.stash_entries > 0),
         }
+    }
+
+    /// A number for an SA: numbers ascend in the order of the transactions.
+    pub(super) fn sa_number(&mut self) -> SaId {
+        let id = SaId(self.next_sa);
+        self.next_sa += 1;
+        id
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -112,7 +125,7 @@ impl Turn {
             groups: hello.groups.iter().map(|group| (group.id, group.members.clone())).collect(),
         };
         core.mirror.held = hello.tunnels.iter().map(|tunnel| tunnel.id).collect();
-        adopt_sas(&mut core.mirror, &hello, &self.config, &core.names, &self.memory.keys);
+        adopt_sas(&mut core, &hello, &self.config, &self.memory.keys);
         let adopted: Vec<KeyDigest> = core.mirror.sas().filter_map(|(_, sa)| sa.digest).collect();
         for digest in adopted.iter().filter(|digest| !self.memory.keys.is_used(digest)).collect::<Vec<_>>() {
             self.memory.keys.mark(*digest, hello.boot);
@@ -129,7 +142,9 @@ impl Turn {
                 runtime.health.handle_new_core(now);
                 runtime.heard_from = None;
             }
+            runtime.ike = Ike::default();
         }
+        self.negotiated.clear();
         for tunnel in &hello.tunnels {
             let Some(runtime) = self.by_name.get(&tunnel.name).and_then(|index| self.tunnels.get_mut(*index))
             else {
@@ -176,7 +191,8 @@ impl Turn {
         if !self.is_planned() {
             return;
         }
-        if self.core.as_ref().is_none_or(|core| core.outstanding.is_some()) {
+        // What an earlier life had negotiated is put into the tunnels at once, or their traffic would stop.
+        if self.core.as_ref().is_none_or(|core| core.outstanding.is_some() || core.ike.awaits_stash) {
             return;
         }
         if self.core.as_ref().is_some_and(|core| core.is_dirty) {
@@ -196,7 +212,13 @@ impl Turn {
                 core.queue.push_front(change);
                 break;
             }
-            changes.push(change);
+            changes.push(match change {
+                // IKE may have taken numbers since the queue was made.
+                Change::PutSa(_, tunnel, direction, spec) => {
+                    Change::PutSa(core.sa_number(), tunnel, direction, spec)
+                }
+                other => other,
+            });
         }
         let mut marked = Vec::new();
         let mut tunnels = BTreeSet::new();
@@ -236,13 +258,7 @@ impl Turn {
                 })
             })
         };
-        let next_sa = &mut core.next_sa;
-        let number = || {
-            let id = SaId(*next_sa);
-            *next_sa += 1;
-            id
-        };
-        core.queue = mirror.changes_to(&self.desired.tables, installable, number).into();
+        core.queue = mirror.changes_to(&self.desired.tables, installable).into();
         core.is_dirty = false;
     }
 
@@ -250,6 +266,10 @@ impl Turn {
         let Some(core) = &mut self.core else { return };
         if let Some(token) = core.waiting.remove(&epoch) {
             self.effects.push(Effect::Reply(token, Ok("done".to_owned())));
+        }
+        if let Some(steps) = core.ike.pending.remove(&epoch) {
+            self.ike_applied(steps, now);
+            return;
         }
         let Some(outstanding) = core.outstanding.take_if(|outstanding| outstanding.epoch == epoch) else {
             for (index, runtime) in self.tunnels.iter_mut().enumerate() {
@@ -270,6 +290,7 @@ impl Turn {
                     if let Some(name) = core.names.remove(id) {
                         self.numbers.tunnels.remove(&name);
                     }
+                    core.ike.forget(|tunnel| tunnel == *id);
                 }
                 Change::PutGroup(group) => {
                     self.numbers.groups.insert(group.id, group.members.clone());
@@ -287,6 +308,7 @@ impl Turn {
                 Change::Sweep => {
                     let held = &core.mirror.tunnels;
                     core.names.retain(|id, _| held.contains_key(id));
+                    core.ike.forget(|tunnel| !held.contains_key(&tunnel));
                     self.numbers.tunnels.retain(|_, id| held.contains_key(id));
                     let groups = &core.mirror.groups;
                     self.numbers.groups.retain(|id, _| groups.contains_key(id));
@@ -299,6 +321,7 @@ impl Turn {
             }
             core.mirror.apply(change);
         }
+        self.held_changes += 1;
         self.touch_all();
     }
 
@@ -307,6 +330,11 @@ impl Turn {
         let line = format!("the forwarding core refused it: {:?}", rejected.reason);
         if let Some(token) = core.waiting.remove(&rejected.epoch) {
             self.effects.push(Effect::Reply(token, Err(vec![line])));
+        }
+        if let Some(steps) = core.ike.pending.remove(&rejected.epoch) {
+            self.ike_rejected(steps);
+            self.effects.push(Effect::Note(Note::CoreRefused { tunnel: None, rejected }));
+            return;
         }
         let outstanding = core.outstanding.take_if(|outstanding| outstanding.epoch == rejected.epoch);
         let mut culprit = None;
@@ -361,10 +389,11 @@ impl Turn {
             }
             CoreEvent::SaLifetime { sa, hard } => {
                 let Some(core) = &self.core else { return };
-                let Some(tunnel) = core.mirror.sas().find(|(id, _)| *id == sa).map(|(_, sa)| sa.tunnel)
-                else {
-                    return;
-                };
+                if core.ike.sas.contains_key(&sa) && !hard {
+                    return; // IKE rekeys
+                }
+                let manual = core.mirror.sas().find(|(id, _)| *id == sa).map(|(_, sa)| sa.tunnel);
+                let Some(tunnel) = manual.or_else(|| Some(core.ike.sas.get(&sa)?.tunnel)) else { return };
                 let Some(index) = self.index(tunnel) else { return };
                 if hard && let Some(runtime) = self.tunnels.get_mut(index) {
                     runtime.health.handle_liveness(false, Cause::Exhausted, Duration::ZERO, now);
@@ -378,6 +407,9 @@ impl Turn {
             CoreEvent::Traffic(_) => {}
             CoreEvent::EndpointMoved { tunnel, remote } => {
                 let Some(index) = self.index(tunnel) else { return };
+                if self.follow(index, remote) {
+                    return; // only what IKE has said already
+                }
                 if let (Some(runtime), Some(tunnel)) =
                     (self.tunnels.get_mut(index), self.config.tunnels.get(index))
                 {
@@ -425,20 +457,17 @@ impl Turn {
     }
 }
 
-/// Recognises the SAs that go on working by their keys.
-fn adopt_sas(
-    mirror: &mut Mirror,
-    hello: &Hello,
-    config: &Config,
-    names: &BTreeMap<TunnelId, String>,
-    keys: &crate::keys::KeyRecord,
-) {
+/// Recognises the SAs that go on working: those of fixed keys by their keys; those of IKE are its own.
+fn adopt_sas(core: &mut Core, hello: &Hello, config: &Config, keys: &crate::keys::KeyRecord) {
     let by_name: BTreeMap<&str, &crate::config::Tunnel> =
         config.tunnels.iter().map(|tunnel| (tunnel.name.as_str(), tunnel)).collect();
     for sa in &hello.sas {
-        let tunnel = names.get(&sa.tunnel).and_then(|name| by_name.get(name.as_str()));
-        let digest = tunnel.and_then(|tunnel| {
-            let manual = &tunnel.manual;
+        let tunnel = core.names.get(&sa.tunnel).and_then(|name| by_name.get(name.as_str()));
+        if tunnel.is_some_and(|tunnel| tunnel.ike().is_some()) {
+            core.ike.insert(sa.id, IkeSa { tunnel: sa.tunnel, direction: sa.direction, is_held: true });
+            continue;
+        }
+        let digest = tunnel.and_then(|tunnel| tunnel.manual()).and_then(|manual| {
             let (spi, key) = match sa.direction {
                 Direction::In => (manual.spi_in, &manual.key_in),
                 Direction::Out => (manual.spi_out, &manual.key_out),
@@ -449,7 +478,7 @@ fn adopt_sas(
         });
         let held =
             HeldSa { tunnel: sa.tunnel, direction: sa.direction, spi: sa.spi, suite: sa.suite, digest };
-        mirror.insert_sa(sa.id, held);
+        core.mirror.insert_sa(sa.id, held);
     }
 }
 
@@ -482,9 +511,10 @@ fn op(change: &Change, config: &Config, boot: BootId) -> Op {
 /// The queue is made anew with every configuration, so the index is valid; an empty key, which the
 /// core refuses, would be the answer to one that is not.
 fn key(config: &Config, direction: Direction, spec: &SaSpec) -> SecretKey {
-    let key = config.tunnels.get(spec.index).map(|tunnel| match direction {
-        Direction::In => &tunnel.manual.key_in,
-        Direction::Out => &tunnel.manual.key_out,
+    let manual = config.tunnels.get(spec.index).and_then(|tunnel| tunnel.manual());
+    let key = manual.map(|manual| match direction {
+        Direction::In => &manual.key_in,
+        Direction::Out => &manual.key_out,
     });
     SecretKey::new(key.map_or_else(Vec::new, |key| key.expose().to_vec()))
 }

@@ -454,7 +454,7 @@ fn after_a_core_restart_manual_tunnels_stay_down_and_say_so() {
         );
     }
     let stats = rig.core.as_ref().map(|core| core.stats(rig.now.as_nanos() as u64));
-    let status = crate::status::status(&rig.turn, stats.as_ref(), rig.now);
+    let status = crate::status::status(&rig.turn, &crate::ike::Ike::new(), stats.as_ref(), rig.now);
     assert!(status.tunnels.iter().all(|tunnel| tunnel.mtu == 1438), "their suite's: {:?}", status.tunnels);
     // Other keys help; the old ones stay burnt, also for another life of control.
     let token = rig.reload(3);
@@ -504,7 +504,8 @@ fn a_reload_touches_only_what_changed() {
 fn a_reload_of_the_same_keys_with_other_settings_is_refused() {
     let mut rig = Rig::settled();
     let mut config = (*configuration(0)).clone();
-    config.tunnels[0].manual.esn = true;
+    let crate::config::Keys::Manual(manual) = &mut config.tunnels[0].keys else { panic!("manual keys") };
+    manual.esn = true;
     let event = Event::Configured { config: Arc::new(config), outer: BTreeMap::new(), token: Token(9) };
     rig.event(event);
     let (token, Err(lines)) = &rig.replies[0] else { panic!("refused") };

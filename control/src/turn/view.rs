@@ -7,7 +7,7 @@ use braid_api::{Direction, Group, GroupId, SaId, Target, TunnelId};
 use ipnet::IpNet;
 
 use super::{Offer, Turn};
-use crate::{config, failover::Obstacle, outer::Outer};
+use crate::{config, desired::Negotiated, failover::Obstacle, outer::Outer};
 
 /// A tunnel's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,12 +48,16 @@ pub struct TunnelView<'t> {
     pub state: State,
     /// Why, unless it is up.
     pub reason: String,
+    /// What stands against offering it to traffic.
+    pub obstacle: Option<&'t Obstacle>,
     /// For how long.
     pub since: Duration,
     /// The outer path.
     pub outer: Option<&'t Outer>,
     /// Inner MTU, in bytes.
     pub mtu: u16,
+    /// What IKE has settled.
+    pub negotiated: Option<&'t Negotiated>,
     /// The SAs are in the core.
     pub has_sas: bool,
     /// How often it was taken out while it carried.
@@ -119,6 +123,9 @@ impl Turn {
         };
         let outer = self.memory.outer.get(&tunnel.name);
         let held = |id| {
+            if tunnel.ike().is_some() {
+                return self.holds_ike_pair(id);
+            }
             [Direction::In, Direction::Out].into_iter().all(|direction| {
                 let spec = self.desired.tables.sas.get(&(id, direction));
                 self.core
@@ -132,9 +139,11 @@ impl Turn {
             id,
             state,
             reason,
+            obstacle: runtime.obstacle.as_ref(),
             since: now.saturating_sub(runtime.since),
             outer,
-            mtu: crate::desired::tunnel_mtu(tunnel, outer),
+            mtu: crate::desired::tunnel_mtu(tunnel, outer, self.negotiated.get(&tunnel.name)),
+            negotiated: self.negotiated.get(&tunnel.name),
             has_sas: id.is_some_and(held),
             failovers: runtime.failovers,
             last_failure: runtime.last_failure.as_ref().map(|(at, why)| (now.saturating_sub(*at), why)),

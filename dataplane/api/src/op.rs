@@ -15,7 +15,7 @@ pub const MAX_STASH_LEN: usize = 16 * 1024;
 /// Most SAs in one [`crate::Event::Traffic`].
 pub const MAX_TRAFFIC: usize = 16_384;
 /// Most values in the stash.
-pub const MAX_STASH_ENTRIES: usize = 32_768;
+pub const MAX_STASH_ENTRIES: usize = 65_536;
 
 /// A frame from control to the core.
 #[derive(Debug, Serialize, Deserialize)]

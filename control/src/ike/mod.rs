@@ -1,0 +1,462 @@
+//! IKE for all tunnels: one [`Endpoint`], its effects carried out in order.
+//!
+//! Pure: no socket and no clock. [`Ike::drive`] gives what [`Turn`] is to do and which datagrams leave.
+//!
+//! Invariants:
+//! - Effects are done one after the other: what changes the core is answered by it before anything behind
+//!   it is done, so that no datagram invites traffic to an SA that the core does not hold. Only bad news
+//!   overtake: a tunnel that is down is masked in the turn in which that is known.
+//! - Nothing survives the core but what its stash holds: another core means another endpoint.
+//!
+//! Not done: Diffie-Hellman beside the loop; many tunnels that connect at once delay each other.
+
+mod adopt;
+mod peers;
+pub mod punt;
+mod settings;
+pub mod words;
+
+use core::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+use braid_api::{
+    Direction, Epoch, SaId, SaTraffic, SecretKey, Selectors, Spi, StashValue,
+    punt::{NON_ESP_MARKER, PuntIn, PuntOut},
+};
+use braid_ike::{
+    ChildId, ChildSa, DownCause, Effect, Endpoint, EndpointSettings, EspTransport, Event, Path, PeerConfig,
+    PeerId, PeerStatus, StashUpdate,
+};
+use ipnet::IpNet;
+
+use crate::{
+    config::{self, core_suite},
+    desired::Negotiated,
+    turn::{Event as TurnEvent, IkeOp, IkeState, Turn},
+};
+
+use adopt::SaNote;
+
+/// Most changes of the core's tables in one transaction.
+const MAX_OPS: usize = 64;
+/// Strangers that are remembered.
+const MAX_STRANGERS: usize = 8;
+
+/// The system's randomness.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemRandom;
+
+impl braid_ike::Random for SystemRandom {
+    fn fill(&mut self, out: &mut [u8]) {
+        // Without randomness no key may be made. The kernel's source cannot fail once it was read, and the
+        // start of control reads it.
+        getrandom::fill(out).expect("the system's randomness was there at the start");
+    }
+}
+
+/// IKE.
+#[derive(Debug, Default)]
+pub struct Ike {
+    /// There is one as long as there is a core whose stash was read.
+    endpoint: Option<Endpoint>,
+    random: SystemRandom,
+    peers: BTreeMap<PeerId, Peer>,
+    by_name: BTreeMap<String, PeerId>,
+    next_peer: u32,
+    queue: VecDeque<Effect>,
+    /// Operations that come before the queue.
+    first: Vec<IkeOp>,
+    waiting: Option<Waiting>,
+    /// SAs in the core or on their way there.
+    sas: BTreeMap<(ChildId, Way), SaId>,
+    notes: BTreeMap<SaId, SaNote>,
+    states: BTreeMap<String, IkeState>,
+    out: Vec<PuntOut>,
+    seen_changes: Option<u64>,
+    /// Tunnels that were up with the last core, and by which path: their peers do not know yet that it is gone.
+    lost: BTreeMap<String, Path>,
+    /// Who called and belongs to no tunnel, the last ones.
+    strangers: VecDeque<(Instant, braid_ike::Diagnosis)>,
+}
+
+/// [`braid_ike::Direction`], ordered.
+type Way = braid_ike::Direction;
+
+/// A tunnel.
+#[derive(Debug)]
+struct Peer {
+    name: String,
+    /// As it was configured when `config` was made of it.
+    tunnel: config::Tunnel,
+    config: Arc<PeerConfig>,
+    is_up: bool,
+    /// Addresses were asked for and not known.
+    wants_address: bool,
+    given: Option<(std::net::IpAddr, std::net::IpAddr)>,
+}
+
+/// A transaction on its way.
+#[derive(Debug)]
+struct Waiting {
+    epoch: Epoch,
+    /// The child that it installs.
+    child: Option<(PeerId, ChildId)>,
+    installed: Vec<(ChildId, Way, SaId)>,
+}
+
+/// Time, as the endpoint and as the turn measure it.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For the endpoint.
+    pub instant: Instant,
+    /// For the turn.
+    pub turn: Duration,
+}
+
+impl Ike {
+    /// Without a core.
+    pub fn new() -> Self {
+        Ike::default()
+    }
+
+    /// When [`Ike::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        Some(self.endpoint.as_ref()?.poll_timeout()?.0)
+    }
+
+    /// What is known of a tunnel.
+    pub fn status(&self, tunnel: &str, now: Instant) -> Option<PeerStatus> {
+        self.endpoint.as_ref()?.status(now, *self.by_name.get(tunnel)?)
+    }
+
+    /// What the endpoint has counted.
+    pub fn counters(&self) -> Option<&braid_ike::Counters> {
+        self.endpoint.as_ref().map(Endpoint::counters)
+    }
+
+    /// Failures of those that belong to no tunnel, the last ones.
+    pub fn strangers(&self) -> impl Iterator<Item = &(Instant, braid_ike::Diagnosis)> {
+        self.strangers.iter()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.handle_timeout(now, &mut self.random);
+        }
+    }
+
+    /// A datagram came.
+    pub fn handle_datagram(&mut self, received: &PuntIn, now: Instant) {
+        if let Some(endpoint) = &mut self.endpoint {
+            let path = Path { local: received.local, remote: received.remote };
+            endpoint.handle_datagram(now, &mut self.random, path, &received.bytes);
+        }
+    }
+
+    /// The core is gone, and with it all that was negotiated.
+    pub fn handle_core_gone(&mut self, now: Instant) {
+        let up = self.peers.values().filter(|peer| peer.is_up).filter_map(|peer| {
+            let path = self.endpoint.as_ref()?.status(now, *self.by_name.get(&peer.name)?)?.path?;
+            Some((peer.name.clone(), path))
+        });
+        let mut lost: BTreeMap<String, Path> = up.collect();
+        lost.extend(core::mem::take(&mut self.lost));
+        let next_peer = self.next_peer;
+        *self = Ike { next_peer, lost, ..Ike::default() };
+    }
+
+    /// A transaction is in force, or not.
+    pub fn handle_answer(&mut self, epoch: Epoch, applied: bool, now: Instant) {
+        let Some(waiting) = self.waiting.take_if(|waiting| waiting.epoch == epoch) else { return };
+        if applied {
+            return;
+        }
+        for (child, way, id) in waiting.installed {
+            self.sas.remove(&(child, way));
+            self.notes.remove(&id);
+        }
+        if let (Some((peer, child)), Some(endpoint)) = (waiting.child, &mut self.endpoint) {
+            endpoint.handle_install_failed(now, &mut self.random, peer, child);
+        }
+    }
+
+    /// An SA's sequence numbers run out soon: its child is rekeyed.
+    pub fn handle_sa_lifetime(&mut self, sa: SaId, now: Instant) {
+        let Some(note) = self.notes.get(&sa) else { return };
+        if let (Some(peer), Some(endpoint)) = (self.by_name.get(&note.tunnel), &mut self.endpoint) {
+            endpoint.rekey_child(now, &mut self.random, *peer);
+        }
+    }
+
+    /// The core misses the peer: it is asked whether it lives.
+    pub fn handle_silence(&mut self, tunnel: &str, now: Instant) {
+        if let (Some(peer), Some(endpoint)) = (self.by_name.get(tunnel), &mut self.endpoint) {
+            endpoint.probe(now, &mut self.random, *peer);
+        }
+    }
+
+    /// The core follows the peer to another address.
+    pub fn handle_moved(&mut self, tunnel: &str, remote: SocketAddr, now: Instant) {
+        if let (Some(peer), Some(endpoint)) = (self.by_name.get(tunnel), &mut self.endpoint) {
+            endpoint.handle_esp_moved(now, &mut self.random, *peer, remote);
+        }
+    }
+
+    /// SAs have carried packets: a sign of life, and a measure of their keys' age.
+    pub fn handle_traffic(&mut self, traffic: &[SaTraffic], now: Instant) {
+        let Some(endpoint) = &mut self.endpoint else { return };
+        for sa in traffic {
+            let Some(note) = self.notes.get(&sa.sa) else { continue };
+            let Some(peer) = self.by_name.get(&note.tunnel).copied() else { continue };
+            if sa.direction == Direction::In {
+                let at = now.checked_sub(sa.heard_ago.unwrap_or_default()).unwrap_or(now);
+                endpoint.handle_esp_heard(now, &mut self.random, peer, Some(sa.spi.0), at);
+            }
+            let child = ChildId(note.child);
+            endpoint.handle_sa_used(now, &mut self.random, peer, child, sa.bytes, sa.packets);
+        }
+    }
+
+    /// Does what can be done; the datagrams leave after the turn's effects.
+    pub fn drive(&mut self, turn: &mut Turn, now: Now) -> Vec<PuntOut> {
+        self.sync_peers(turn, now);
+        self.collect(turn, now);
+        while self.waiting.is_none() && self.step(turn, now) {
+            self.collect(turn, now);
+        }
+        core::mem::take(&mut self.out)
+    }
+
+    /// Takes the endpoint's effects over, and what is bad news at once.
+    fn collect(&mut self, turn: &mut Turn, now: Now) {
+        while let Some(effect) = self.endpoint.as_mut().and_then(Endpoint::poll_effect) {
+            if let Effect::Event(Event::PeerDown { peer, cause }) = &effect {
+                let (peer, cause) = (*peer, *cause);
+                // It came before.
+                self.queue.retain(
+                    |effect| !matches!(effect, Effect::Event(Event::PeerUp { peer: up, .. }) if *up == peer),
+                );
+                self.peer_down(peer, cause);
+            } else {
+                self.queue.push_back(effect);
+            }
+        }
+        self.tell(turn, now);
+    }
+
+    fn tell(&mut self, turn: &mut Turn, now: Now) {
+        if !self.states.is_empty() {
+            turn.handle(TurnEvent::Ike(core::mem::take(&mut self.states)), now.turn);
+        }
+    }
+
+    /// Does the next thing; false if there is none.
+    fn step(&mut self, turn: &mut Turn, now: Now) -> bool {
+        if !self.first.is_empty() {
+            let ops = core::mem::take(&mut self.first);
+            self.send(turn, ops);
+            return true;
+        }
+        let Some(effect) = self.queue.pop_front() else { return false };
+        match effect {
+            Effect::Install(first) => self.install(turn, *first, now),
+            Effect::Remove { .. } | Effect::Stash(_) | Effect::ForgetStash(_) => self.change(turn, effect),
+            Effect::Transmit { path, bytes, non_esp_marker, stash } => {
+                let bytes = if non_esp_marker { [&NON_ESP_MARKER[..], &bytes].concat() } else { bytes };
+                let stash = stash.map(|update| (update.key, stash_value(update)));
+                self.out.push(PuntOut { local: path.local, remote: path.remote, bytes, stash });
+            }
+            Effect::Event(event) => self.handle_event(turn, event, now),
+        }
+        true
+    }
+
+    /// Both halves of a child go in one transaction, if both are there.
+    fn install(&mut self, turn: &mut Turn, first: ChildSa, now: Now) {
+        let (peer, child) = (first.peer, first.id);
+        let mut halves = vec![first];
+        while matches!(self.queue.front(), Some(Effect::Install(next)) if next.id == child)
+            && let Some(Effect::Install(next)) = self.queue.pop_front()
+        {
+            halves.push(*next);
+        }
+        let ways: Vec<Way> = halves.iter().map(|half| half.direction).collect();
+        let ops: Option<Vec<(IkeOp, SaNote)>> =
+            halves.into_iter().map(|half| self.install_op(half)).collect();
+        let carried = ops.and_then(|ops| {
+            let (ops, notes): (Vec<_>, Vec<_>) = ops.into_iter().unzip();
+            Some((turn.carry(ops).ok()??, notes))
+        });
+        let Some((carried, notes)) = carried else {
+            if let Some(endpoint) = &mut self.endpoint {
+                endpoint.handle_install_failed(now.instant, &mut self.random, peer, child);
+            }
+            return;
+        };
+        let mut installed = Vec::new();
+        for ((way, note), id) in ways.into_iter().zip(notes).zip(carried.installed) {
+            self.sas.insert((child, way), id);
+            self.notes.insert(id, note);
+            installed.push((child, way, id));
+        }
+        self.waiting = Some(Waiting { epoch: carried.epoch, child: Some((peer, child)), installed });
+    }
+
+    fn install_op(&self, sa: ChildSa) -> Option<(IkeOp, SaNote)> {
+        let peer = self.peers.get(&sa.peer)?;
+        let suite = core_suite(sa.suite.cipher, sa.suite.integrity)?;
+        let negotiated = path_of(sa.path, sa.transport, suite);
+        let note = SaNote {
+            child: sa.id.0,
+            inbound: sa.direction == Way::In,
+            tunnel: peer.name.clone(),
+            negotiated,
+        };
+        let op = IkeOp::Install {
+            tunnel: peer.name.clone(),
+            negotiated,
+            direction: match sa.direction {
+                Way::In => Direction::In,
+                Way::Out => Direction::Out,
+            },
+            spi: Spi(sa.spi),
+            suite,
+            key: SecretKey::new(core::mem::take(&mut *sa.key.into_zeroizing())),
+            esn: sa.esn,
+            replay_window: peer.tunnel.ike()?.replay_window,
+            selectors: Selectors { local: any_is_none(sa.local), remote: any_is_none(sa.remote) },
+            note: note.value()?,
+        };
+        Some((op, note))
+    }
+
+    /// What needs no key goes together.
+    fn change(&mut self, turn: &mut Turn, first: Effect) {
+        let mut ops = Vec::new();
+        let mut next = Some(first);
+        while let Some(effect) = next.take() {
+            match effect {
+                Effect::Remove { id, direction, .. } => {
+                    if let Some(sa) = self.sas.remove(&(id, direction)) {
+                        self.notes.remove(&sa);
+                        ops.push(IkeOp::Remove(sa));
+                    }
+                }
+                Effect::Stash(update) => ops.push(IkeOp::Stash(update.key, stash_value(update))),
+                Effect::ForgetStash(key) => ops.push(IkeOp::Forget(key)),
+                other @ (Effect::Install(_) | Effect::Transmit { .. } | Effect::Event(_)) => {
+                    self.queue.push_front(other);
+                    break;
+                }
+            }
+            if ops.len() < MAX_OPS {
+                next = self.queue.pop_front();
+            }
+        }
+        self.send(turn, ops);
+    }
+
+    fn send(&mut self, turn: &mut Turn, ops: Vec<IkeOp>) {
+        // A tunnel that the core does not hold has nothing to be changed.
+        if let Ok(Some(carried)) = turn.carry(ops) {
+            self.waiting = Some(Waiting { epoch: carried.epoch, child: None, installed: Vec::new() });
+        }
+    }
+
+    fn handle_event(&mut self, turn: &mut Turn, event: Event, now: Now) {
+        match event {
+            Event::PeerUp { peer, ike_suite, esp_suite } => {
+                let Some(peer) = self.peers.get_mut(&peer) else { return };
+                peer.is_up = true;
+                tracing::info!("tunnel {}: IKE is up: {ike_suite}, ESP {esp_suite}", peer.name);
+                self.states.insert(peer.name.clone(), IkeState::Up);
+                self.tell(turn, now);
+            }
+            Event::PeerDown { peer, cause } => self.peer_down(peer, cause),
+            Event::EndpointMoved { peer, path, transport } => self.move_to(turn, peer, path, transport),
+            Event::WantsAddress { peer, .. } => {
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    peer.wants_address = true;
+                }
+                self.give_addresses(turn, peer, now.instant);
+            }
+            Event::Failed { peer, diagnosis, .. } => {
+                let reason = words::reason(&diagnosis);
+                let Some(peer) = peer.and_then(|peer| self.peers.get(&peer)) else {
+                    tracing::info!("IKE: {reason}");
+                    if self.strangers.len() >= MAX_STRANGERS {
+                        self.strangers.pop_front();
+                    }
+                    self.strangers.push_back((now.instant, *diagnosis));
+                    return;
+                };
+                tracing::warn!("tunnel {}: {reason}", peer.name);
+                if !peer.is_up {
+                    self.states.insert(peer.name.clone(), IkeState::Failed { cause: "ike", reason });
+                    self.tell(turn, now);
+                }
+            }
+            Event::ChildUp { peer, spi_in, spi_out, .. } => {
+                if let Some(peer) = self.peers.get(&peer) {
+                    let (spi_in, spi_out) = (Spi(spi_in), Spi(spi_out));
+                    tracing::info!("tunnel {}: SAs {spi_in} in, {spi_out} out", peer.name);
+                }
+            }
+            Event::ChildRekeyed { peer, .. } => self.log(peer, "its SAs were rekeyed"),
+            Event::IkeRekeyed { peer } => self.log(peer, "its IKE SA was rekeyed"),
+            Event::ChildDown { .. } => {}
+        }
+    }
+
+    fn log(&self, peer: PeerId, what: &str) {
+        if let Some(peer) = self.peers.get(&peer) {
+            tracing::info!("tunnel {}: {what}", peer.name);
+        }
+    }
+
+    fn peer_down(&mut self, id: PeerId, cause: DownCause) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.is_up = false;
+        let (cause, reason) = words::down(cause);
+        self.states.insert(peer.name.clone(), IkeState::Failed { cause, reason: reason.to_owned() });
+    }
+
+    /// The tunnel in the core follows, and so do the notes of its SAs.
+    fn move_to(&mut self, turn: &mut Turn, id: PeerId, path: Path, transport: EspTransport) {
+        let Some(peer) = self.peers.get(&id) else { return };
+        let mut ops = Vec::new();
+        for (sa, note) in self.notes.iter_mut().filter(|(_, note)| note.tunnel == peer.name) {
+            note.negotiated = path_of(path, transport, note.negotiated.suite);
+            ops.push(IkeOp::Move { tunnel: peer.name.clone(), negotiated: note.negotiated });
+            ops.extend(note.value().map(|value| IkeOp::Note(*sa, value)));
+        }
+        self.send(turn, ops);
+    }
+}
+
+fn path_of(path: Path, transport: EspTransport, suite: braid_api::Suite) -> Negotiated {
+    let (local, remote, encapsulation) = match transport {
+        EspTransport::Udp => (path.local, path.remote, braid_api::Encapsulation::Udp),
+        EspTransport::Esp => {
+            let bare = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
+            (bare(path.local), bare(path.remote), braid_api::Encapsulation::Esp)
+        }
+    };
+    Negotiated { local, remote, encapsulation, suite }
+}
+
+fn stash_value(update: StashUpdate) -> StashValue {
+    StashValue(core::mem::take(&mut *update.value.into_zeroizing()))
+}
+
+/// Selectors that let every address pass need not be looked at for every packet.
+fn any_is_none(nets: Vec<IpNet>) -> Vec<IpNet> {
+    let any = |v4: bool| nets.iter().any(|net| net.addr().is_ipv4() == v4 && net.prefix_len() == 0);
+    if any(true) && any(false) { Vec::new() } else { nets }
+}

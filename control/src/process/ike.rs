@@ -1,0 +1,97 @@
+//! IKE between the loop's sockets and clocks.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use braid_api::{Event as CoreEvent, Query, StashValue, Stats, Verdict};
+
+use super::{Control, Failure, Pending};
+use crate::{ike::Now, turn::Event};
+
+impl Control {
+    /// One event into the turn, and what IKE has to know of it.
+    pub(super) fn handle(&mut self, event: Event) {
+        let now = Instant::now();
+        let outer = matches!(event, Event::Outer(_) | Event::Configured { .. });
+        let hello = match &event {
+            Event::CoreHello(hello) => Some(hello.stash_entries),
+            Event::CoreGone => {
+                self.ike.handle_core_gone(now);
+                self.punt.clear();
+                None
+            }
+            Event::Applied(epoch) => {
+                self.ike.handle_answer(*epoch, true, now);
+                None
+            }
+            Event::Rejected(rejected) => {
+                self.ike.handle_answer(rejected.epoch, false, now);
+                None
+            }
+            Event::Core(event) => {
+                self.tell_ike(event, now);
+                None
+            }
+            _ => None,
+        };
+        self.turn.handle(event, self.now());
+        if outer {
+            self.ike.handle_outer(&self.turn, now);
+        }
+        match hello {
+            Some(0) => self.start_ike(Vec::new(), None),
+            Some(_) => self.query(Query::Stash { from: 0 }, Pending::Stash(Vec::new())),
+            None => {}
+        }
+    }
+
+    fn tell_ike(&mut self, event: &CoreEvent, now: Instant) {
+        match event {
+            CoreEvent::SaLifetime { sa, hard: false } => self.ike.handle_sa_lifetime(*sa, now),
+            CoreEvent::EndpointMoved { tunnel, remote } => {
+                if let Some(name) = self.turn.tunnel_name(*tunnel) {
+                    self.ike.handle_moved(name, *remote, now);
+                }
+            }
+            CoreEvent::Traffic(traffic) => self.ike.handle_traffic(traffic, now),
+            CoreEvent::Liveness { tunnel, verdict: Verdict::Down, .. } => {
+                if let Some(name) = self.turn.tunnel_name(*tunnel) {
+                    self.ike.handle_silence(name, now);
+                }
+            }
+            CoreEvent::SaLifetime { hard: true, .. }
+            | CoreEvent::Liveness { .. }
+            | CoreEvent::PathMtu { .. } => {}
+        }
+    }
+
+    /// More of the stash; it ends where nothing more comes.
+    pub(super) fn read_stash(&mut self, mut read: Vec<(u64, StashValue)>, more: Vec<(u64, StashValue)>) {
+        let next = more.last().and_then(|(key, _)| key.checked_add(1));
+        read.extend(more);
+        match next {
+            Some(from) => self.query(Query::Stash { from }, Pending::Stash(read)),
+            None => self.query(Query::Stats, Pending::Ages(read)),
+        }
+    }
+
+    pub(super) fn start_ike(&mut self, stash: Vec<(u64, StashValue)>, stats: Option<&Stats>) {
+        // A clock before 1970 is wrong anyway: no certificate is valid then.
+        let unix_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = self.both_clocks();
+        self.ike.start(&mut self.turn, self.generation, stash, stats, unix_time, now);
+    }
+
+    /// Lets IKE do what can be done; its datagrams leave after the transactions.
+    pub(super) async fn drive_ike(&mut self) -> Result<(), Failure> {
+        let now = self.both_clocks();
+        let datagrams = self.ike.drive(&mut self.turn, now);
+        self.run_effects().await?;
+        datagrams.into_iter().for_each(|datagram| self.punt.send(datagram));
+        Ok(())
+    }
+
+    fn both_clocks(&self) -> Now {
+        let instant = Instant::now();
+        Now { instant, turn: instant - self.start }
+    }
+}
