@@ -1,4 +1,4 @@
-//! Braid itself: the shipped `braid` command on both gateways, ESP with fixed random keys.
+//! Braid itself: the shipped `braid` command on both gateways, keys by IKE.
 
 use super::{Running, System, Wire, random_hex};
 use braid_netns::gateway::Gateway;
@@ -12,16 +12,10 @@ const START: Duration = Duration::from_secs(20);
 /// ESP in UDP over one or more tunnels, each on a path of its own.
 #[derive(Debug)]
 pub(super) struct Braid {
-    /// By the configuration's name.
+    /// In the words of a proposal.
     pub(super) suite: &'static str,
     /// Tunnels in one ECMP group.
     pub(super) tunnels: usize,
-}
-
-/// Both directions of one tunnel.
-struct Keys {
-    a_to_b: String,
-    b_to_a: String,
 }
 
 /// Whose configuration is written.
@@ -32,38 +26,26 @@ enum Side {
 }
 
 impl Braid {
-    /// RFC 4106: the key, then four bytes of salt.
-    fn key_bytes(&self) -> usize {
-        if self.suite.contains("256") { 36 } else { 20 }
-    }
-
-    fn configuration(&self, side: Side, topology: &Topology, keys: &[Keys]) -> String {
+    fn configuration(&self, side: Side, topology: &Topology, psk: &str) -> String {
         let (name, source, far) = match side {
             Side::A => ("gateway-a", GATEWAY_A, NET_B),
             Side::B => ("gateway-b", GATEWAY_B, NET_A),
         };
+        let suite = self.suite;
         let mut text = format!("[gateway]\nname = \"{name}\"\nsource = \"{source}\"\n");
-        let tunnels = topology.paths.iter().zip(keys).take(self.tunnels).enumerate();
-        for (index, (path, keys)) in tunnels {
-            let (local, remote, host, key_in, key_out) = match side {
-                Side::A => (path.a, path.b, 1, &keys.b_to_a, &keys.a_to_b),
-                Side::B => (path.b, path.a, 2, &keys.a_to_b, &keys.b_to_a),
-            };
-            let spi = |from: Side| 0x1001 + 2 * index + usize::from(from == Side::B);
-            let (spi_in, spi_out) = match side {
-                Side::A => (spi(Side::B), spi(Side::A)),
-                Side::B => (spi(Side::A), spi(Side::B)),
+        for (index, path) in topology.paths.iter().take(self.tunnels).enumerate() {
+            let (local, remote, host, role) = match side {
+                Side::A => (path.a, path.b, 1, "initiate"),
+                Side::B => (path.b, path.a, 2, "respond"),
             };
             let inside = format!("169.254.{}.{host}/30", 10 + index);
             // Writing to a String does not fail.
             let _ = write!(
                 text,
-                "\n[[tunnel]]\nname = \"t{index}\"\ntype = \"ipsec\"\n\
+                "\n[[tunnel]]\nname = \"t{index}\"\ntype = \"ipsec\"\nrole = \"{role}\"\n\
                  local = \"{local}\"\nremote = \"{remote}\"\ninside = \"{inside}\"\n\
-                 \n[tunnel.manual]\nsuite = \"{}\"\nencapsulation = \"udp\"\n\
-                 spi-in = {spi_in:#x}\nspi-out = {spi_out:#x}\n\
-                 key-in = \"{key_in}\"\nkey-out = \"{key_out}\"\n",
-                self.suite
+                 \n[tunnel.ike]\npsk = \"{psk}\"\n\
+                 proposals = [\"{suite}-prfsha256-ecp256\"]\nesp-proposals = [\"{suite}-ecp256\"]\n"
             );
         }
         let via: Vec<String> = (0..self.tunnels).map(|index| format!("\"t{index}\"")).collect();
@@ -98,13 +80,8 @@ impl System for Braid {
     }
 
     fn start(&self, topology: &Topology) -> Result<Box<dyn Running>> {
-        let keys: Vec<Keys> = (0..self.tunnels)
-            .map(|_| {
-                let bytes = self.key_bytes();
-                Ok(Keys { a_to_b: random_hex(bytes)?, b_to_a: random_hex(bytes)? })
-            })
-            .collect::<Result<_>>()?;
-        let start = |side, netns| Gateway::start(netns, &self.configuration(side, topology, &keys));
+        let psk = random_hex(32)?;
+        let start = |side, netns| Gateway::start(netns, &self.configuration(side, topology, &psk));
         let mut pair =
             Pair { a: start(Side::A, &topology.gateway_a)?, b: start(Side::B, &topology.gateway_b)? };
         for gateway in [&mut pair.a, &mut pair.b] {
