@@ -5,8 +5,8 @@
 //! (RFC 7296 section 2: the state that answers a message must outlive the message).
 //!
 //! Invariants: nobody waits for control; first messages of strangers never take more than half of
-//! the line, so that a flood of them does not keep established SAs from control; whatever an older
-//! connection had sent is done before a newer one, or a new `Hello` on the tables, is served.
+//! the line, so that a flood of them does not keep established SAs from control; whatever control
+//! has sent is done before a newer connection, or a frame on the tables, is served.
 
 use std::{
     io,
@@ -20,6 +20,7 @@ use braid_api::{
     VERSION, decode,
     punt::{FromPunt, MAX_PUNT_LEN, PuntIn, PuntOut, ToPunt, encode_punt},
 };
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, sockopt};
 
 use crate::{
@@ -127,20 +128,30 @@ impl Punt {
     }
 
     /// Takes a new control, after all that the old one had sent.
-    pub(crate) fn accept(&mut self, tables: &mut Writer) {
+    fn accept(&mut self, tables: &mut Writer) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let Ok(socket) = rustix::net::acceptfrom_with(&self.listener, flags) else { return };
         let socket = socket.0;
         let ours = rustix::process::getuid();
         if sockopt::socket_peercred(&socket).is_ok_and(|peer| peer.uid == ours || peer.uid.is_root()) {
-            self.finish(tables);
+            self.drain(tables);
             self.close();
             self.control = Some(Connection { socket: Arc::new(socket), greeted: false });
         }
     }
 
-    /// Does all that control has sent so far: what its next life reads from the stash is the newest.
+    /// Does all that control has sent so far, on a connection that it has just made too: what its
+    /// next life reads from the stash is the newest.
     pub(crate) fn finish(&mut self, tables: &mut Writer) {
+        let mut polled = [PollFd::new(&self.listener, PollFlags::IN)];
+        let called = rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        if called.is_ok_and(|ready| ready > 0) {
+            self.accept(tables);
+        }
+        self.drain(tables);
+    }
+
+    fn drain(&mut self, tables: &mut Writer) {
         // The line of a process that is alive and sends on does not hold more than this.
         const MOST: usize = 64;
         for _ in 0..MOST {

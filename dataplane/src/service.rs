@@ -134,8 +134,9 @@ impl Service {
             if ready.control {
                 self.serve_control();
             }
+            // Whoever called may have been let in already, with the frames of control.
             if ready.punt_listener {
-                self.punt.accept(&mut self.writer);
+                self.punt.finish(&mut self.writer);
             }
             if ready.punt {
                 self.punt.serve(&mut self.writer);
@@ -314,6 +315,8 @@ impl Service {
     fn serve_control(&mut self) {
         let Some(mut control) = self.control.take() else { return };
         let mut open = control.fill().is_ok();
+        // What control sent there before these frames, such as a stash that is now forgotten, is there.
+        self.punt.finish(&mut self.writer);
         while let Some(message) = control.next_frame() {
             match message {
                 Ok(message) if open => open = self.serve(&mut control, message),
@@ -353,8 +356,6 @@ impl Service {
     }
 
     fn hello(&mut self) -> Hello {
-        // Control's last life may have sent, and stored, more than has been read.
-        self.punt.finish(&mut self.writer);
         let generation = self.writer.begin_sync();
         let (tunnels, sas, groups) = self.writer.summary();
         Hello {

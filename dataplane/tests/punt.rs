@@ -15,8 +15,8 @@ use std::{
 };
 
 use braid_api::{
-    Answer, FRAME_HEADER_LEN, FromCore, Generation, MAX_STASH_LEN, Query, StashValue, Stats, ToCore, VERSION,
-    decode, encode, frame_len,
+    Answer, Epoch, FRAME_HEADER_LEN, FromCore, Generation, MAX_STASH_LEN, Op, Query, StashValue, Stats,
+    ToCore, Transaction, VERSION, decode, encode, frame_len,
     launcher::{LAUNCHER_SOCKET, PUNT_SOCKET, TABLES_SOCKET, ToCoreProcess},
     punt::{FromPunt, MAX_PUNT_LEN, PuntIn, PuntOut, ToPunt, encode_punt},
 };
@@ -245,6 +245,18 @@ fn no_datagram_leaves_unless_its_stash_is_kept() {
     punt.send(&ToPunt::Send(world.out(b"replaced", Some((4, vec![2; 50])))));
     assert_eq!(world.receive_at_peer(), b"replaced");
     assert_eq!(tables.stash(), [(4, vec![2; 50])]);
+}
+
+#[test]
+fn a_stash_that_is_forgotten_after_it_was_sent_stays_forgotten() {
+    let world = World::new("forgotten");
+    let (mut tables, punt) = world.control();
+    for key in 1..300 {
+        punt.send(&ToPunt::Send(world.out(b"", Some((key, vec![1; 10])))));
+        let ops = vec![Op::RemoveStash { key }];
+        tables.send(&ToCore::Apply(Transaction { epoch: Epoch(key), ops }));
+        assert_eq!(tables.stash(), []);
+    }
 }
 
 #[test]

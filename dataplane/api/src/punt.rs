@@ -5,6 +5,8 @@
 //! message that does not decode, ends the connection. A newer connection takes the place of an
 //! older one, after everything that the older one had sent is done.
 //!
+//! What control sends here before a frame on `tables.sock` is done before that frame.
+//!
 //! Both directions lose rather than wait, as UDP does: what does not fit into the socket's buffer
 //! is dropped, and counted by the core.
 
@@ -44,7 +46,7 @@ pub struct PuntOut {
     pub local: SocketAddr,
     /// The peer.
     pub remote: SocketAddr,
-    /// As on the wire: the non-ESP marker, where one belongs, included.
+    /// As on the wire: the non-ESP marker, where one belongs, included. Empty: only the stash is kept.
     pub bytes: Vec<u8>,
     /// Stored before the datagram is sent. When it cannot be stored, nothing is sent.
     pub stash: Option<(u64, StashValue)>,
