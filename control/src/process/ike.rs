@@ -81,13 +81,13 @@ impl Control {
         self.ike.start(&mut self.turn, self.generation, stash, stats, unix_time, now);
     }
 
-    /// Lets IKE do what can be done; its datagrams leave after the transactions.
+    /// Lets IKE do what can be done. Its datagrams leave first: the stash that goes with one is older than
+    /// what the transactions behind it store or forget.
     pub(super) async fn drive_ike(&mut self) -> Result<(), Failure> {
         let now = self.both_clocks();
         let datagrams = self.ike.drive(&mut self.turn, now);
-        self.run_effects().await?;
         datagrams.into_iter().for_each(|datagram| self.punt.send(datagram));
-        Ok(())
+        self.run_effects().await
     }
 
     fn both_clocks(&self) -> Now {

@@ -5,6 +5,7 @@ mod change;
 mod demo;
 mod failover;
 mod hostile;
+mod ike;
 mod kernel;
 mod lan;
 mod order;
@@ -29,6 +30,7 @@ const GROUPS: &[&[Scenario]] = &[
     hostile::ALL,
     lan::ALL,
     survival::ALL,
+    ike::ALL,
     failover::ALL,
     change::ALL,
     spread::ALL,
