@@ -395,3 +395,136 @@ impl Turn {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use braid_api::{BootId, Encapsulation, Generation, Hello, Transaction};
+
+    use super::*;
+    use crate::{
+        memory::Memory,
+        turn::{Event, State},
+    };
+
+    const NOW: Duration = Duration::from_secs(1);
+
+    fn hello(stash_entries: u32) -> Event {
+        Event::CoreHello(Hello {
+            version: braid_api::VERSION,
+            boot: BootId([1; 16]),
+            generation: Generation(1),
+            uptime: Duration::ZERO,
+            workers: 1,
+            offload: false,
+            tunnels: Vec::new(),
+            sas: Vec::new(),
+            groups: Vec::new(),
+            stash_entries,
+        })
+    }
+
+    fn turn() -> Turn {
+        let text = "[[tunnel]]\nname = \"a\"\nlocal = \"192.0.2.1\"\nrole = \"respond\"\n[tunnel.ike]\npsk = \"x\"\n";
+        let config = crate::config::parse(text, std::path::Path::new("x.toml"), 0o600).unwrap();
+        let mut turn = Turn::new(Arc::new(config), Memory::new([0; 32]), [0; 16], 1, Duration::ZERO);
+        turn.take_effects();
+        turn.handle(Event::PlanDone, NOW);
+        turn
+    }
+
+    fn transactions(turn: &mut Turn) -> Vec<Transaction> {
+        let effects = turn.take_effects().into_iter();
+        effects
+            .filter_map(|effect| if let Effect::Transaction(it) = effect { Some(it) } else { None })
+            .collect()
+    }
+
+    fn path() -> Negotiated {
+        Negotiated {
+            local: "192.0.2.1:4500".parse().unwrap(),
+            remote: "203.0.113.7:61000".parse().unwrap(),
+            encapsulation: Encapsulation::Udp,
+            suite: Suite::Aes256Gcm16,
+        }
+    }
+
+    fn install(direction: Direction) -> IkeOp {
+        IkeOp::Install {
+            tunnel: "a".to_owned(),
+            negotiated: path(),
+            direction,
+            spi: Spi(0x1000),
+            suite: Suite::Aes256Gcm16,
+            key: SecretKey::new(vec![7; 36]),
+            esn: true,
+            replay_window: 2048,
+            selectors: Selectors::default(),
+            note: StashValue(vec![1]),
+        }
+    }
+
+    fn tell(turn: &mut Turn, state: IkeState) {
+        turn.handle(Event::Ike(BTreeMap::from([("a".to_owned(), state)])), NOW);
+    }
+
+    fn state(turn: &Turn) -> State {
+        turn.tunnels(NOW)[0].state
+    }
+
+    /// The core holds the tunnel.
+    fn synced() -> Turn {
+        let mut turn = turn();
+        turn.handle(hello(0), NOW);
+        turn.handle(Event::Adopt { negotiated: BTreeMap::new() }, NOW);
+        for transaction in transactions(&mut turn) {
+            turn.handle(Event::Applied(transaction.epoch), NOW);
+        }
+        assert!(turn.holds_tunnel("a"));
+        turn
+    }
+
+    #[test]
+    fn nothing_is_put_before_the_stash_was_read() {
+        let mut turn = turn();
+        turn.handle(hello(3), NOW);
+        assert!(transactions(&mut turn).is_empty());
+        turn.handle(Event::Adopt { negotiated: BTreeMap::from([("a".to_owned(), path())]) }, NOW);
+        let first = transactions(&mut turn).remove(0);
+        let put = first.ops.iter().find_map(|op| if let Op::PutTunnel(it) = op { Some(it) } else { None });
+        assert_eq!(put.unwrap().remote, Some(path().remote));
+    }
+
+    #[test]
+    fn a_tunnel_is_offered_once_the_core_holds_both_sas_and_masked_when_ike_is_down() {
+        let mut turn = synced();
+        assert_eq!(turn.carry(Vec::new()), Ok(None));
+        let carried = turn.carry(vec![install(Direction::In), install(Direction::Out)]).unwrap().unwrap();
+        let sent = transactions(&mut turn).remove(0);
+        assert_eq!(sent.epoch, carried.epoch);
+        assert!(matches!(&sent.ops[0], Op::PutTunnel(it) if it.remote == Some(path().remote)), "{sent:?}");
+        assert!(matches!(&sent.ops[1], Op::PutSa(sa) if sa.id == carried.installed[0]));
+        let note = NOTE | carried.installed[0].0;
+        assert!(matches!(&sent.ops[2], Op::PutStash { key, .. } if *key == note));
+        tell(&mut turn, IkeState::Up);
+        assert_eq!(state(&turn), State::Connecting);
+        assert!(transactions(&mut turn).is_empty(), "not offered before it is confirmed");
+        turn.handle(Event::Applied(carried.epoch), NOW);
+        let unmask = transactions(&mut turn).remove(0);
+        assert!(matches!(unmask.ops[..], [Op::Undrain(_), Op::Unmask(_)]), "{unmask:?}");
+        turn.handle(Event::Applied(unmask.epoch), NOW);
+        assert_eq!(state(&turn), State::Up);
+        tell(&mut turn, IkeState::Failed { cause: "dpd", reason: "silent".to_owned() });
+        let mask = transactions(&mut turn).remove(0);
+        assert!(matches!(mask.ops[..], [Op::Mask(_)]), "{mask:?}");
+        assert_eq!((state(&turn), turn.tunnels(NOW)[0].reason.as_str()), (State::Down, "silent"));
+    }
+
+    #[test]
+    fn what_the_core_does_not_hold_is_not_sent() {
+        let mut turn = turn();
+        assert_eq!(turn.carry(vec![install(Direction::In)]), Err(NotHeld));
+        assert!(transactions(&mut turn).is_empty());
+    }
+}
