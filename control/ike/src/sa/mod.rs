@@ -440,10 +440,12 @@ impl IkeSa {
     /// Installs the outbound half of a child.
     pub(crate) fn activate_child(&mut self, cx: &mut Cx<'_>, id: ChildId) {
         let way = self.esp_transport();
-        if let Some(child) = self.child_mut(id) {
-            child.activate(cx, way);
-        }
+        let activated = self.child_mut(id).is_some_and(|child| child.activate(cx, way));
         self.note_children(cx.now);
+        // What was stored with the answer says that the outbound half is not in the core.
+        if activated && self.is_established() {
+            cx.effects.extend(self.stash_update(cx.now).map(Effect::Stash));
+        }
     }
 
     /// Ends a child: its outbound half at once.
