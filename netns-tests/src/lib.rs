@@ -24,6 +24,7 @@ pub mod paced;
 mod process;
 pub mod raw;
 pub mod runner;
+pub mod strongswan;
 pub mod topology;
 pub mod traffic;
 mod wait;

@@ -14,6 +14,7 @@ mod pair;
 mod sizes;
 mod smoke;
 mod spread;
+mod strongswan;
 mod survival;
 mod tunnel;
 mod wires;
@@ -36,6 +37,7 @@ const GROUPS: &[&[Scenario]] = &[
     spread::ALL,
     order::ALL,
     demo::ALL,
+    strongswan::ALL,
 ];
 
 fn main() -> ExitCode {
