@@ -1,6 +1,7 @@
 //! Scenarios in network namespaces, run by `netns-tests/run` (root; see `braid_netns::runner`).
 //! Each builds its own network, asserts on what users would see, and leaves nothing behind.
 
+mod authority;
 mod change;
 mod demo;
 mod failover;

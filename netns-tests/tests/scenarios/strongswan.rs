@@ -1,21 +1,21 @@
 //! Braid at the client's side against Debian's strongSwan at the server's.
 
+use crate::authority::{Authority, KeyKind};
 use braid_netns::capture::{Capture, Packet};
 use braid_netns::fault::Fault;
 use braid_netns::gateway::Gateway;
-use braid_netns::guard::{TempDir, temp_dir};
 use braid_netns::paced::{Load, Paced};
 use braid_netns::runner::{Outcome, Scenario};
-use braid_netns::strongswan::{Auth, Certificate, Connection, Strongswan};
+use braid_netns::strongswan::{Auth, Connection, Strongswan};
 use braid_netns::topology::{CLIENT, NET_A, NET_B, SERVER};
 use braid_netns::traffic::{Pings, ping};
-use braid_netns::{Error, Result, Topology, content, retry_until};
+use braid_netns::{Result, Topology, content, retry_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 pub(crate) const ALL: &[Scenario] = &[
+    ("strongswan::carries_without_braid", carries_without_braid),
     ("strongswan::braid_initiates", braid_initiates),
     ("strongswan::strongswan_initiates", strongswan_initiates),
     ("strongswan::every_suite_and_group", every_suite_and_group),
@@ -25,6 +25,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("strongswan::a_braid_that_was_killed_is_taken_back", a_braid_that_was_killed_is_taken_back),
     ("strongswan::through_a_nat", through_a_nat),
     ("strongswan::certificates", certificates),
+    ("strongswan::a_chain_longer_than_a_packet", a_chain_longer_than_a_packet),
     ("strongswan::through_loss", through_loss),
     ("strongswan::as_aws_does_it", as_aws_does_it),
 ];
@@ -263,6 +264,27 @@ impl Both {
     }
 }
 
+/// strongSwan at both ends: what fails here is no fault of Braid's.
+fn carries_without_braid() -> Outcome {
+    let topology = Topology::builder().build()?;
+    let b = swan(&topology);
+    let a = Connection {
+        local: b.remote.clone(),
+        remote: b.local.clone(),
+        local_id: b.remote_id.clone(),
+        remote_id: b.local_id.clone(),
+        local_ts: b.remote_ts.clone(),
+        remote_ts: b.local_ts.clone(),
+        ..b.clone()
+    };
+    let _b = Strongswan::start(&topology.gateway_b, &b)?;
+    let a = Strongswan::start(&topology.gateway_a, &a)?;
+    a.initiate()?;
+    let pings = ping(&topology.client, SERVER, &Pings { count: 10, ..Pings::default() })?;
+    assert_eq!(pings.rtt_ms.len(), 10, "{}", a.log());
+    Ok(())
+}
+
 fn braid_initiates() -> Outcome {
     let topology = Topology::builder().build()?;
     let connection = swan(&topology);
@@ -466,26 +488,48 @@ fn masquerade(topology: &Topology, first_port: u16) -> Outcome {
 
 fn certificates() -> Outcome {
     for kind in [KeyKind::Rsa, KeyKind::Ecdsa, KeyKind::Ed25519] {
-        let authority = Authority::new(kind)?;
-        let [braid_end, swan_end] =
-            [authority.issue("branch-1.example.com")?, authority.issue("hub.example.com")?];
-        let topology = Topology::builder().build()?;
-        let connection = Connection {
-            local_id: "hub.example.com".to_owned(),
-            remote_id: "branch-1.example.com".to_owned(),
-            auth: Auth::Certificate(swan_end),
-            ..swan(&topology)
-        };
-        let ike = format!(
-            "certificate = {:?}\nkey = {:?}\nca = {:?}\n\
-             local-id = \"branch-1.example.com\"\nremote-id = \"hub.example.com\"\n",
-            braid_end.certificate, braid_end.key, braid_end.ca
-        );
-        let mut both = Both::start(topology, &Braid { ike, ..Braid::default() }, &connection)?;
-        both.wait_up().map_err(|error| format!("{kind:?}: {error}"))?;
-        both.wait_crossing()?;
+        let authority = Authority::new(kind, 0)?;
+        certified(&authority).map_err(|error| format!("{kind:?}: {error}"))?;
     }
     Ok(())
+}
+
+/// Messages that carry it are sent in pieces of their own (RFC 7383): IP's are lost on the way.
+fn a_chain_longer_than_a_packet() -> Outcome {
+    let both = certified(&Authority::new(KeyKind::Rsa, 3)?)?;
+    let log = both.swan.log();
+    for said in ["splitting IKE message", "received fragment #"] {
+        assert!(log.contains(said), "not {said:?}: {log}");
+    }
+    Ok(())
+}
+
+/// Both ends up, each with a certificate of this authority.
+fn certified(authority: &Authority) -> std::result::Result<Both, Box<dyn std::error::Error>> {
+    let [near, far] = ["branch-1.example.com", "hub.example.com"].map(|name| authority.issue(name));
+    let (near, far) = (near?, far?);
+    let topology = Topology::builder().build()?;
+    let internet = topology.internet.as_ref().ok_or("no internet")?;
+    internet.nft(
+        "table netdev whole {\n chain a { type filter hook ingress device \"a0\" priority 0; \
+         ip frag-off & 0x3fff != 0 drop; }\n chain b { type filter hook ingress device \"b0\" priority 0; \
+         ip frag-off & 0x3fff != 0 drop; }\n}",
+    )?;
+    let ike = format!(
+        "certificate = {:?}\nkey = {:?}\nca = {:?}\n\
+         local-id = \"branch-1.example.com\"\nremote-id = \"hub.example.com\"\n",
+        near.certificate, near.key, near.ca
+    );
+    let connection = Connection {
+        local_id: "hub.example.com".to_owned(),
+        remote_id: "branch-1.example.com".to_owned(),
+        auth: Auth::Certificate(far),
+        ..swan(&topology)
+    };
+    let mut both = Both::start(topology, &Braid { ike, ..Braid::default() }, &connection)?;
+    both.wait_up()?;
+    both.wait_crossing()?;
+    Ok(both)
 }
 
 fn through_loss() -> Outcome {
@@ -545,65 +589,4 @@ fn as_aws_does_it() -> Outcome {
         })?;
     }
     Ok(())
-}
-
-#[derive(Clone, Copy, Debug)]
-enum KeyKind {
-    Rsa,
-    Ecdsa,
-    Ed25519,
-}
-
-/// Of one test's certificates, with one authority between it and them.
-struct Authority {
-    directory: TempDir,
-    kind: KeyKind,
-}
-
-impl Authority {
-    fn new(kind: KeyKind) -> Result<Self> {
-        let made = Self { directory: temp_dir("ca")?, kind };
-        made.key("root.key")?;
-        made.openssl(
-            "req -x509 -key root.key -out root.pem -days 2 -subj /O=Braid/CN=root \
-             -addext basicConstraints=critical,CA:true -addext keyUsage=critical,keyCertSign,cRLSign",
-        )?;
-        Ok(made)
-    }
-
-    fn issue(&self, name: &str) -> Result<Certificate> {
-        let key = format!("{name}.key");
-        self.key(&key)?;
-        self.openssl(&format!(
-            "req -x509 -CA root.pem -CAkey root.key -key {key} -out {name}.pem -days 1 -subj /O=Braid/CN={name} \
-             -addext subjectAltName=DNS:{name} -addext basicConstraints=critical,CA:false \
-             -addext keyUsage=critical,digitalSignature"
-        ))?;
-        let file = |name: &str| self.directory.path().join(name);
-        Ok(Certificate {
-            certificate: file(&format!("{name}.pem")),
-            key: file(&key),
-            ca: file("root.pem"),
-            between: Vec::new(),
-        })
-    }
-
-    fn key(&self, file: &str) -> Result<()> {
-        let algorithm = match self.kind {
-            KeyKind::Rsa => "RSA -pkeyopt rsa_keygen_bits:3072",
-            KeyKind::Ecdsa => "EC -pkeyopt ec_paramgen_curve:P-256",
-            KeyKind::Ed25519 => "ED25519",
-        };
-        self.openssl(&format!("genpkey -out {file} -algorithm {algorithm}"))
-    }
-
-    fn openssl(&self, arguments: &str) -> Result<()> {
-        let mut command = Command::new("openssl");
-        command.args(arguments.split_whitespace()).current_dir(self.directory.path());
-        let output = command.output().map_err(Error::io("cannot run openssl"))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(Error::Usage(format!("openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr))))
-    }
 }
