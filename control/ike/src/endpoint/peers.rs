@@ -16,7 +16,7 @@ use crate::status::{ChildStatus, IkeStatus, PeerState, PeerStatus};
 use crate::wire::{ExchangeType, Message, Proposal, ProposalSpi};
 
 /// Two SAs made by opposite sides within this time are a collision, not a restart.
-const TOGETHER: Duration = Duration::from_secs(30);
+const TOGETHER: Duration = Duration::from_secs(5);
 /// A peer that stayed up this long is tried again at once.
 const STEADY: Duration = Duration::from_secs(10);
 /// An IKE SA without a child is kept this long, where it is not for us to make one. A simultaneous rekey has
