@@ -259,7 +259,8 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
                 // The launcher is gone or is ending: so do we; the core goes on.
                 Err(_) => break,
             }),
-            received = control.punt.next() => {
+            // Without a tunnel that negotiates nobody listens, and the core counts it so.
+            received = control.punt.next(), if control.ike.has_peers() => {
                 control.ike.handle_datagram(&received, Instant::now());
                 None
             }

@@ -124,6 +124,11 @@ impl Ike {
         Ike::default()
     }
 
+    /// Whether any tunnel negotiates.
+    pub fn has_peers(&self) -> bool {
+        !self.peers.is_empty()
+    }
+
     /// When [`Ike::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         Some(self.endpoint.as_ref()?.poll_timeout()?.0)
