@@ -10,7 +10,11 @@ use std::{
 use braid_api::{
     FRAME_HEADER_LEN, FromCore, ToCore, VERSION, decode, encode, frame_len, launcher::TABLES_SOCKET,
 };
-use tokio::{io::Interest, net::UnixStream, time::Instant};
+use tokio::{
+    io::{Interest, Ready},
+    net::UnixStream,
+    time::Instant,
+};
 use zeroize::Zeroizing;
 
 /// Between two attempts to connect.
@@ -144,12 +148,7 @@ impl CoreClient {
                 return Ok(message);
             }
             let stream = self.stream.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-            let interest = if self.output.is_empty() {
-                Interest::READABLE
-            } else {
-                Interest::READABLE | Interest::WRITABLE
-            };
-            let ready = stream.ready(interest).await?;
+            let ready = ready(stream, !self.output.is_empty()).await?;
             if ready.is_writable() {
                 self.flush()?;
             }
@@ -197,4 +196,10 @@ impl CoreClient {
         self.input.drain(..FRAME_HEADER_LEN + len);
         Ok(Some(message))
     }
+}
+
+/// Waits until there is something to read, or room for what waits to be written.
+pub(crate) async fn ready(stream: &UnixStream, writes: bool) -> io::Result<Ready> {
+    let interest = if writes { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+    stream.ready(interest).await
 }

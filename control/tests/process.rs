@@ -231,20 +231,7 @@ fn answer_control(mut connection: UnixStream, core: &Mutex<Core>) -> std::io::Re
 fn answer(message: ToCore, core: &mut Core) -> FromCore {
     match message {
         ToCore::Hello { version } => {
-            let generation = core.writer.begin_sync();
-            let (tunnels, sas, groups) = core.writer.summary();
-            FromCore::Hello(Hello {
-                version,
-                boot: core.writer.boot(),
-                generation,
-                uptime: Duration::ZERO,
-                workers: 1,
-                offload: true,
-                tunnels,
-                sas,
-                groups,
-                stash_entries: 0,
-            })
+            FromCore::Hello(Hello { version, ..core.writer.hello(Duration::ZERO, 1, true) })
         }
         ToCore::Apply(transaction) => {
             let sas = transaction.ops.iter().filter(|op| matches!(op, Op::PutSa(_))).count();

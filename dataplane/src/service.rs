@@ -356,20 +356,9 @@ impl Service {
     }
 
     fn hello(&mut self) -> Hello {
-        let generation = self.writer.begin_sync();
-        let (tunnels, sas, groups) = self.writer.summary();
-        Hello {
-            version: VERSION,
-            boot: self.writer.boot(),
-            generation,
-            uptime: self.started.elapsed(),
-            workers: self.threads.commands.len() as u32,
-            offload: self.offload && self.threads.max_segments > 1,
-            tunnels,
-            sas,
-            groups,
-            stash_entries: self.writer.stash_entries(),
-        }
+        let workers = self.threads.commands.len() as u32;
+        let offload = self.offload && self.threads.max_segments > 1;
+        self.writer.hello(self.started.elapsed(), workers, offload)
     }
 
     fn answer(&mut self, query: Query) -> Answer {

@@ -19,6 +19,8 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFla
 use tokio::{io::Interest, net::UnixStream, time::Instant};
 use zeroize::Zeroizing;
 
+use crate::core_client::ready;
+
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(20);
 /// Datagrams that wait.
@@ -101,12 +103,7 @@ impl PuntClient {
     async fn read_or_write(&mut self) -> io::Result<PuntIn> {
         loop {
             let stream = self.stream.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-            let interest = if self.output.is_empty() {
-                Interest::READABLE
-            } else {
-                Interest::READABLE | Interest::WRITABLE
-            };
-            let ready = stream.ready(interest).await?;
+            let ready = ready(stream, !self.output.is_empty()).await?;
             if ready.is_writable() {
                 self.flush()?;
             }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use braid_api::{
-    BootId, Cause, Direction, Event as CoreEvent, Hello, Op, Transaction, TunnelId, TunnelState, Verdict,
+    BootId, Cause, Direction, Event as CoreEvent, Op, Transaction, TunnelId, TunnelState, Verdict,
     launcher::KernelPlan,
 };
 use braid_dataplane::{esp::Engine, tables::Writer};
@@ -147,21 +147,8 @@ impl Rig {
 
     fn connect(&mut self) {
         let Some(core) = self.core.as_mut().filter(|_| !self.connected) else { return };
-        let generation = core.begin_sync();
-        let (tunnels, sas, groups) = core.summary();
+        let hello = core.hello(Duration::ZERO, 1, true);
         self.connected = true;
-        let hello = Hello {
-            version: braid_api::VERSION,
-            boot: core.boot(),
-            generation,
-            uptime: Duration::ZERO,
-            workers: 1,
-            offload: true,
-            tunnels,
-            sas,
-            groups,
-            stash_entries: 0,
-        };
         self.event(Event::CoreHello(hello));
     }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use braid_api::{
-    Event, GroupSummary, MAX_FRAME_LEN, SaStats, SaSummary, SaTraffic, StashValue, Stats, TunnelId,
-    TunnelStats, TunnelSummary,
+    Event, GroupSummary, Hello, MAX_FRAME_LEN, SaStats, SaSummary, SaTraffic, StashValue, Stats, TunnelId,
+    TunnelStats, TunnelSummary, VERSION,
 };
 
 use super::{BUCKETS, Ticks, Writer, sas::SaHandle};
@@ -13,6 +13,25 @@ use super::{BUCKETS, Ticks, Writer, sas::SaHandle};
 const STASH_ANSWER_LEN: usize = MAX_FRAME_LEN / 2;
 
 impl Writer {
+    /// The answer to control's `Hello`, with which a synchronisation begins. `offload`: what the kernel
+    /// gave.
+    pub fn hello(&mut self, uptime: Duration, workers: u32, offload: bool) -> Hello {
+        let generation = self.begin_sync();
+        let (tunnels, sas, groups) = self.summary();
+        Hello {
+            version: VERSION,
+            boot: self.boot(),
+            generation,
+            uptime,
+            workers,
+            offload,
+            tunnels,
+            sas,
+            groups,
+            stash_entries: self.stash_entries(),
+        }
+    }
+
     /// Tunnels, SAs and groups by ascending id, for `Hello`.
     pub fn summary(&self) -> (Vec<TunnelSummary>, Vec<SaSummary>, Vec<GroupSummary>) {
         let tunnels = self.ledger.tunnels().map(|(id, entry)| TunnelSummary {

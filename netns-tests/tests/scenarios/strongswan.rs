@@ -86,7 +86,8 @@ const AWS_ESP: [&str; 4] =
 /// What strongSwan in user space carries on a busy machine without dropping any.
 const LOAD: Load = Load::told_apart(16, 1);
 const ROUNDS: u64 = 5;
-const BETWEEN: Duration = Duration::from_millis(600);
+/// Packets each way between two rekeys.
+const CARRIED: u64 = 500;
 /// A handshake of which many messages are lost.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -378,8 +379,12 @@ fn strongswan_rekeys_under_load() -> Outcome {
         if outcome.is_err() {
             break;
         }
-        // The new keys carry packets before they are old.
-        std::thread::sleep(BETWEEN);
+        // The new keys carry packets both ways before they are old.
+        retry_until("traffic on the new child SA", START, || {
+            let child = both.tunnel().map_err(|error| error.to_string())?["child"].take();
+            let carried = ["sequence_in", "sequence_out"].map(|way| child[way].as_u64().unwrap_or(0));
+            if carried.iter().all(|packets| *packets >= CARRIED) { Ok(()) } else { Err(format!("{child}")) }
+        })?;
     }
     both.none_lost(loads)?;
     outcome.map_err(|error| both.failure(&error.to_string()).into())
