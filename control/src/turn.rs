@@ -105,7 +105,7 @@ struct Runtime {
     /// The core holds flows on it until they fall idle.
     draining: bool,
     /// What IKE says.
-    ike: ike::Ike,
+    ike: IkeState,
     /// Adopted masked: the counters tell why.
     unexplained: bool,
     /// From where the peer was heard, if it moved or was unknown.
@@ -481,7 +481,7 @@ impl Runtime {
             health: Health::new(hold_down),
             offer: Offer::Masked,
             draining: false,
-            ike: ike::Ike::default(),
+            ike: IkeState::default(),
             unexplained: false,
             heard_from: None,
             deadline: None,

@@ -94,12 +94,6 @@ pub struct Carried {
     pub installed: Vec<SaId>,
 }
 
-/// What a tunnel remembers of IKE.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Ike {
-    pub(super) state: IkeState,
-}
-
 /// An SA of IKE in the core, or on its way there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct IkeSa {
@@ -346,7 +340,7 @@ impl Turn {
         for (name, state) in states {
             let Some(index) = self.by_name.get(&name).copied() else { continue };
             if let Some(runtime) = self.tunnels.get_mut(index) {
-                runtime.ike.state = state;
+                runtime.ike = state;
             }
             self.touched.insert(index);
         }
@@ -383,7 +377,7 @@ impl Turn {
     pub(super) fn ike_obstacle(&self, index: usize, id: TunnelId) -> Option<Obstacle> {
         let tunnel = self.config.tunnels.get(index)?;
         let holds_pair = self.holds_ike_pair(id);
-        match &self.tunnels.get(index)?.ike.state {
+        match &self.tunnels.get(index)?.ike {
             // What an earlier life had brought up goes on until it is known whether it can be adopted.
             IkeState::Unknown | IkeState::Up if holds_pair => None,
             IkeState::Unknown => {

@@ -12,7 +12,7 @@ use braid_dataplane::tables::key_check;
 
 use super::{
     Effect, Note, Offer, SOCKET_RETRY, Token, Turn,
-    ike::{Ike, IkeSa, IkeSas},
+    ike::{IkeSa, IkeSas, IkeState},
 };
 use crate::{
     config::Config,
@@ -142,7 +142,7 @@ impl Turn {
                 runtime.health.handle_new_core(now);
                 runtime.heard_from = None;
             }
-            runtime.ike = Ike::default();
+            runtime.ike = IkeState::default();
         }
         self.negotiated.clear();
         for tunnel in &hello.tunnels {

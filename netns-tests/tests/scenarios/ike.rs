@@ -1,5 +1,5 @@
 //! Two Braids that negotiate: they come up by themselves, change keys under load without losing a
-//! packet, outlive the death of a core, and find each other through loss and a NAT.
+//! packet, outlive the death of either process, and find each other through loss and a NAT.
 
 use crate::kernel::kill_part;
 use crate::pair::{Pair, START, Setup, Side};
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 pub(crate) const ALL: &[Scenario] = &[
     ("ike::comes_up_by_itself_in_both_roles", comes_up_by_itself_in_both_roles),
     ("ike::rekeys_under_load_lose_nothing", rekeys_under_load_lose_nothing),
+    ("ike::control_killed_under_load_is_adopted", control_killed_under_load_is_adopted),
     ("ike::a_killed_core_gets_new_keys", a_killed_core_gets_new_keys),
     ("ike::comes_up_through_loss", comes_up_through_loss),
     ("ike::follows_a_nat", follows_a_nat),
@@ -141,6 +142,41 @@ fn rekeys_under_load_lose_nothing() -> Outcome {
     rekeyed.map_err(|timeout| format!("{timeout}: {seen}"))?;
     let after = [spis(&pair.a.status()?), spis(&pair.b.status()?)];
     assert!(before[0].iter().zip(&after[0]).all(|(before, after)| before != after), "{before:?} {after:?}");
+    Ok(())
+}
+
+fn control_killed_under_load_is_adopted() -> Outcome {
+    let pair = start(2, "")?;
+    let topology = &pair.topology;
+    let before = [spis(&pair.a.status()?), spis(&pair.b.status()?)];
+    let origin = Instant::now();
+    let loads = [
+        Paced::start(&topology.client, &topology.server, SERVER, LOAD, origin)?,
+        Paced::start(&topology.server, &topology.client, CLIENT, LOAD, origin)?,
+    ];
+    for kill in 0..4 {
+        let (gateway, netns) = [(&pair.a, &topology.gateway_a), (&pair.b, &topology.gateway_b)][kill % 2];
+        kill_part(netns, "braid-control")?;
+        all_up(gateway)?;
+    }
+    for netns in [&topology.gateway_a, &topology.gateway_b] {
+        kill_part(netns, "braid-control")?;
+    }
+    for gateway in [&pair.a, &pair.b] {
+        all_up(gateway)?;
+    }
+    let drops = format!("dropped at A {:?}, at B {:?}", pair.a.drops()?, pair.b.drops()?);
+    for load in loads {
+        assert_eq!(load.finish()?.flaw(), None, "{drops}");
+    }
+    for (gateway, before) in [&pair.a, &pair.b].into_iter().zip(before) {
+        let status = gateway.status()?;
+        assert_eq!(spis(&status), before, "{status}");
+        for tunnel in tunnels(&status) {
+            assert_eq!(tunnel["failovers"], 0, "{tunnel}");
+            assert!(tunnel["ike"]["suite"].is_string(), "{tunnel}");
+        }
+    }
     Ok(())
 }
 
