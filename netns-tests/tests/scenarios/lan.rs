@@ -7,7 +7,7 @@ use braid_netns::content::{self, Echo};
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, SERVER, SERVER6};
 use braid_netns::traffic::{Pings, ping};
-use braid_netns::{Error, Netns, Offload, Result, Topology, fault, poll_until};
+use braid_netns::{Error, Netns, Offload, Result, Topology, fault, poll_until, retry_until};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -289,7 +289,11 @@ fn behind_a_nat() -> Outcome {
         if side == Side::B { text.replace(&remote, "role = \"respond\"\n") } else { text }
     })?;
     pair.a.wait_up(SOON)?;
-    assert_eq!(pair.b.status()?["tunnels"][0]["reason"], "no peer has been heard yet");
+    retry_until("B to wait for its peer", SOON, || {
+        let status = pair.b.status().map_err(|error| error.to_string())?;
+        let reason = status["tunnels"][0]["reason"].as_str().unwrap_or_default();
+        if reason == "no peer has been heard yet" { Ok(()) } else { Err(reason.to_owned()) }
+    })?;
     // B learns where A is from what A sends, and no sooner.
     poll_until("the first answer", SOON, || {
         let answered = !ping(&pair.topology.client, SERVER, &Pings::default()).ok()?.rtt_ms.is_empty();
