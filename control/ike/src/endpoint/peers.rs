@@ -122,7 +122,7 @@ impl Endpoint {
         for sa in self.sas_of(id) {
             self.with_sa(now, rng, sa, |sa, cx| {
                 let moved = sa.path.local.ip() != local || sa.path.remote.ip() != remote;
-                if !moved || !sa.is_established() || !sa.initiator {
+                if !moved || !sa.is_established() || !sa.began {
                     return;
                 }
                 if sa.caps.mobike {

@@ -210,6 +210,8 @@ pub(crate) struct IkeSa {
     pub(crate) config: Option<Arc<PeerConfig>>,
     /// We made it: flag I of what we send.
     pub(crate) initiator: bool,
+    /// We made the first of its line, whoever rekeyed since: MOBIKE's initiator (RFC 4555 section 2.1).
+    pub(crate) began: bool,
     pub(crate) spi_i: IkeSpi,
     pub(crate) spi_r: IkeSpi,
     pub(crate) path: Path,
@@ -261,6 +263,7 @@ impl IkeSa {
             peer: None,
             config: None,
             initiator,
+            began: initiator,
             spi_i,
             spi_r,
             path,
@@ -341,6 +344,10 @@ impl IkeSa {
 
     /// Queues an exchange once.
     pub(crate) fn want(&mut self, due: Instant, want: Want) {
+        // Of several moves the last one counts.
+        if matches!(want, Want::MoveAddresses(_)) {
+            self.queue.retain(|(_, queued)| !matches!(queued, Want::MoveAddresses(_)));
+        }
         if let Some(queued) = self.queue.iter_mut().find(|(_, queued)| *queued == want) {
             queued.0 = queued.0.min(due);
         } else if want == Want::DeleteIke {
@@ -364,7 +371,7 @@ impl IkeSa {
                 Want::RekeyIke => self.start_rekey_ike(cx),
                 Want::RekeyChild(id) => self.start_rekey_child(cx, id),
                 Want::CreateChild => self.start_create_child(cx),
-                Want::Probe => self.start_request(cx, Task::Probe, ExchangeType::Informational, Vec::new()),
+                Want::Probe => self.start_probe(cx),
             }
         }
     }

@@ -17,6 +17,9 @@ pub(crate) struct Nat {
     pub(crate) here: bool,
     /// A NAT stands before the peer, or the peer makes us believe so.
     pub(crate) there: bool,
+    /// Where the peer saw us last: its NAT_DETECTION_DESTINATION_IP. None is unknown, as after a rekey, whose
+    /// SPIs enter the hash.
+    pub(crate) seen: Option<[u8; 20]>,
 }
 
 impl Nat {
@@ -29,8 +32,7 @@ impl Nat {
                 .filter(move |notify| notify.kind == kind)
                 .map(|notify| notify.data.as_slice())
         };
-        let supported = parts.has(NotifyType::NAT_DETECTION_SOURCE_IP)
-            && parts.has(NotifyType::NAT_DETECTION_DESTINATION_IP);
+        let supported = Self::is_asked(parts);
         let remote = nat_detection_hash(spi_i, spi_r, path.remote);
         let local = nat_detection_hash(spi_i, spi_r, path.local);
         Self {
@@ -39,7 +41,19 @@ impl Nat {
             // destination hash that does not match, one before us.
             there: supported && !data(NotifyType::NAT_DETECTION_SOURCE_IP).any(|hash| hash == remote),
             here: supported && !data(NotifyType::NAT_DETECTION_DESTINATION_IP).any(|hash| hash == local),
+            seen: seen(parts),
         }
+    }
+
+    /// Whether a message has the payloads that an answer must have then too (RFC 4555 section 3.8).
+    pub(crate) fn is_asked(parts: &Parts<'_>) -> bool {
+        parts.has(NotifyType::NAT_DETECTION_SOURCE_IP) && parts.has(NotifyType::NAT_DETECTION_DESTINATION_IP)
+    }
+
+    /// Whether the peer sees us elsewhere than before. What was not known before counts: RFC 4555 section 3.8
+    /// calls the needless update harmless.
+    pub(crate) fn has_moved(self, parts: &Parts<'_>) -> bool {
+        self.here && seen(parts).is_some_and(|seen| Some(seen) != self.seen)
     }
 
     /// Our NAT_DETECTION payloads for a message on `path`.
@@ -80,4 +94,8 @@ impl Nat {
             EspTransport::Esp
         }
     }
+}
+
+fn seen(parts: &Parts<'_>) -> Option<[u8; 20]> {
+    parts.notify(NotifyType::NAT_DETECTION_DESTINATION_IP)?.data.as_slice().try_into().ok()
 }

@@ -2,6 +2,7 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use super::nat::Nat;
 use super::parts::Parts;
 use super::window::RequestAge;
 use super::{Cx, End, IkeSa, Phase, Task, step_of};
@@ -164,7 +165,7 @@ impl IkeSa {
             Some(Task::Followup(followup)) => self.handle_followup_response(cx, *followup, &parts),
             Some(Task::DeleteChildren(ids)) => self.handle_children_deleted(cx, &ids),
             Some(Task::DeleteIke) => self.die(cx, None),
-            Some(Task::Probe) => {}
+            Some(Task::Probe) => self.handle_probe_response(cx, &parts),
             Some(Task::MoveAddresses { cookie2, path }) => {
                 self.handle_move_response(cx, &cookie2, path, &parts)
             }
@@ -191,8 +192,10 @@ impl IkeSa {
             return;
         }
         // RFC 7296 section 2.23: a peer behind a NAT is followed to where its authentic packets come from;
-        // in the handshake the peer decides on the ports.
-        let follow = self.nat.there || (self.is_handshake() && !self.initiator);
+        // in the handshake the peer decides on the ports. RFC 4555 section 3.8: with MOBIKE an IKE message
+        // changes nothing unless it says so, and ESP alone is followed.
+        let is_dynamic = self.nat.there && !self.caps.mobike;
+        let follow = is_dynamic || (self.is_handshake() && !self.initiator);
         if follow {
             self.move_to(cx, path);
         }
@@ -200,13 +203,18 @@ impl IkeSa {
 
     /// From now on the peer is reached by this path.
     pub(crate) fn move_to(&mut self, cx: &mut Cx<'_>, path: Path) {
-        if self.path == path {
-            return;
-        }
-        self.path = path;
-        let Some(peer) = self.peer.filter(|_| !self.is_handshake()) else { return };
+        self.change_way(cx, path, self.nat);
+    }
+
+    /// From now on the peer is reached by this path, with these NATs on it; ESP may go in UDP or bare now.
+    pub(crate) fn change_way(&mut self, cx: &mut Cx<'_>, path: Path, nat: Nat) {
+        let before = self.esp_transport();
+        (self.path, self.nat) = (path, nat);
         let (transport, path) = self.esp_transport();
-        cx.effects.push_back(Effect::Event(Event::EndpointMoved { peer, path, transport }));
+        let Some(peer) = self.peer.filter(|_| !self.is_handshake()) else { return };
+        if before != (transport, path) {
+            cx.effects.push_back(Effect::Event(Event::EndpointMoved { peer, path, transport }));
+        }
     }
 
     /// Authentic octets that break the protocol end an SA that is being made.

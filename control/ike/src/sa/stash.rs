@@ -22,7 +22,7 @@ use crate::effect::{ChildId, DownCause, IkeSaId, Path};
 use crate::wire::{ExchangeType, IkeSpi};
 
 /// Of this layout.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// An answer longer than this is not kept: then a peer that missed it finds us silent once.
 const MAX_ANSWER: usize = 8 * 1024;
 
@@ -72,9 +72,11 @@ impl IkeSa {
         out.0.extend_from_slice(&self.spi_r.0);
         out.address(self.path.local);
         out.address(self.path.remote);
+        out.u8(self.began.into());
         [self.nat.supported, self.nat.here, self.nat.there, self.caps.fragmentation, self.caps.mobike]
             .iter()
             .for_each(|flag| out.u8((*flag).into()));
+        out.octets(self.nat.seen.as_ref().map_or(&[], |seen| &seen[..]));
         out.ike_suite(crypt.keys.suite());
         out.octets(crypt.keys.export().expose());
         out.duration(now.saturating_duration_since(self.created));
@@ -387,8 +389,10 @@ impl<'a> Reader<'a> {
         let path = Path { local: self.address()?, remote: self.address()? };
         let mut sa = IkeSa::blank(cx, initiator, (spi_i, spi_r), path, phase);
         (sa.id, sa.peer, sa.config) = (id, Some(peer), Some(config));
-        sa.nat = Nat { supported: self.flag()?, here: self.flag()?, there: self.flag()? };
+        sa.began = self.flag()?;
+        sa.nat = Nat { supported: self.flag()?, here: self.flag()?, there: self.flag()?, seen: None };
         sa.caps = PeerCaps { fragmentation: self.flag()?, mobike: self.flag()?, ..PeerCaps::default() };
+        sa.nat.seen = self.octets()?.try_into().ok();
         let suite = self.ike_suite()?;
         let keys = IkeKeys::import(&suite, &SecretBytes::from_slice(self.octets()?)).ok()?;
         sa.crypt = Some(Crypt::new(keys, initiator, generation).ok()?);

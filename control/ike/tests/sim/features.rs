@@ -7,7 +7,7 @@ use braid_ike::{
 };
 
 use crate::config::{A, B, peer};
-use crate::exchanges::{pair, run_with_traffic, sas_in_core, up};
+use crate::exchanges::{pair, run_with_traffic, up};
 use crate::net::Net;
 
 /// A pair whose configurations are changed first.
@@ -35,14 +35,6 @@ fn rekey_all(net: &mut Net) {
     assert!(net.failures(0).is_empty() && net.failures(1).is_empty());
 }
 
-fn behind_nat(net: &mut Net, port: u16) {
-    net.nat.clear();
-    for (inside, outside) in [(500, port), (4500, port + 1)] {
-        let outside = format!("203.0.113.9:{outside}").parse().unwrap();
-        net.nat.insert(format!("{A}:{inside}").parse().unwrap(), outside);
-    }
-}
-
 #[test]
 fn without_a_nat_auto_means_plain_esp() {
     for mode in [Encapsulation::Auto, Encapsulation::Esp] {
@@ -55,50 +47,6 @@ fn without_a_nat_auto_means_plain_esp() {
         assert_eq!(net.transport(1, 0), Some(EspTransport::Esp));
         rekey_all(&mut net);
     }
-}
-
-#[test]
-fn behind_a_nat_esp_goes_in_udp_and_follows_the_mapping() {
-    for mode in [Encapsulation::Auto, Encapsulation::Udp] {
-        let mut net = Net::new(12, &[A, B]);
-        behind_nat(&mut net, 10_000);
-        let mut responder = peer(Role::Respond, B, A);
-        (responder.remote, responder.encapsulation) = (None, mode);
-        net.put_peer(1, 0, responder);
-        let mut initiator = peer(Role::Initiate, A, B);
-        initiator.encapsulation = mode;
-        net.put_peer(0, 1, initiator);
-        up(&mut net);
-        assert_eq!(net.transport(1, 0), Some(EspTransport::Udp));
-        let path = |net: &Net| net.nodes[1].endpoint.status(net.now, PeerId(0)).unwrap().path.unwrap();
-        assert_eq!(path(&net).remote.to_string(), "203.0.113.9:10001");
-        behind_nat(&mut net, 20_000);
-        net.act(0, |e, now, rng| e.probe(now, rng, PeerId(1)));
-        net.run(Duration::from_secs(1));
-        assert_eq!(path(&net).remote.to_string(), "203.0.113.9:20001");
-        assert!(net.nodes[1].events.iter().any(|e| matches!(e, Event::EndpointMoved { .. })));
-        assert_eq!(sas_in_core(&net), [2, 2]);
-    }
-}
-
-#[test]
-fn mobike_moves_both_ends_to_a_new_address() {
-    let mut net = pair(13);
-    up(&mut net);
-    net.run(Duration::from_secs(5));
-    net.readdress(0, "192.0.2.77");
-    net.act(0, |e, now, rng| {
-        e.set_addresses(now, rng, PeerId(1), "192.0.2.77".parse().unwrap(), B.parse().unwrap());
-    });
-    net.run(Duration::from_secs(2));
-    let path = net.nodes[1].endpoint.status(net.now, PeerId(0)).unwrap().path.unwrap();
-    assert_eq!(path.remote.to_string(), "192.0.2.77:4500");
-    for node in &net.nodes {
-        assert!(node.events.iter().any(|e| matches!(e, Event::EndpointMoved { .. })));
-        assert!(!node.events.iter().any(|e| matches!(e, Event::PeerDown { .. })));
-    }
-    net.run(Duration::from_secs(60));
-    assert!(net.is_up(0, 1) && net.is_up(1, 0), "DPD goes by the new path");
 }
 
 #[test]

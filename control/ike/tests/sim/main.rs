@@ -5,5 +5,6 @@ mod config;
 mod exchanges;
 mod faults;
 mod features;
+mod moves;
 mod net;
 mod schedules;

@@ -77,6 +77,11 @@ impl Core {
         self.sas.insert(id, sa);
     }
 
+    fn follow(&mut self, peer: PeerId, path: Path, transport: EspTransport) {
+        let sas = self.sas.values_mut().filter(|sa| sa.peer == peer);
+        sas.for_each(|sa| (sa.path, sa.transport) = (path, transport));
+    }
+
     fn remove(&mut self, id: ChildId, direction: Direction) {
         assert!(self.sas.remove(&(id, direction)).is_some(), "{id:?} {direction:?} removed but not there");
         self.order.retain(|other| *other != (id, direction));
@@ -282,7 +287,12 @@ impl Net {
                 Effect::ForgetStash(key) => {
                     node.stash.remove(&key);
                 }
-                Effect::Event(event) => node.events.push(event),
+                Effect::Event(event) => {
+                    if let Event::EndpointMoved { peer, path, transport } = &event {
+                        node.core.follow(*peer, *path, *transport);
+                    }
+                    node.events.push(event);
+                }
             }
         }
     }

@@ -5,7 +5,7 @@ use super::super::nat::Nat;
 use super::super::parts::Parts;
 use super::super::{After, Cx, End, IkeSa, Phase, Task, Want};
 use crate::crypto::constant_time_eq;
-use crate::diagnosis::{Fault, Step};
+use crate::diagnosis::{Fault, Step, Violation};
 use crate::effect::{ChildId, DownCause, Path};
 use crate::random::random_array;
 use crate::wire::{Delete, ExchangeType, Notify, NotifyType, Payload};
@@ -39,8 +39,15 @@ impl IkeSa {
         if !ended.is_empty() {
             payloads.push(Payload::Delete(Delete::Esp(ended)));
         }
-        if parts.has(NotifyType::UPDATE_SA_ADDRESSES) && self.caps.mobike {
-            self.peer_moves(cx, path, parts, &mut payloads);
+        if self.caps.mobike {
+            if parts.has(NotifyType::UPDATE_SA_ADDRESSES) {
+                self.peer_moves(cx, path, parts, &mut payloads);
+            }
+            // RFC 4555 section 3.8: in the request means in the answer; nothing else follows from it.
+            if let Some(config) = self.config.as_ref().filter(|_| Nat::is_asked(parts)) {
+                let (mode, spi_i, spi_r) = (config.encapsulation, self.spi_i, self.spi_r);
+                payloads.extend(Nat::payloads(mode, cx.rng, spi_i, spi_r, path));
+            }
         }
         payloads.extend(parts.cookie2());
         payloads
@@ -115,6 +122,25 @@ impl IkeSa {
         ids.iter().for_each(|id| self.end_child(cx, *id, cx.settings.old_inbound_grace));
     }
 
+    /// Asks whether the peer lives, and behind a NAT where it sees us (RFC 4555 section 3.8).
+    pub(crate) fn start_probe(&mut self, cx: &mut Cx<'_>) {
+        let mut payloads = Vec::new();
+        if let Some(config) = self.config.as_ref().filter(|_| self.caps.mobike && self.began && self.nat.here)
+        {
+            let (mode, spi_i, spi_r) = (config.encapsulation, self.spi_i, self.spi_r);
+            payloads = Nat::payloads(mode, cx.rng, spi_i, spi_r, self.path);
+        }
+        self.start_request(cx, Task::Probe, ExchangeType::Informational, payloads);
+    }
+
+    pub(crate) fn handle_probe_response(&mut self, cx: &mut Cx<'_>, parts: &Parts<'_>) {
+        // RFC 4555 section 3.8: the NAT maps us to another address or port, which the peer does not follow
+        // by itself.
+        if self.caps.mobike && self.began && self.nat.has_moved(parts) {
+            self.want(cx.now, Want::MoveAddresses(self.path));
+        }
+    }
+
     /// MOBIKE: tells the peer that we are elsewhere (RFC 4555 section 3.5).
     pub(crate) fn start_move(&mut self, cx: &mut Cx<'_>, path: Path) {
         let Some(config) = self.config.clone() else { return };
@@ -136,30 +162,33 @@ impl IkeSa {
         path: Path,
         parts: &Parts<'_>,
     ) {
-        // RFC 4555 section 3.7: another cookie means that something is wrong on the way; tried again.
-        let echoed = parts.notify(NotifyType::COOKIE2).is_some_and(|n| constant_time_eq(&n.data, cookie2));
-        if !echoed || parts.has(NotifyType::UNACCEPTABLE_ADDRESSES) {
-            self.want(cx.now + cx.settings.retransmit_max, Want::MoveAddresses(path));
+        if parts.error().is_some() {
+            if self.path == path {
+                self.want(cx.now + cx.settings.retransmit_max, Want::MoveAddresses(path));
+            }
             return;
         }
+        // RFC 4555 section 4.2.5: another cookie ends the SA.
+        let echoed = parts.notify(NotifyType::COOKIE2).is_some_and(|n| constant_time_eq(&n.data, cookie2));
+        if !echoed {
+            let fault = Fault::Violation(Violation::MissingPayload("COOKIE2"));
+            let diagnosis = Some(self.diagnosis(Step::Informational, fault));
+            return self.delete(cx, End { cause: DownCause::Refused, diagnosis });
+        }
         let nat = Nat::detect(parts, self.spi_i, self.spi_r, path);
-        if nat.supported {
-            self.nat = nat;
+        // Another move may have begun meanwhile.
+        if nat.supported && self.path == path {
+            self.change_way(cx, path, nat);
         }
     }
 
     fn peer_moves(&mut self, cx: &mut Cx<'_>, path: Path, parts: &Parts<'_>, payloads: &mut Vec<Payload>) {
-        let Some(config) = self.config.clone() else { return };
         let nat = Nat::detect(parts, self.spi_i, self.spi_r, path);
         // RFC 4555 section 3.9: the peer forbids NATs, yet there is one.
         if parts.has(NotifyType::NO_NATS_ALLOWED) && (nat.here || nat.there) {
             payloads.push(Payload::Notify(Notify::bare(NotifyType::UNEXPECTED_NAT_DETECTED)));
             return;
         }
-        if nat.supported {
-            self.nat = nat;
-            payloads.extend(Nat::payloads(config.encapsulation, cx.rng, self.spi_i, self.spi_r, path));
-        }
-        self.move_to(cx, path);
+        self.change_way(cx, path, if nat.supported { nat } else { self.nat });
     }
 }

@@ -267,7 +267,8 @@ impl IkeSa {
         let spis = (pending.spi_i, pending.spi_r);
         let mut new = Self::blank(cx, initiator, spis, self.path, Phase::Established);
         new.crypt = Some(Crypt::new(keys, initiator, 0).ok()?);
-        (new.peer, new.nat, new.caps) = (self.peer, self.nat, self.caps.clone());
+        (new.peer, new.caps, new.began) = (self.peer, self.caps.clone(), self.began);
+        new.nat = super::super::nat::Nat { seen: None, ..self.nat };
         new.start_lifetime(cx, config.ike_lifetime);
         new.config = Some(config);
         new.childless_since = Some(cx.now);
