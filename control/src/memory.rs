@@ -1,5 +1,5 @@
 //! What control remembers over its own restarts, within one life of its launcher: which keys were
-//! sent to which core, which tunnels are drained, and the outer paths as last seen.
+//! sent to which core, which tunnels are drained, the outer paths as last seen, and that there is a plan.
 //!
 //! Pure but for [`load`], [`save`] and [`hash_seed`], which keep it in the run directory. Nothing
 //! in it is secret.
@@ -34,12 +34,15 @@ pub struct Memory {
     pub drained: BTreeSet<String>,
     /// Outer paths by tunnel name.
     pub outer: BTreeMap<String, Outer>,
+    /// The launcher has put a plan in force.
+    pub planned: bool,
 }
 
 impl Memory {
     /// Remembers nothing.
     pub fn new(salt: [u8; 32]) -> Self {
-        Memory { keys: KeyRecord::new(salt), drained: BTreeSet::new(), outer: BTreeMap::new() }
+        let keys = KeyRecord::new(salt);
+        Memory { keys, drained: BTreeSet::new(), outer: BTreeMap::new(), planned: false }
     }
 }
 
@@ -50,6 +53,8 @@ struct File {
     used_keys: BTreeMap<String, String>,
     drained: BTreeSet<String>,
     outer: BTreeMap<String, Outer>,
+    #[serde(default)]
+    planned: bool,
 }
 
 /// Reads what an earlier life under the same launcher left; `None` when there was none.
@@ -74,7 +79,7 @@ pub fn load(run_dir: &Path, launcher: &str) -> io::Result<Option<Memory>> {
         return Err(io::Error::from(io::ErrorKind::InvalidData));
     };
     let keys = KeyRecord::restore(salt, used);
-    Ok(Some(Memory { keys, drained: file.drained, outer: file.outer }))
+    Ok(Some(Memory { keys, drained: file.drained, outer: file.outer, planned: file.planned }))
 }
 
 /// Writes it so that a reader finds the old or the new one whole, whichever process is killed.
@@ -89,6 +94,7 @@ pub fn save(run_dir: &Path, launcher: &str, memory: &Memory) -> io::Result<()> {
         used_keys: used.collect(),
         drained: memory.drained.clone(),
         outer: memory.outer.clone(),
+        planned: memory.planned,
     };
     let text = serde_json::to_vec(&file)?;
     write_whole(&run_dir.join(FILE), &text)
@@ -151,6 +157,7 @@ mod tests {
         let digest = memory.keys.digest(Suite::Aes128Gcm16, &[1; 20]);
         memory.keys.mark(digest, BootId([3; 16]));
         memory.drained.insert("a".to_owned());
+        memory.planned = true;
         let blocked = Some(Blocked::LinkDown { name: "eth1".to_owned() });
         memory.outer.insert("a".to_owned(), Outer { mtu: Some(1400), blocked, ..Outer::default() });
         save(&dir, "1:2", &memory).unwrap();

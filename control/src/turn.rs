@@ -12,6 +12,8 @@
 //! - A manual key is recorded before it is sent, and a recorded key is never sent again: see
 //!   [`crate::keys`]. Only the core's own word that a transaction is not in force takes it back.
 //! - Nothing in the core is changed before the launcher's plan for it is in force.
+//! - What an earlier life has left at work, in the core and in the kernel, stays as it is until the core's
+//!   stash was read.
 
 mod ike;
 mod message;
@@ -49,6 +51,8 @@ use sync::Core;
 const PLAN_RETRY: Duration = Duration::from_secs(5);
 /// After the core refused a tunnel for want of a socket, which may be on its way to it.
 const SOCKET_RETRY: Duration = Duration::from_millis(500);
+/// How long a plan waits for the core of an earlier life to say what was negotiated with its peers.
+const PLAN_PATIENCE: Duration = Duration::from_secs(1);
 /// Between looks at the counters while a tunnel is silent, should a verdict have been lost.
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -67,6 +71,9 @@ pub struct Turn {
     plan_sent: Option<u64>,
     plan_in_force: Option<u64>,
     plan_retry: Option<Duration>,
+    /// An earlier life's plan is in force, and belongs to peers that only the core's stash knows: nothing is
+    /// planned before that was read, or until this time.
+    plan_held_until: Option<Duration>,
     core: Option<Core>,
     /// Numbers that the core has confirmed.
     numbers: Numbers,
@@ -138,6 +145,7 @@ impl Turn {
         workers: u32,
         now: Duration,
     ) -> Self {
+        let plan_held_until = memory.planned.then_some(now + PLAN_PATIENCE);
         let mut turn = Turn {
             config: config.clone(),
             fallback: None,
@@ -149,6 +157,7 @@ impl Turn {
             plan_sent: None,
             plan_in_force: None,
             plan_retry: None,
+            plan_held_until,
             core: None,
             numbers: Numbers::default(),
             refused: BTreeMap::new(),
@@ -194,7 +203,8 @@ impl Turn {
             return Some(Duration::ZERO);
         }
         let health = self.deadlines.first().map(|(deadline, _)| *deadline);
-        [health, self.stats_at, self.plan_retry, self.refusal_retry].into_iter().flatten().min()
+        let timers = [health, self.stats_at, self.plan_retry, self.plan_held_until, self.refusal_retry];
+        timers.into_iter().flatten().min()
     }
 
     /// The effects of the events so far.
@@ -367,6 +377,9 @@ impl Turn {
     fn handle_plan_done(&mut self) {
         self.plan_in_force = self.plan_sent.take();
         self.plan_retry = None;
+        if !core::mem::replace(&mut self.memory.planned, true) {
+            self.effects.push(Effect::RememberLater);
+        }
         self.touch_all();
     }
 
@@ -402,8 +415,8 @@ impl Turn {
                 self.effects.push(Effect::QueryStats);
             }
         }
-        if self.plan_retry.is_some_and(|at| at <= now) {
-            self.plan_retry = None;
+        for due in [&mut self.plan_retry, &mut self.plan_held_until] {
+            due.take_if(|at| *at <= now);
         }
         if self.refusal_retry.is_some_and(|at| at <= now) {
             self.refusal_retry = None;
@@ -415,7 +428,8 @@ impl Turn {
 
     /// Drives everything towards what is desired.
     fn settle(&mut self, now: Duration) {
-        if self.plan_sent.is_none() && self.plan_retry.is_none() && !self.is_planned() {
+        let may_plan = self.plan_retry.is_none() && self.plan_held_until.is_none();
+        if self.plan_sent.is_none() && may_plan && !self.is_planned() {
             self.plan_sent = Some(self.plan_wanted);
             self.effects.push(Effect::Plan(Box::new(self.desired.plan.clone())));
         }

@@ -1,6 +1,7 @@
 //! A new connection to the core: what an earlier life of control left there goes on, the rest goes.
 
 use braid_api::{FRAME_HEADER_LEN, Generation, Stats, decode, encode};
+use braid_ike::PeerState;
 use serde::{Deserialize, Serialize};
 
 use super::*;
@@ -35,6 +36,10 @@ impl Ike {
         now: Now,
     ) {
         self.handle_core_gone(now.instant);
+        if !stash.is_empty() {
+            // It was only the connection that was lost.
+            self.lost.clear();
+        }
         let mut endpoint =
             Endpoint::new(now.instant, unix_time, EndpointSettings::default(), &mut self.random);
         // Numbers of this life are above those of all before.
@@ -48,24 +53,23 @@ impl Ike {
         self.sync_peers(turn, now);
         let ages = ages(&self.notes, stats);
         let mut adopted = BTreeSet::new();
-        for (key, value) in states {
-            let Some(endpoint) = &mut self.endpoint else { continue };
+        let Some(endpoint) = &mut self.endpoint else { return };
+        // The newest first: of two that claim a child it is the heir.
+        for (key, value) in states.into_iter().rev() {
             let age = |child: ChildId| ages.get(&child).copied();
             match endpoint.adopt(now.instant, &mut self.random, &value.0, generation.0, &age) {
-                Ok(sa) => {
-                    // Told before anything else is, so that its traffic never stops.
-                    if let Some(peer) = self.peers.get_mut(&sa.peer)
-                        && !sa.children.is_empty()
-                    {
-                        peer.is_up = true;
-                        self.states.insert(peer.name.clone(), IkeState::Up);
-                    }
-                    adopted.extend(sa.children);
-                }
+                Ok(sa) => adopted.extend(sa.children),
                 Err(error) => {
                     tracing::warn!("an IKE SA of before cannot be adopted: {error}");
                     self.first.push(IkeOp::Forget(key));
                 }
+            }
+        }
+        // Told before anything else is, so that their traffic never stops.
+        for (id, peer) in &mut self.peers {
+            if endpoint.status(now.instant, *id).is_some_and(|status| status.state == PeerState::Up) {
+                peer.is_up = true;
+                self.states.insert(peer.name.clone(), IkeState::Up);
             }
         }
         self.drop_strays(turn, &adopted);

@@ -98,6 +98,8 @@ struct Peer {
     /// Addresses were asked for and not known.
     wants_address: bool,
     given: Option<(std::net::IpAddr, std::net::IpAddr)>,
+    /// What failed last, and when.
+    last_failure: Option<(Instant, braid_ike::Diagnosis)>,
 }
 
 /// A transaction on its way.
@@ -137,6 +139,11 @@ impl Ike {
     /// What is known of a tunnel.
     pub fn status(&self, tunnel: &str, now: Instant) -> Option<PeerStatus> {
         self.endpoint.as_ref()?.status(now, *self.by_name.get(tunnel)?)
+    }
+
+    /// What failed last with a tunnel's peer, whoever began, and when.
+    pub fn last_failure(&self, tunnel: &str) -> Option<&(Instant, braid_ike::Diagnosis)> {
+        self.peers.get(self.by_name.get(tunnel)?)?.last_failure.as_ref()
     }
 
     /// What the endpoint has counted.
@@ -294,8 +301,11 @@ impl Ike {
         let ways: Vec<Way> = halves.iter().map(|half| half.direction).collect();
         let ops: Option<Vec<(IkeOp, SaNote)>> =
             halves.into_iter().map(|half| self.install_op(half)).collect();
+        let is_held = self.peers.get(&peer).is_some_and(|peer| turn.holds_tunnel(&peer.name));
+        let stash = if is_held { self.take_stash_behind() } else { None };
         let carried = ops.and_then(|ops| {
-            let (ops, notes): (Vec<_>, Vec<_>) = ops.into_iter().unzip();
+            let (mut ops, notes): (Vec<_>, Vec<_>) = ops.into_iter().unzip();
+            ops.extend(stash);
             Some((turn.carry(ops).ok()??, notes))
         });
         let Some((carried, notes)) = carried else {
@@ -311,6 +321,17 @@ impl Ike {
             installed.push((child, way, id));
         }
         self.waiting = Some(Waiting { epoch: carried.epoch, child: Some((peer, child)), installed });
+    }
+
+    /// The value that tells of what was just done goes into force with it: whoever comes after us must not find
+    /// SAs in the core that the stash does not speak of. Events in between change nothing.
+    fn take_stash_behind(&mut self) -> Option<IkeOp> {
+        let at = self.queue.iter().position(|effect| !matches!(effect, Effect::Event(_)))?;
+        self.queue.get(at).filter(|effect| matches!(effect, Effect::Stash(_)))?;
+        match self.queue.remove(at)? {
+            Effect::Stash(update) => Some(IkeOp::Stash(update.key, stash_value(update))),
+            _ => None,
+        }
     }
 
     fn install_op(&self, sa: ChildSa) -> Option<(IkeOp, SaNote)> {
@@ -393,7 +414,7 @@ impl Ike {
             }
             Event::Failed { peer, diagnosis, .. } => {
                 let reason = words::reason(&diagnosis);
-                let Some(peer) = peer.and_then(|peer| self.peers.get(&peer)) else {
+                let Some(peer) = peer.and_then(|peer| self.peers.get_mut(&peer)) else {
                     tracing::info!("IKE: {reason}");
                     if self.strangers.len() >= MAX_STRANGERS {
                         self.strangers.pop_front();
@@ -402,6 +423,7 @@ impl Ike {
                     return;
                 };
                 tracing::warn!("tunnel {}: {reason}", peer.name);
+                peer.last_failure = Some((now.instant, *diagnosis));
                 if !peer.is_up {
                     self.states.insert(peer.name.clone(), IkeState::Failed { cause: "ike", reason });
                     self.tell(turn, now);

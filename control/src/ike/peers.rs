@@ -63,6 +63,7 @@ impl Ike {
             is_up,
             wants_address: false,
             given: None,
+            last_failure: before.and_then(|peer| peer.last_failure.clone()),
         };
         self.peers.insert(id, peer);
         if let Some(endpoint) = &mut self.endpoint {

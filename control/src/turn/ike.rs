@@ -349,13 +349,18 @@ impl Turn {
     pub(super) fn handle_adopt(&mut self, negotiated: BTreeMap<String, Negotiated>) {
         let Some(core) = &mut self.core else { return };
         core.ike.awaits_stash = false;
-        core.is_dirty = true;
+        self.plan_held_until = None;
         self.negotiated = negotiated;
         let (config, by_name) = (&self.config, &self.by_name);
         self.negotiated.retain(|name, _| {
             let tunnel = by_name.get(name).and_then(|index| config.tunnels.get(*index));
             tunnel.is_some_and(|tunnel| tunnel.ike().is_some())
         });
+        for runtime in &mut self.tunnels {
+            // What IKE says from now on, it says of what was adopted.
+            runtime.ike = IkeState::Unknown;
+        }
+        self.rebuild();
         self.touch_all();
     }
 
@@ -377,8 +382,10 @@ impl Turn {
     pub(super) fn ike_obstacle(&self, index: usize, id: TunnelId) -> Option<Obstacle> {
         let tunnel = self.config.tunnels.get(index)?;
         let holds_pair = self.holds_ike_pair(id);
+        let awaits_stash = self.core.as_ref().is_some_and(|core| core.ike.awaits_stash);
         match &self.tunnels.get(index)?.ike {
             // What an earlier life had brought up goes on until it is known whether it can be adopted.
+            _ if holds_pair && awaits_stash => None,
             IkeState::Unknown | IkeState::Up if holds_pair => None,
             IkeState::Unknown => {
                 Some(Obstacle::Negotiating { by_peer: tunnel.role == crate::config::Role::Respond })
@@ -485,6 +492,8 @@ mod tests {
         turn.handle(hello(3), NOW);
         assert!(transactions(&mut turn).is_empty());
         turn.handle(Event::Adopt { negotiated: BTreeMap::from([("a".to_owned(), path())]) }, NOW);
+        assert!(transactions(&mut turn).is_empty(), "the kernel's part is first");
+        turn.handle(Event::PlanDone, NOW);
         let first = transactions(&mut turn).remove(0);
         let put = first.ops.iter().find_map(|op| if let Op::PutTunnel(it) = op { Some(it) } else { None });
         assert_eq!(put.unwrap().remote, Some(path().remote));

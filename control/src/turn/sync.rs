@@ -144,7 +144,10 @@ impl Turn {
             }
             runtime.ike = IkeState::default();
         }
-        self.negotiated.clear();
+        if hello.stash_entries == 0 {
+            self.negotiated.clear();
+            self.plan_held_until = None;
+        }
         for tunnel in &hello.tunnels {
             let Some(runtime) = self.by_name.get(&tunnel.name).and_then(|index| self.tunnels.get_mut(*index))
             else {
@@ -168,6 +171,8 @@ impl Turn {
         self.last_boot = Some(hello.boot);
         self.refused.clear();
         self.core = Some(core);
+        // By the core's numbers, or its tunnels would be taken for others and masked.
+        self.rebuild();
         self.touch_all();
         self.effects.push(Effect::Note(Note::CoreFound { adopted, new: is_new }));
     }

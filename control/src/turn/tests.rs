@@ -20,19 +20,35 @@ use proptest::prelude::*;
 use super::*;
 use crate::outer::Blocked;
 
-/// Variants of one configuration: weights, a tunnel less, other keys, priorities, no routes.
-const VARIANTS: usize = 6;
+/// Variants of one configuration: weights, a tunnel less, other keys, priorities, no routes, another order.
+const VARIANTS: usize = 7;
+/// The same tunnels with keys that are negotiated, the peer's address unknown.
+const NEGOTIATED: usize = VARIANTS;
 
 fn configuration(variant: usize) -> Arc<Config> {
     let mut text = "[gateway]\nname = \"x\"\n".to_owned();
-    let names = if variant == 2 { &["a", "b"][..] } else { &["a", "b", "c"] };
-    for (index, name) in names.iter().enumerate() {
+    let names = match variant {
+        2 => &["a", "b"][..],
+        6 => &["c", "b", "a"],
+        _ => &["a", "b", "c"],
+    };
+    for name in names {
+        let index = usize::from(name.as_bytes()[0] - b'a');
         let key = |side: usize| {
             let salt = if variant == 3 && index == 0 { 0x40 } else { 0 };
             format!("{:02x}", 0x10 * (index + 1) + side + salt).repeat(20)
         };
         let weight = if variant == 1 { 5 } else { 1 };
         let priority = if variant == 4 { index as i32 } else { 0 };
+        if variant == NEGOTIATED {
+            text.push_str(&format!(
+                "[[tunnel]]\nname = \"{name}\"\nlocal = \"192.0.2.{}\"\nrole = \"respond\"\n\
+                 inside = \"169.254.{}.2/30\"\n[tunnel.ike]\npsk = \"x\"\nremote-id = \"{name}.example\"\n",
+                index + 1,
+                index + 10
+            ));
+            continue;
+        }
         text.push_str(&format!(
             "[[tunnel]]\nname = \"{name}\"\nlocal = \"192.0.2.{}\"\nremote = \"203.0.113.{}\"\n\
              inside = \"169.254.{}.2/30\"\nweight = {weight}\npriority = {priority}\n\
@@ -70,9 +86,13 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Rig::with(0)
+    }
+
+    fn with(variant: usize) -> Self {
         let disk = Memory::new([5; 32]);
         let mut rig = Rig {
-            turn: Turn::new(configuration(0), disk.clone(), [1; 16], 1, Duration::ZERO),
+            turn: Turn::new(configuration(variant), disk.clone(), [1; 16], 1, Duration::ZERO),
             now: Duration::ZERO,
             disk,
             core: None,
@@ -86,7 +106,7 @@ impl Rig {
             replies: Vec::new(),
             notes: Vec::new(),
             exited: None,
-            variant: 0,
+            variant,
             next_token: 0,
         };
         rig.start_core();
@@ -398,6 +418,112 @@ fn control_killed_adopts_what_runs() {
     assert_eq!(rig.core.as_ref().unwrap().summary(), before);
     assert_eq!(rig.view("a").0, State::Up);
     assert_eq!(rig.view("c").0, State::Draining);
+}
+
+#[test]
+fn control_killed_knows_its_tunnels_by_the_cores_numbers() {
+    let mut rig = Rig::settled();
+    let before = rig.core.as_ref().unwrap().summary();
+    // The file was changed meanwhile: numbers by its order would be others'.
+    rig.variant = 6;
+    rig.kill_control(true);
+    for _ in 0..20 {
+        rig.connect();
+        assert!(!masks(&rig), "{:?}", rig.to_core);
+        rig.finish_plan(true);
+        while rig.core_step() || rig.control_step() {}
+        rig.sleep(Duration::from_millis(100));
+    }
+    assert_eq!(rig.core.as_ref().unwrap().summary(), before);
+    assert_eq!(rig.view("a").0, State::Up);
+}
+
+fn masks(rig: &Rig) -> bool {
+    rig.to_core.iter().flat_map(|transaction| &transaction.ops).any(|op| matches!(op, Op::Mask(_)))
+}
+
+fn path(name: &str) -> Negotiated {
+    let host = name.as_bytes()[0] - b'a' + 1;
+    Negotiated {
+        local: format!("192.0.2.{host}:4500").parse().unwrap(),
+        remote: format!("203.0.113.{host}:61000").parse().unwrap(),
+        encapsulation: braid_api::Encapsulation::Udp,
+        suite: braid_api::Suite::Aes256Gcm16,
+    }
+}
+
+impl Rig {
+    fn negotiate(&mut self, name: &str) {
+        let salt = name.as_bytes()[0];
+        let install = |direction, way: u8| IkeOp::Install {
+            tunnel: name.to_owned(),
+            negotiated: path(name),
+            direction,
+            spi: braid_api::Spi(0x1000 + u32::from(salt)),
+            suite: braid_api::Suite::Aes256Gcm16,
+            key: braid_api::SecretKey::new((0..36).map(|at| at ^ salt ^ way).collect()),
+            esn: true,
+            replay_window: 2048,
+            selectors: braid_api::Selectors::default(),
+            note: braid_api::StashValue(vec![salt]),
+        };
+        let ops = vec![install(Direction::In, 0), install(Direction::Out, 0x80)];
+        assert!(matches!(self.turn.carry(ops), Ok(Some(_))));
+        self.tell(name, IkeState::Up);
+    }
+
+    fn tell(&mut self, name: &str, state: IkeState) {
+        self.event(Event::Ike([(name.to_owned(), state)].into()));
+    }
+}
+
+/// Only the stash knows where the peers are and what was agreed upon with them.
+#[test]
+fn control_killed_leaves_negotiated_tunnels_alone_until_the_stash_is_read() {
+    const NAMES: [&str; 3] = ["a", "b", "c"];
+    let mut rig = Rig::with(NEGOTIATED);
+    rig.connect();
+    rig.event(Event::Adopt { negotiated: BTreeMap::new() });
+    rig.settle();
+    NAMES.iter().for_each(|name| rig.negotiate(name));
+    let mut plan = None;
+    for _ in 0..5 {
+        plan = rig.plan.clone().or(plan);
+        rig.settle_for(1);
+    }
+    let plan = plan.expect("the peers' addresses are news for the kernel");
+    assert!(NAMES.iter().all(|name| rig.state(name) == Some(TunnelState::Live)));
+    let before = rig.core.as_ref().unwrap().summary();
+    rig.kill_control(true);
+    assert!(rig.plan.is_none(), "the plan in force may hold what is not known yet");
+    rig.connect();
+    // Whatever IKE says before it has read the stash.
+    rig.tell("a", IkeState::Negotiating { by_peer: true });
+    rig.sleep(Duration::from_millis(10));
+    assert!(rig.to_core.is_empty() && rig.plan.is_none(), "{:?}", rig.to_core);
+    let negotiated = NAMES.iter().map(|name| ((*name).to_owned(), path(name))).collect();
+    rig.event(Event::Adopt { negotiated });
+    NAMES.iter().for_each(|name| rig.tell(name, IkeState::Up));
+    assert!(!masks(&rig), "{:?}", rig.to_core);
+    assert_eq!(rig.plan.as_ref(), Some(&plan));
+    for _ in 0..20 {
+        rig.finish_plan(true);
+        assert!(!masks(&rig), "{:?}", rig.to_core);
+        while rig.core_step() || rig.control_step() {}
+        rig.sleep(Duration::from_millis(100));
+    }
+    assert_eq!(rig.core.as_ref().unwrap().summary(), before);
+    assert!(NAMES.iter().all(|name| rig.view(name) == (State::Up, String::new())));
+}
+
+#[test]
+fn a_plan_waits_for_a_core_that_does_not_answer_but_not_for_long() {
+    let mut rig = Rig::settled();
+    rig.kill_control(true);
+    rig.sleep(PLAN_PATIENCE / 2);
+    assert!(rig.plan.is_none());
+    rig.sleep(PLAN_PATIENCE);
+    assert!(rig.plan.is_some());
 }
 
 #[test]

@@ -159,11 +159,16 @@ fn control_killed_under_load_is_adopted() -> Outcome {
         kill_part(netns, "braid-control")?;
         all_up(gateway)?;
     }
-    for netns in [&topology.gateway_a, &topology.gateway_b] {
-        kill_part(netns, "braid-control")?;
-    }
-    for gateway in [&pair.a, &pair.b] {
-        all_up(gateway)?;
+    // Both at once, then again before they have adopted anything, or while they do.
+    for kills in [1, 1, 3] {
+        for _ in 0..kills {
+            for netns in [&topology.gateway_a, &topology.gateway_b] {
+                kill_part(netns, "braid-control")?;
+            }
+        }
+        for gateway in [&pair.a, &pair.b] {
+            all_up(gateway)?;
+        }
     }
     let drops = format!("dropped at A {:?}, at B {:?}", pair.a.drops()?, pair.b.drops()?);
     for load in loads {
