@@ -69,6 +69,10 @@ impl Endpoint {
             self.with_sa(now, rng, id, |sa, cx| sa.repeat_init(cx, path, bytes));
             return;
         }
+        // Who ends says no more to strangers: a refusal would tell the peer of a configuration that does not fit.
+        if self.is_closing {
+            return;
+        }
         let parts = Parts::of(&message.payloads);
         let (Some(offered), Some(ke), Some(nonce)) = (parts.sa, parts.ke, parts.nonce) else {
             self.counters.malformed += 1;

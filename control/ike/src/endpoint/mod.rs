@@ -49,6 +49,7 @@ pub struct Endpoint {
     counters: Counters,
     /// What the wall clock showed, and when.
     wall: (Instant, Duration),
+    is_closing: bool,
 }
 
 /// An IKE SA of an earlier life, at work again.
@@ -80,6 +81,7 @@ impl Endpoint {
             ids: Ids::default(),
             counters: Counters::default(),
             wall: (now, unix_time),
+            is_closing: false,
         }
     }
 
@@ -211,6 +213,29 @@ impl Endpoint {
         self.refresh_peer(now, rng, peer);
     }
 
+    /// Ends all SAs and tells the peers, as far as [`Endpoint::is_closed`] is waited for. Nobody is tried or
+    /// answered any more.
+    pub fn close(&mut self, now: Instant, rng: &mut dyn Random) {
+        self.is_closing = true;
+        // Nobody waits long for the answers.
+        self.settings.retransmit_first = self.settings.retransmit_first.min(CLOSING_RETRANSMIT);
+        self.settings.retransmit_max = self.settings.retransmit_max.min(CLOSING_RETRANSMIT);
+        for peer in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.remove_peer(now, rng, peer);
+        }
+        // The Delete waits for the answer to what is under way.
+        let waiting = self.sas.values().filter(|sa| matches!(sa.phase, Phase::Replaced)).map(|sa| sa.id);
+        for id in waiting.collect::<Vec<_>>() {
+            self.with_sa(now, rng, id, |sa, cx| sa.hurry(cx));
+        }
+    }
+
+    /// Whether every peer has acknowledged the end of its SAs, or was given up.
+    pub fn is_closed(&self) -> bool {
+        let ends = |sa: &IkeSa| matches!(sa.phase, Phase::Established | Phase::Replaced | Phase::Deleting);
+        self.is_closing && !self.sas.values().any(|sa| ends(sa))
+    }
+
     /// The state of the peer's established IKE SA, for the stash; holds keys.
     pub fn export(&self, now: Instant, peer: PeerId) -> Option<SecretBytes> {
         let peer = self.peers.get(&peer)?;
@@ -243,7 +268,15 @@ impl Endpoint {
         let peer = sa.peer.ok_or(AdoptError::UnknownPeer)?;
         let children = sa.children.iter().filter(|child| child.out_installed).map(|child| child.id).collect();
         let adopted = Adopted { peer, ike: sa.id, children };
+        let works = |sa: &IkeSa| sa.is_established() && sa.usable_child().is_some();
+        // What the earlier life was about to find out. The younger one was adopted before.
+        let younger = self.sas_of(peer).into_iter().filter_map(|id| self.sas.get(&id)).find(|sa| works(sa));
+        let rival = younger.filter(|_| works(&sa)).map(|younger| younger.as_rival());
+        let id = sa.id;
         self.settle(now, rng, Box::new(sa), upcalls);
+        if let Some(rival) = rival {
+            self.with_sa(now, rng, id, |sa, cx| sa.contest(cx, rival));
+        }
         Ok(adopted)
     }
 
@@ -337,6 +370,9 @@ impl Endpoint {
                     sa.held_until = None;
                     sa.pump(cx);
                 }),
+                Upcall::Contested { sa, contest, is_alive } => {
+                    self.settle_contest(now, rng, sa, contest, is_alive);
+                }
                 Upcall::Childless { sa, peer } => self.handle_childless(now, rng, sa, peer),
             }
         }
@@ -394,14 +430,18 @@ impl Endpoint {
         self.timers.set(Owner::Sa(id), deadline);
     }
 
+    /// An SA, or what it was rekeyed into, if that is established.
+    fn living(&self, id: IkeSaId) -> Option<IkeSaId> {
+        let line = std::iter::successors(Some(id), |id| self.sas.get(id).and_then(|sa| sa.heir));
+        line.take(8).find(|id| self.sas.get(id).is_some_and(|sa| sa.is_established()))
+    }
+
     /// Gives children to the SA that inherits them; without it, they end.
     fn hand_over(&mut self, now: Instant, rng: &mut dyn Random, bequest: Bequest) {
-        let Bequest { to, peer, children, lingering, queue, child_rekeys } = bequest;
-        // The heir may itself have been rekeyed meanwhile.
-        let line = std::iter::successors(Some(to), |id| self.sas.get(id).and_then(|sa| sa.heir));
+        let Bequest { to, peer, children, lingering, queue, child_rekeys, contest } = bequest;
         let lives = |id: &IkeSaId| self.sas.get(id).is_some_and(|sa| sa.is_established());
         let others = self.sas_of(peer);
-        let living = line.take(8).find(lives).or_else(|| others.into_iter().rev().find(lives));
+        let living = self.living(to).or_else(|| others.into_iter().rev().find(lives));
         let heir = living.and_then(|id| self.sas.remove(&id));
         let Some(mut heir) = heir else {
             let ((), _) = self.with_cx(now, rng, |cx| {
@@ -417,6 +457,7 @@ impl Endpoint {
         queue.into_iter().for_each(|(due, want)| heir.want(due, want));
         heir.child_rekeys += child_rekeys;
         heir.held_until = None;
+        heir.take_contest(now, contest);
         heir.note_children(now);
         self.effects.extend(heir.stash_update(now).map(Effect::Stash));
         self.effects.push_back(Effect::Event(Event::IkeRekeyed { peer }));
@@ -424,4 +465,6 @@ impl Endpoint {
     }
 }
 
+/// Retransmission of the last Deletes.
+const CLOSING_RETRANSMIT: Duration = Duration::from_millis(80);
 const LOWEST_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);

@@ -9,14 +9,13 @@ use super::timers::Owner;
 use crate::diagnosis::{Diagnosis, Fault, Step};
 use crate::effect::{DownCause, Effect, Event, IkeSaId, Path, PeerId, TimerKind};
 use crate::random::{Random, random_u64};
+use crate::sa::contest::Contest;
 use crate::sa::exchanges::init::offers;
 use crate::sa::{End, IkeSa, Phase, Want};
 use crate::settings::{PeerConfig, Role};
 use crate::status::{ChildStatus, IkeStatus, PeerState, PeerStatus};
 use crate::wire::{ExchangeType, Message, Proposal, ProposalSpi};
 
-/// Two SAs made by opposite sides within this time are a collision, not a restart.
-const TOGETHER: Duration = Duration::from_secs(5);
 /// A peer that stayed up this long is tried again at once.
 const STEADY: Duration = Duration::from_secs(10);
 /// An IKE SA without a child is kept this long, where it is not for us to make one. A simultaneous rekey has
@@ -227,6 +226,14 @@ impl Endpoint {
 
     /// An SA has ended, for a reason that somebody should know.
     pub(super) fn note_end(&mut self, now: Instant, sa: &IkeSa, end: End) {
+        let served = sa.peer.is_some_and(|peer| {
+            let mut others = self.sas_of(peer).into_iter().filter(|id| *id != sa.id);
+            others.any(|id| self.sas.get(&id).is_some_and(|other| other.usable_child().is_some()))
+        });
+        // One of two was too many: no failure.
+        if end.cause == DownCause::PeerDeleted && served {
+            return;
+        }
         let known = sa.peer.and_then(|peer| self.peers.get_mut(&peer));
         if matches!(end.diagnosis.as_ref().map(|d| (d.by_peer, d.step)), Some((true, Step::Auth))) {
             self.counters.failed_authentication += 1;
@@ -262,7 +269,7 @@ impl Endpoint {
         self.effects.push_back(Effect::Event(event));
     }
 
-    /// A new SA is established: of several with one peer, one stays.
+    /// A new SA is established: of several with one peer, one stays ([`crate::sa::contest`]).
     pub(super) fn resolve_duplicates(
         &mut self,
         now: Instant,
@@ -271,15 +278,9 @@ impl Endpoint {
         peer: PeerId,
         initial_contact: bool,
     ) {
-        let Some((by_us, key, made)) = self.sas.get(&new).map(|sa| (sa.initiator, rank(sa), sa.created))
-        else {
-            return;
-        };
-        let mut loses = false;
+        let Some(rival) = self.sas.get(&new).map(|sa| sa.as_rival()) else { return };
         for id in self.sas_of(peer).into_iter().filter(|id| *id != new) {
             let Some(other) = self.sas.get(&id) else { continue };
-            let end = End { cause: DownCause::Deleted, diagnosis: None };
-            let collided = other.initiator != by_us && made < other.created + TOGETHER;
             match &other.phase {
                 // Ours has not got as far as IKE_AUTH: the peer has authenticated nothing of it.
                 Phase::Handshake(_) if other.initiator => {
@@ -287,13 +288,18 @@ impl Endpoint {
                         self.with_sa(now, rng, id, |sa, cx| sa.die(cx, None));
                     }
                 }
-                // Both sides connected at once: both keep the SA of the higher SPIs.
-                Phase::Established if collided && rank(other) > key => loses = true,
                 // RFC 7296 section 2.4: the peer knows nothing of older ones.
-                Phase::Established if initial_contact && !collided => {
-                    self.with_sa(now, rng, id, |sa, cx| sa.die(cx, Some(end)));
+                Phase::Established | Phase::Replaced | Phase::Deleting if initial_contact => {
+                    let end = End { cause: DownCause::Deleted, diagnosis: None };
+                    let mut lingering = Vec::new();
+                    self.with_sa(now, rng, id, |sa, cx| {
+                        lingering = sa.retire_children(cx);
+                        sa.die(cx, Some(end));
+                    });
+                    // It may have been late: the peer may have sent on them until a moment ago.
+                    self.with_sa(now, rng, new, |sa, _| sa.lingering.extend(lingering));
                 }
-                Phase::Established => self.with_sa(now, rng, id, |sa, cx| sa.delete(cx, end)),
+                Phase::Established => self.with_sa(now, rng, id, |sa, cx| sa.contest(cx, rival)),
                 Phase::Handshake(_)
                 | Phase::Replaced
                 | Phase::Deleting
@@ -301,9 +307,31 @@ impl Endpoint {
                 | Phase::Dead => {}
             }
         }
-        if loses {
-            let end = End { cause: DownCause::Deleted, diagnosis: None };
-            self.with_sa(now, rng, new, |sa, cx| sa.delete(cx, end));
+    }
+
+    /// It is known whether the peer has the older of two SAs.
+    pub(super) fn settle_contest(
+        &mut self,
+        now: Instant,
+        rng: &mut dyn Random,
+        id: IkeSaId,
+        contest: Contest,
+        is_alive: bool,
+    ) {
+        // With the younger one gone there is nothing to choose; DPD goes on.
+        let Some(rival) = self.living(contest.rival) else { return };
+        let end = End { cause: DownCause::Deleted, diagnosis: None };
+        if is_alive {
+            let (loser, winner) = if contest.yields { (id, rival) } else { (rival, id) };
+            let mut lingering = Vec::new();
+            self.with_sa(now, rng, loser, |sa, cx| {
+                lingering = sa.retire_children(cx);
+                sa.delete(cx, end);
+            });
+            // What the peer has sent on its children already is still received.
+            self.with_sa(now, rng, winner, |sa, _| sa.lingering.extend(lingering));
+        } else {
+            self.with_sa(now, rng, id, |sa, cx| sa.die(cx, Some(end)));
         }
     }
 
@@ -372,11 +400,6 @@ impl Endpoint {
             last_failure: peer.last_failure.clone(),
         })
     }
-}
-
-/// What both sides compare two SAs by.
-fn rank(sa: &IkeSa) -> (crate::wire::IkeSpi, crate::wire::IkeSpi) {
-    (sa.spi_i, sa.spi_r)
 }
 
 /// The pause before an attempt: none before the first, then doubling, a quarter more or less at random.

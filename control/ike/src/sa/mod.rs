@@ -8,6 +8,7 @@
 //! IKE_SA_INIT; every queue is bounded; a child is in exactly one IKE SA.
 
 pub(crate) mod child;
+pub(crate) mod contest;
 pub(crate) mod core_events;
 pub(crate) mod exchanges;
 pub(crate) mod nat;
@@ -33,6 +34,7 @@ use crate::status::Counters;
 use crate::wire::fragment::seal_fragmented;
 use crate::wire::{Delete, ExchangeType, Header, IkeSpi, Message, Payload};
 use child::{Child, ChildState, Lingering};
+use contest::Contest;
 use exchanges::auth::AuthTask;
 use exchanges::create_child::ChildTask;
 use exchanges::followup::{AwaitedFollowup, Followup};
@@ -93,6 +95,8 @@ pub(crate) enum Upcall {
     Bequest(Box<Bequest>),
     /// The one that came before is gone: the SA may start exchanges.
     Release(IkeSaId),
+    /// It is known whether the peer has an SA that may be left over.
+    Contested { sa: IkeSaId, contest: Contest, is_alive: bool },
     /// The SA has had no usable child for a while.
     Childless { sa: IkeSaId, peer: PeerId },
 }
@@ -106,6 +110,7 @@ pub(crate) struct Bequest {
     pub(crate) lingering: Vec<Lingering>,
     pub(crate) queue: VecDeque<(Instant, Want)>,
     pub(crate) child_rekeys: u64,
+    pub(crate) contest: Option<Contest>,
 }
 
 /// Where an IKE SA stands.
@@ -199,7 +204,7 @@ pub(crate) struct End {
 #[derive(Debug)]
 pub(crate) enum After {
     Activate(ChildId),
-    Close(Option<End>),
+    CloseByPeer(Option<End>),
 }
 
 /// One IKE SA.
@@ -212,6 +217,8 @@ pub(crate) struct IkeSa {
     pub(crate) initiator: bool,
     /// We made the first of its line, whoever rekeyed since: MOBIKE's initiator (RFC 4555 section 2.1).
     pub(crate) began: bool,
+    /// The SPIs of the first of its line, if that was another.
+    pub(crate) first_spis: Option<(IkeSpi, IkeSpi)>,
     pub(crate) spi_i: IkeSpi,
     pub(crate) spi_r: IkeSpi,
     pub(crate) path: Path,
@@ -228,8 +235,11 @@ pub(crate) struct IkeSa {
     pub(crate) collision: Option<IkeCollision>,
     /// The SA that has taken this one's place.
     pub(crate) heir: Option<IkeSaId>,
-    /// Until then it starts no exchange: who inherits the children is not settled between both sides.
+    /// Until then it starts no exchange but a probe: who inherits the children is not settled between both
+    /// sides.
     pub(crate) held_until: Option<Instant>,
+    /// It may be left over: a younger one with the same peer is there.
+    pub(crate) contest: Option<Contest>,
     pub(crate) awaited: Option<Box<AwaitedFollowup>>,
     /// SPIs that the peer deleted while an exchange of ours that may have made them is under way.
     pub(crate) early_deletes: Vec<u32>,
@@ -264,6 +274,7 @@ impl IkeSa {
             config: None,
             initiator,
             began: initiator,
+            first_spis: None,
             spi_i,
             spi_r,
             path,
@@ -280,6 +291,7 @@ impl IkeSa {
             collision: None,
             heir: None,
             held_until: None,
+            contest: None,
             awaited: None,
             early_deletes: Vec::new(),
             created: now,
@@ -357,12 +369,18 @@ impl IkeSa {
         }
     }
 
+    /// When a queued exchange may start.
+    pub(crate) fn free_at(&self, due: Instant, want: Want) -> Instant {
+        let held = self.held_until.filter(|_| self.is_established() && want != Want::Probe);
+        held.map_or(due, |until| due.max(until))
+    }
+
     /// Starts the next exchange, if none is under way.
     pub(crate) fn pump(&mut self, cx: &mut Cx<'_>) {
         while self.window.outstanding().is_none()
             && matches!(self.phase, Phase::Established | Phase::Replaced)
         {
-            let due = self.queue.iter().position(|(at, _)| *at <= cx.now);
+            let due = self.queue.iter().position(|(at, want)| self.free_at(*at, *want) <= cx.now);
             let Some((_, want)) = due.and_then(|index| self.queue.remove(index)) else { return };
             match want {
                 Want::DeleteIke => self.start_delete_ike(cx),
@@ -423,7 +441,12 @@ impl IkeSa {
         for after in std::mem::take(&mut self.after) {
             match after {
                 After::Activate(id) => self.activate_child(cx, id),
-                After::Close(end) => self.close(cx, end),
+                After::CloseByPeer(end) => {
+                    // Its last packets may be behind its Delete.
+                    let lingering = self.retire_children(cx);
+                    self.close(cx, end);
+                    self.lingering = lingering;
+                }
             }
         }
     }
@@ -542,6 +565,20 @@ impl IkeSa {
         }
         self.die(cx, end);
         self.phase = Phase::Closed { until: cx.now + CLOSED_FOR };
+        // A next life must not take it for one that works.
+        if self.peer.is_some() {
+            cx.effects.push_back(Effect::ForgetStash(self.id.0));
+        }
+    }
+
+    /// Ends the children for sending; the inbound halves are left to another SA for their grace time.
+    pub(crate) fn retire_children(&mut self, cx: &mut Cx<'_>) -> Vec<Lingering> {
+        let Some(peer) = self.peer else { return Vec::new() };
+        let grace = cx.settings.old_inbound_grace;
+        let mut lingering = std::mem::take(&mut self.lingering);
+        let children = std::mem::take(&mut self.children).into_iter();
+        lingering.extend(children.filter_map(|child| child.end(cx, peer, grace)));
+        lingering
     }
 
     fn drop_children(&mut self, cx: &mut Cx<'_>) {

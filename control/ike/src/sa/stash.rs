@@ -73,6 +73,8 @@ impl IkeSa {
         out.address(self.path.local);
         out.address(self.path.remote);
         out.u8(self.began.into());
+        let (first_i, first_r) = self.first_spis();
+        [first_i, first_r].iter().for_each(|spi| out.0.extend_from_slice(&spi.0));
         [self.nat.supported, self.nat.here, self.nat.there, self.caps.fragmentation, self.caps.mobike]
             .iter()
             .for_each(|flag| out.u8((*flag).into()));
@@ -390,6 +392,7 @@ impl<'a> Reader<'a> {
         let mut sa = IkeSa::blank(cx, initiator, (spi_i, spi_r), path, phase);
         (sa.id, sa.peer, sa.config) = (id, Some(peer), Some(config));
         sa.began = self.flag()?;
+        sa.first_spis = Some((IkeSpi(self.array()?), IkeSpi(self.array()?)));
         sa.nat = Nat { supported: self.flag()?, here: self.flag()?, there: self.flag()?, seen: None };
         sa.caps = PeerCaps { fragmentation: self.flag()?, mobike: self.flag()?, ..PeerCaps::default() };
         sa.nat.seen = self.octets()?.try_into().ok();

@@ -46,6 +46,7 @@ impl IkeSa {
                 if self.childless_since.is_some() {
                     at(self.childless_at, TimerKind::Queue);
                 }
+                self.contest.iter().for_each(|contest| at(contest.until, TimerKind::Dpd));
                 if self.nat.here {
                     at(self.last_sent + cx_settings.keepalive, TimerKind::Keepalive);
                 }
@@ -55,9 +56,7 @@ impl IkeSa {
             Phase::Dead => {}
         }
         if self.window.outstanding().is_none() && matches!(self.phase, Phase::Established | Phase::Replaced) {
-            let held = self.held_until.filter(|_| self.is_established());
-            let free = |due: Instant| held.map_or(due, |until| due.max(until));
-            self.queue.iter().for_each(|(due, _)| at(free(*due), TimerKind::Queue));
+            self.queue.iter().for_each(|(due, want)| at(self.free_at(*due, *want), TimerKind::Queue));
         }
         if self.is_established() {
             self.children.iter().for_each(|child| at(child.deadline(), TimerKind::Rekey));
@@ -117,6 +116,7 @@ impl IkeSa {
                 if self.nat.here && now >= self.last_sent + cx.settings.keepalive {
                     self.send_keepalive(cx);
                 }
+                self.end_contest(cx);
             }
             // The peer did not delete what it replaced, or does not answer our Delete.
             Phase::Replaced if now >= self.expires_at => {
@@ -148,7 +148,9 @@ impl IkeSa {
             return;
         }
         let path = self.path;
-        if let Some(datagrams) = self.window.retransmit(cx.now, cx.settings).map(<[Vec<u8>]>::to_vec) {
+        let longest =
+            if self.contest.is_some() { cx.settings.retransmit_first } else { cx.settings.retransmit_max };
+        if let Some(datagrams) = self.window.retransmit(cx.now, longest).map(<[Vec<u8>]>::to_vec) {
             cx.counters.retransmissions += 1;
             self.transmit(cx, path, datagrams);
         }

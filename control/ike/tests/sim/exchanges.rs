@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use braid_ike::{EspTransport, Event, PeerId, Role};
+use braid_ike::{DownCause, EspTransport, Event, PeerId, Role};
 
 use crate::config::{A, B, peer};
 use crate::net::Net;
@@ -201,34 +201,57 @@ fn esp_counts_as_life() {
     assert_eq!(net.nodes[0].datagrams + net.nodes[1].datagrams, before, "no DPD while ESP is heard");
 }
 
+/// Both are told at once; who initiates tries again, and is not told that its configuration is wrong.
 #[test]
-fn a_restarted_peer_is_up_again_at_once() {
+fn an_endpoint_that_closes_tells_its_peers() {
     for side in [0, 1] {
-        let mut net = pair(10);
+        let mut net = pair(11);
         up(&mut net);
-        net.run(Duration::from_secs(60));
-        net.restart(side);
-        let (role, local, remote) = if side == 0 { (Role::Initiate, A, B) } else { (Role::Initiate, B, A) };
-        net.put_peer(side, 1 - side as u32, peer(role, local, remote));
-        assert!(net.run_until(Duration::from_secs(1), |net| net.connected(0, 1)));
-        net.run(Duration::from_secs(60));
-        assert!(net.connected(0, 1));
-        assert_eq!(net.nodes[0].endpoint.ike_sas() + net.nodes[1].endpoint.ike_sas(), 2);
+        net.run(Duration::from_secs(20));
+        // What is under way does not stand in the way.
+        net.act(side, |e, now, rng| e.rekey_child(now, rng, PeerId(1 - side as u32)));
+        net.act(side, |e, now, rng| e.close(now, rng));
+        assert!(!net.nodes[side].endpoint.is_closed());
+        assert!(net.run_until(Duration::from_millis(300), |net| net.nodes[side].endpoint.is_closed()));
+        assert!(net.nodes[side].core.sas.is_empty());
+        assert!(net.nodes[1 - side].core.outbound(PeerId(side as u32)).is_none());
+        let other = &net.nodes[1 - side];
+        assert!(
+            matches!(other.events.last(), Some(Event::PeerDown { cause: DownCause::PeerDeleted, .. }))
+                || other.events.iter().rev().take(3).any(|e| matches!(e, Event::PeerDown { .. })),
+            "{:?}",
+            other.events
+        );
+        let sent = net.nodes[0].datagrams;
+        net.run(Duration::from_secs(120));
+        assert!(!net.is_up(0, 1) && !net.is_up(1, 0));
+        let misled = |fault: &&braid_ike::Fault| matches!(fault, braid_ike::Fault::NoProposal { .. });
+        assert!(!net.failures(1 - side).iter().any(misled));
+        let tries = net.nodes[0].datagrams - sent;
+        assert_eq!(side == 1, tries > 3, "{tries} datagrams of node 0 after node {side} has closed");
+        assert!(tries < 60);
     }
 }
 
 #[test]
-fn both_sides_may_initiate_at_once() {
-    for seed in 0..200 {
-        let mut net = Net::new(seed, &[A, B]);
-        net.weather.delay_max = Duration::from_millis(30);
-        net.put_peer(1, 0, peer(Role::Initiate, B, A));
-        net.put_peer(0, 1, peer(Role::Initiate, A, B));
+fn a_close_is_told_through_loss_and_does_not_wait_for_the_dead() {
+    let mut told = 0;
+    for seed in 0..100 {
+        let mut net = pair(seed);
         up(&mut net);
-        net.run(Duration::from_secs(60));
-        assert!(net.connected(0, 1), "seed {seed}");
-        assert_eq!(net.nodes[0].endpoint.ike_sas(), 1, "seed {seed}");
-        assert_eq!(net.nodes[1].endpoint.ike_sas(), 1, "seed {seed}");
-        assert_eq!(sas_in_core(&net), [2, 2], "seed {seed}");
+        net.weather.loss = 30;
+        net.act(0, |e, now, rng| e.close(now, rng));
+        net.run_until(Duration::from_millis(300), |net| net.nodes[0].endpoint.is_closed());
+        net.run(Duration::from_millis(20));
+        told += usize::from(!net.is_up(1, 0));
     }
+    assert!(told >= 95, "{told} of 100 peers heard it");
+    let mut net = pair(12);
+    up(&mut net);
+    net.nodes[1].cut = true;
+    net.act(0, |e, now, rng| e.close(now, rng));
+    assert_eq!(net.nodes[0].core.sas.len(), 0, "ours go without waiting");
+    net.run(Duration::from_secs(40));
+    assert!(net.nodes[0].endpoint.is_closed(), "in the end it is given up");
+    assert_eq!(net.nodes[0].endpoint.ike_sas(), 0);
 }

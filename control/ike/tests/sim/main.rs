@@ -2,6 +2,7 @@
 
 mod certificates;
 mod config;
+mod duplicates;
 mod exchanges;
 mod faults;
 mod features;

@@ -114,7 +114,8 @@ impl IkeSa {
         }
         match (verified, outcome) {
             (Ok(()), Ok(())) => {
-                self.establish(cx, parts.has(NotifyType::MOBIKE_SUPPORTED) && config.mobike, false)
+                let mobike = parts.has(NotifyType::MOBIKE_SUPPORTED) && config.mobike;
+                self.establish(cx, mobike, parts.has(NotifyType::INITIAL_CONTACT))
             }
             (Err(fault), _) if parts.auth.is_none() => self.fail(cx, Step::Auth, fault),
             // RFC 7296 section 2.21.2: the peer believes the SA to exist; it is told.

@@ -63,7 +63,7 @@ impl IkeSa {
             let diagnosis = Some(self.diagnosis(Step::Informational, fault));
             End { cause: DownCause::PeerDeleted, diagnosis }
         });
-        self.after.push(After::Close(end));
+        self.after.push(After::CloseByPeer(end));
     }
 
     /// The peer ends a child by the SPI it receives on; returns ours of the pair.
@@ -130,10 +130,12 @@ impl IkeSa {
             let (mode, spi_i, spi_r) = (config.encapsulation, self.spi_i, self.spi_r);
             payloads = Nat::payloads(mode, cx.rng, spi_i, spi_r, self.path);
         }
+        self.note_asked();
         self.start_request(cx, Task::Probe, ExchangeType::Informational, payloads);
     }
 
     pub(crate) fn handle_probe_response(&mut self, cx: &mut Cx<'_>, parts: &Parts<'_>) {
+        self.note_alive(cx);
         // RFC 4555 section 3.8: the NAT maps us to another address or port, which the peer does not follow
         // by itself.
         if self.caps.mobike && self.began && self.nat.has_moved(parts) {

@@ -145,6 +145,7 @@ impl IkeSa {
             lingering: std::mem::take(&mut self.lingering),
             queue: self.take_child_wants(),
             child_rekeys: self.child_rekeys,
+            contest: self.contest.take(),
         })));
         self.heir = Some(collision.sa);
         self.retire(cx);
@@ -267,7 +268,8 @@ impl IkeSa {
         let spis = (pending.spi_i, pending.spi_r);
         let mut new = Self::blank(cx, initiator, spis, self.path, Phase::Established);
         new.crypt = Some(Crypt::new(keys, initiator, 0).ok()?);
-        (new.peer, new.caps, new.began) = (self.peer, self.caps.clone(), self.began);
+        (new.peer, new.caps) = (self.peer, self.caps.clone());
+        (new.began, new.first_spis) = (self.began, Some(self.first_spis()));
         new.nat = super::super::nat::Nat { seen: None, ..self.nat };
         new.start_lifetime(cx, config.ike_lifetime);
         new.config = Some(config);
@@ -281,6 +283,7 @@ impl IkeSa {
         new.lingering = std::mem::take(&mut self.lingering);
         new.queue = self.take_child_wants();
         new.child_rekeys = self.child_rekeys;
+        new.take_contest(cx.now, self.contest.take());
         new.note_children(cx.now);
         self.heir = Some(new.id);
         self.retire(cx);
