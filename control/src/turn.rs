@@ -53,6 +53,9 @@ const PLAN_RETRY: Duration = Duration::from_secs(5);
 const SOCKET_RETRY: Duration = Duration::from_millis(500);
 /// How long a plan waits for the core of an earlier life to say what was negotiated with its peers.
 const PLAN_PATIENCE: Duration = Duration::from_secs(1);
+/// Between two builds of the desired state for outer paths that have changed, for each tunnel: about ten
+/// times what it costs.
+const REBUILD_GAP: Duration = Duration::from_micros(50);
 /// Between looks at the counters while a tunnel is silent, should a verdict have been lost.
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -97,6 +100,8 @@ pub struct Turn {
     /// An outer path changed: the desired state is built anew in a turn of its own, so that its
     /// cost delays no mask.
     needs_rebuild: bool,
+    /// Not before this: building costs time for every tunnel, and thousands may come up one by one.
+    next_rebuild: Duration,
     /// What IKE has settled, by tunnel name.
     negotiated: BTreeMap<String, Negotiated>,
     /// Counts the times that the core's tunnels may have changed.
@@ -173,6 +178,7 @@ impl Turn {
             disagreements: 0,
             needs_reconnect: false,
             needs_rebuild: false,
+            next_rebuild: Duration::ZERO,
             negotiated: BTreeMap::new(),
             held_changes: 0,
             effects: Vec::new(),
@@ -199,11 +205,10 @@ impl Turn {
 
     /// When [`Event::Timer`] is due.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        if self.needs_rebuild {
-            return Some(Duration::ZERO);
-        }
+        let rebuild = self.needs_rebuild.then_some(self.next_rebuild);
         let health = self.deadlines.first().map(|(deadline, _)| *deadline);
-        let timers = [health, self.stats_at, self.plan_retry, self.plan_held_until, self.refusal_retry];
+        let timers =
+            [rebuild, health, self.stats_at, self.plan_retry, self.plan_held_until, self.refusal_retry];
         timers.into_iter().flatten().min()
     }
 
@@ -397,8 +402,11 @@ impl Turn {
     }
 
     fn handle_timer(&mut self, now: Duration) {
-        if core::mem::take(&mut self.needs_rebuild) {
+        if self.needs_rebuild && self.next_rebuild <= now {
+            self.needs_rebuild = false;
             self.rebuild();
+            let tunnels = u32::try_from(self.tunnels.len()).unwrap_or(u32::MAX);
+            self.next_rebuild = now + REBUILD_GAP * tunnels;
         }
         while let Some((deadline, index)) = self.deadlines.first().copied()
             && deadline <= now

@@ -406,7 +406,7 @@ mod tests {
     use super::*;
     use crate::{
         memory::Memory,
-        turn::{Event, State},
+        turn::{Event, REBUILD_GAP, State},
     };
 
     const NOW: Duration = Duration::from_secs(1);
@@ -522,6 +522,26 @@ mod tests {
         let mask = transactions(&mut turn).remove(0);
         assert!(matches!(mask.ops[..], [Op::Mask(_)]), "{mask:?}");
         assert_eq!((state(&turn), turn.tunnels(NOW)[0].reason.as_str()), (State::Down, "silent"));
+    }
+
+    #[test]
+    fn paths_that_change_in_a_row_are_built_in_together() {
+        let mut turn = synced();
+        let change = |turn: &mut Turn, port: u16| {
+            let mut path = path();
+            path.remote.set_port(port);
+            turn.carry(vec![IkeOp::Move { tunnel: "a".to_owned(), negotiated: path }]).unwrap();
+        };
+        change(&mut turn, 61_001);
+        assert_eq!(turn.poll_timeout(), Some(Duration::ZERO), "the first does not wait");
+        turn.handle(Event::Timer, NOW);
+        change(&mut turn, 61_002);
+        let due = turn.poll_timeout().unwrap();
+        assert_eq!(due, NOW + REBUILD_GAP);
+        turn.handle(Event::Timer, NOW);
+        assert!(turn.needs_rebuild, "too soon");
+        turn.handle(Event::Timer, due);
+        assert!(!turn.needs_rebuild && turn.poll_timeout().is_none());
     }
 
     #[test]
