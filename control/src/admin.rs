@@ -60,6 +60,14 @@ pub enum Request {
         /// Its name.
         tunnel: String,
     },
+    /// Give a tunnel new keys.
+    Rekey {
+        /// Its name.
+        tunnel: String,
+        /// Those of its IKE SA, not of its child SA.
+        #[serde(default)]
+        ike: bool,
+    },
 }
 
 /// An answer.
@@ -199,6 +207,7 @@ mod tests {
             Request::Status,
             Request::Reload,
             Request::Drain { tunnel: "a".to_owned() },
+            Request::Rekey { tunnel: "a".to_owned(), ike: true },
             Request::Path { dst: "10.2.0.5".parse().unwrap(), src: None, protocol: 6, sport: 1, dport: 80 },
         ] {
             let text = serde_json::to_string(&request).unwrap();

@@ -31,6 +31,7 @@ enum Command {
     Path(ask::PathArgs),
     Drain(ask::Drain),
     Undrain(ask::Undrain),
+    Rekey(ask::Rekey),
     Reload(ask::Reload),
 }
 
@@ -118,6 +119,7 @@ fn command(args: Vec<OsString>) -> ExitCode {
         Command::Path(args) => ask::path(&args),
         Command::Drain(args) => ask::drain(args),
         Command::Undrain(args) => ask::undrain(args),
+        Command::Rekey(args) => ask::rekey(args),
         Command::Reload(args) => ask::reload(&args),
     }
 }

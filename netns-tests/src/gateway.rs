@@ -1,6 +1,7 @@
 //! A Braid gateway under test: the shipped `braid` command, run in a gateway's namespace.
 
 use crate::guard::{TempDir, temp_dir};
+use crate::process::check;
 use crate::{Error, Netns, Process, Ran, Result, retry_until};
 use std::collections::BTreeMap;
 use std::fs;
@@ -59,15 +60,19 @@ impl Gateway {
     /// # Errors
     /// When the gateway does not answer.
     pub fn status(&self) -> Result<serde_json::Value> {
-        let ran = self.braid(&["status", "--json"])?;
-        if !ran.status.success() {
-            return Err(Error::Command {
-                command: "braid status --json".to_owned(),
-                status: ran.status.to_string(),
-                output: ran.stderr.trim().to_owned(),
-            });
-        }
+        let ran = check("braid status --json", self.braid(&["status", "--json"])?)?;
         serde_json::from_str(&ran.stdout).map_err(|bad| Error::parse("braid status", bad))
+    }
+
+    /// Replaces a tunnel's keys now: those of its IKE SA, or of its child SA. Returns when the exchange
+    /// is begun.
+    ///
+    /// # Errors
+    /// When there is nothing to replace.
+    pub fn rekey(&self, tunnel: &str, ike: bool) -> Result<()> {
+        let mut arguments = vec!["rekey", tunnel];
+        arguments.extend(ike.then_some("--ike"));
+        check(&format!("braid {}", arguments.join(" ")), self.braid(&arguments)?).map(drop)
     }
 
     /// Packets dropped so far, by reason; reasons that never were are left out.

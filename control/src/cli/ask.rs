@@ -1,4 +1,4 @@
-//! `braid reload`, `braid drain`, `braid undrain` and `braid path`: one question each to the gateway
+//! `braid reload`, `braid drain`, `braid undrain`, `braid rekey` and `braid path`: one question each to the gateway
 //! of a run directory.
 
 use std::{
@@ -52,6 +52,23 @@ pub(super) struct Undrain {
     run_dir: RunDir,
 }
 
+/// Gives a tunnel new keys now, whatever is left of its lifetimes.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Make before break: no packet is lost. Returns when the exchange is begun; `braid status --json` shows
+the new SPIs once it is done.
+
+Example: braid rekey aws-a")]
+pub(super) struct Rekey {
+    /// The tunnel's name
+    tunnel: String,
+    /// Replace the IKE SA instead of the child SA
+    #[arg(long)]
+    ike: bool,
+    #[command(flatten)]
+    run_dir: RunDir,
+}
+
 /// Says which prefix, group, bucket and tunnel a flow takes, and why.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
@@ -95,6 +112,10 @@ pub(super) fn drain(args: Drain) -> ExitCode {
 
 pub(super) fn undrain(args: Undrain) -> ExitCode {
     order(&args.run_dir.path, &Request::Undrain { tunnel: args.tunnel })
+}
+
+pub(super) fn rekey(args: Rekey) -> ExitCode {
+    order(&args.run_dir.path, &Request::Rekey { tunnel: args.tunnel, ike: args.ike })
 }
 
 pub(super) fn path(args: &PathArgs) -> ExitCode {

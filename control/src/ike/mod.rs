@@ -206,6 +206,26 @@ impl Ike {
         }
     }
 
+    /// Replaces a tunnel's keys now: those of its IKE SA, or of its child SA.
+    ///
+    /// # Errors
+    /// Why there is nothing to replace.
+    pub fn rekey(&mut self, tunnel: &str, ike: bool, now: Instant) -> Result<(), String> {
+        let (Some(peer), Some(endpoint)) = (self.by_name.get(tunnel), &mut self.endpoint) else {
+            return Err(format!("no tunnel that negotiates keys is named {tunnel:?}"));
+        };
+        let status = endpoint.status(now, *peer);
+        if !status.is_some_and(|status| status.ike.is_some() && (ike || status.child.is_some())) {
+            return Err(format!("tunnel {tunnel} has no keys yet"));
+        }
+        if ike {
+            endpoint.rekey_ike(now, &mut self.random, *peer);
+        } else {
+            endpoint.rekey_child(now, &mut self.random, *peer);
+        }
+        Ok(())
+    }
+
     /// The core misses the peer: it is asked whether it lives.
     pub fn handle_silence(&mut self, tunnel: &str, now: Instant) {
         if let (Some(peer), Some(endpoint)) = (self.by_name.get(tunnel), &mut self.endpoint) {

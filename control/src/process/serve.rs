@@ -54,6 +54,14 @@ impl Control {
                 let token = self.wait_for(answer);
                 return Some(Event::Undrain { tunnel, token });
             }
+            Request::Rekey { tunnel, ike } => {
+                let begun = self.ike.rekey(&tunnel, ike, std::time::Instant::now());
+                // Whoever hung up does not want to know.
+                let _ = answer.send(match begun {
+                    Ok(()) => Response::Ok("begun".into()),
+                    Err(why) => Response::failed(format!("braid: {why}")),
+                });
+            }
         }
         None
     }
