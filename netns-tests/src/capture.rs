@@ -5,7 +5,7 @@ use crate::{Error, Netns, Process, Result};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const ETHERNET: u32 = 1;
@@ -19,6 +19,13 @@ const MAGIC_NANO: u32 = 0xa1b2_3c4d;
 #[derive(Debug)]
 pub struct Capture {
     process: Process,
+    file: PathBuf,
+    directory: TempDir,
+}
+
+/// A capture that has ended; dropped, its file goes.
+#[derive(Debug)]
+pub struct Recorded {
     file: PathBuf,
     _directory: TempDir,
 }
@@ -67,14 +74,22 @@ impl Capture {
         }
         let mut process = netns.spawn(&argv)?;
         process.wait_for_output("listening on", Duration::from_secs(10))?;
-        Ok(Self { process, file, _directory: directory })
+        Ok(Self { process, file, directory })
     }
 
     /// Ends the capture and hands out what was seen.
     ///
     /// # Errors
     /// When packets were lost to the capture itself: its absence would prove nothing then.
-    pub fn stop(mut self) -> Result<Vec<Packet>> {
+    pub fn stop(self) -> Result<Vec<Packet>> {
+        self.record()?.packets()
+    }
+
+    /// Ends the capture and keeps what was seen as a file, for others to read.
+    ///
+    /// # Errors
+    /// As [`Capture::stop`].
+    pub fn record(mut self) -> Result<Recorded> {
         self.settle();
         self.process.signal(Signal::SIGINT);
         self.process.wait(Duration::from_secs(10))?;
@@ -83,12 +98,9 @@ impl Capture {
         if lost.is_none_or(|line| !line.starts_with("0 ")) {
             return Err(Error::parse("tcpdump", format!("capture is not complete: {said}")));
         }
-        let bytes = fs::read(&self.file).map_err(Error::io("cannot read the capture"))?;
-        parse(&bytes)
+        Ok(Recorded { file: self.file, _directory: self.directory })
     }
-}
 
-impl Capture {
     /// Waits, for a second at most, until no more packets are being written: those still in the
     /// kernel's ring are lost when tcpdump ends.
     fn settle(&self) {
@@ -102,6 +114,22 @@ impl Capture {
             }
             before = now;
         }
+    }
+}
+
+impl Recorded {
+    /// The file, in pcap's format.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.file
+    }
+
+    /// What was seen.
+    ///
+    /// # Errors
+    /// When the file is not what tcpdump writes.
+    pub fn packets(&self) -> Result<Vec<Packet>> {
+        parse(&fs::read(&self.file).map_err(Error::io("cannot read the capture"))?)
     }
 }
 
