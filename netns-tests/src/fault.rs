@@ -5,7 +5,7 @@
 //! A GSO super-packet is one packet here: turn offloads off ([`crate::Offload`]) where a loss
 //! rate per wire packet matters.
 
-use crate::{Netns, Result, guard};
+use crate::{Error, Netns, Result, guard};
 
 /// Passes what must pass for the link to look healthy.
 const NEIGHBOURS: &str = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept;";
@@ -84,6 +84,62 @@ pub fn drop_matching(netns: &Netns, devices: &[&str], expression: &str) -> Resul
     ingress(netns, devices, &format!("{expression} drop;"))
 }
 
+/// IKE messages that are kept from their receivers; ESP passes.
+#[derive(Debug)]
+#[must_use = "a fault is undone when dropped"]
+pub struct HeldIke {
+    fault: Fault,
+    table: String,
+    devices: usize,
+}
+
+/// Drops IKE messages that enter the devices by the port of NAT traversal (RFC 7296 section 2.23), and
+/// counts them: a request whose answer cannot come is sent again until it can.
+///
+/// # Errors
+/// As [`Netns::run`].
+pub fn hold_ike(netns: &Netns, devices: &[&str]) -> Result<HeldIke> {
+    let table = table_name();
+    let mut script = String::new();
+    for (index, device) in devices.iter().enumerate() {
+        // RFC 3948 section 2.2: four octets of zero stand before IKE.
+        script.push_str(&format!(
+            "counter held{index} {{ }}\n\
+             chain c{index} {{ type filter hook ingress device \"{device}\" priority 0; policy accept; \
+             udp dport 4500 @th,64,32 0 counter name held{index} drop; }}\n"
+        ));
+    }
+    netns.nft(&format!("table netdev {table} {{\n{script}}}"))?;
+    let fault = Fault { netns: netns.clone(), undo: vec![format!("nft delete table netdev {table}")] };
+    Ok(HeldIke { fault, table, devices: devices.len() })
+}
+
+impl HeldIke {
+    /// How many were kept back so far, by device.
+    ///
+    /// # Errors
+    /// As [`Netns::run`].
+    pub fn counts(&self) -> Result<Vec<u64>> {
+        (0..self.devices)
+            .map(|index| {
+                let listed =
+                    self.fault.netns.nft(&format!("list counter netdev {} held{index}", self.table))?;
+                let mut words = listed.split_whitespace().skip_while(|word| *word != "packets").skip(1);
+                let count = words.next().and_then(|word| word.parse().ok());
+                count.ok_or_else(|| Error::parse("nft list counter", format!("no count in {listed:?}")))
+            })
+            .collect()
+    }
+
+    /// Lets them pass again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn release(self) -> Result<()> {
+        self.fault.undo()
+    }
+}
+
 /// Shapes what *leaves* the device with a token bucket, queueing up to `queue_ms`.
 ///
 /// # Errors
@@ -100,7 +156,7 @@ pub fn limit_bits(netns: &Netns, device: &str, mbit: u32, queue_ms: u32) -> Resu
 }
 
 fn ingress(netns: &Netns, devices: &[&str], rules: &str) -> Result<Fault> {
-    let table = format!("fault_{}", guard::unique_name("t").replace('-', "_"));
+    let table = table_name();
     let chains: String = devices
         .iter()
         .enumerate()
@@ -113,4 +169,8 @@ fn ingress(netns: &Netns, devices: &[&str], rules: &str) -> Result<Fault> {
         .collect();
     netns.nft(&format!("table netdev {table} {{\n{chains}}}"))?;
     Ok(Fault { netns: netns.clone(), undo: vec![format!("nft delete table netdev {table}")] })
+}
+
+fn table_name() -> String {
+    format!("fault_{}", guard::unique_name("t").replace('-', "_"))
 }

@@ -230,6 +230,13 @@ impl Log {
         overtaken
     }
 
+    /// How long each arrival was under way.
+    #[must_use]
+    pub fn transit_times(&self) -> Vec<Duration> {
+        let sent = |arrival: &Arrival| self.sent.get(arrival.flow)?.get(arrival.sequence).copied();
+        self.arrivals.iter().filter_map(|arrival| arrival.at.checked_sub(sent(arrival)?)).collect()
+    }
+
     /// What is wrong, unless every packet arrived once, unchanged, and in its flow's order.
     #[must_use]
     pub fn flaw(&self) -> Option<String> {
@@ -404,6 +411,8 @@ mod tests {
         let overtaken: Vec<_> = log.overtaken().iter().map(|late| (late.flow, late.sequence)).collect();
         assert_eq!(overtaken, [(1, 0), (0, 2)]);
         assert!(log.flaw().is_some());
+        // Sent at 0, 1, 2, 0 and 2 ms, each arriving at the millisecond of its place.
+        assert_eq!(log.transit_times(), [0, 0, 0, 3, 2].map(Duration::from_millis));
     }
 
     #[test]

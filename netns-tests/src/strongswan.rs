@@ -117,6 +117,89 @@ impl Connection {
     }
 }
 
+/// The SAs there are, of whatever state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sas {
+    /// IKE SAs.
+    pub ike: Vec<IkeSa>,
+    /// Child SAs of all of them.
+    pub children: Vec<ChildSa>,
+}
+
+/// An IKE SA.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IkeSa {
+    /// In strongSwan's words: `ESTABLISHED`, `REKEYING`, `DELETING` …
+    pub state: String,
+    /// Both SPIs.
+    pub spis: String,
+    /// Its suite.
+    pub suite: String,
+    /// Where the peer is, as in `192.0.2.1[4500]`.
+    pub remote: String,
+    /// Own address, likewise.
+    pub local: String,
+}
+
+/// A child SA.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChildSa {
+    /// In strongSwan's words: `INSTALLED`, `REKEYED`, `DELETED` …
+    pub state: String,
+    /// Its suite.
+    pub suite: String,
+    /// Of packets from the peer.
+    pub spi_in: u32,
+    /// Of packets to the peer.
+    pub spi_out: u32,
+}
+
+impl Sas {
+    /// From the words of `swanctl --list-sas`.
+    fn read(text: &str) -> Self {
+        let mut sas = Self::default();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split([' ', ',']).filter(|word| !word.is_empty()).collect();
+            let depth = line.len() - line.trim_start().len();
+            match (depth, &words[..]) {
+                (0, [_, number, state, "IKEv2", spis @ ..]) if number.starts_with('#') => {
+                    sas.ike.push(IkeSa {
+                        state: (*state).to_owned(),
+                        // A star marks our own.
+                        spis: spis.join(" ").replace('*', ""),
+                        ..IkeSa::default()
+                    })
+                }
+                (2, [_, number, "reqid", _, state, _, suite, ..]) if number.starts_with('#') => {
+                    sas.children.push(ChildSa {
+                        state: (*state).to_owned(),
+                        suite: suite.trim_start_matches("ESP:").to_owned(),
+                        ..ChildSa::default()
+                    });
+                }
+                (2, ["local", .., address]) => {
+                    sas.ike.last_mut().into_iter().for_each(|ike| ike.local = (*address).to_owned());
+                }
+                (2, ["remote", .., address]) => {
+                    sas.ike.last_mut().into_iter().for_each(|ike| ike.remote = (*address).to_owned());
+                }
+                (2, [suite]) => {
+                    sas.ike.last_mut().into_iter().for_each(|ike| ike.suite = (*suite).to_owned());
+                }
+                (4, [way @ ("in" | "out"), spi, ..]) => {
+                    let (Some(child), Ok(spi)) = (sas.children.last_mut(), u32::from_str_radix(spi, 16))
+                    else {
+                        continue;
+                    };
+                    *(if *way == "in" { &mut child.spi_in } else { &mut child.spi_out }) = spi;
+                }
+                _ => {}
+            }
+        }
+        sas
+    }
+}
+
 /// A running charon. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Strongswan {
@@ -189,12 +272,31 @@ impl Strongswan {
         Ok(self.beside(&argv)?.stdout)
     }
 
-    /// IKE and child SAs, in words.
+    /// Replaces keys: those of the IKE SA, or of the child SA. Returns when the exchange is begun.
+    ///
+    /// # Errors
+    /// When there is nothing to replace.
+    pub fn rekey(&self, ike: bool) -> Result<()> {
+        let what = if ike { ["--ike", "peer"] } else { ["--child", "net"] };
+        self.swanctl(&[&["--rekey"][..], &what[..]].concat()).map(drop)
+    }
+
+    /// Deletes the IKE SA, or the child SA. Returns when the exchange is begun.
+    ///
+    /// # Errors
+    /// When there is nothing to delete.
+    pub fn terminate(&self, ike: bool) -> Result<()> {
+        let what = if ike { ["--ike", "peer"] } else { ["--child", "net"] };
+        // Without waiting for the peer's answer.
+        self.swanctl(&[&["--terminate", "--timeout", "-1"][..], &what[..]].concat()).map(drop)
+    }
+
+    /// IKE and child SAs.
     ///
     /// # Errors
     /// When charon does not answer.
-    pub fn sas(&self) -> Result<String> {
-        self.swanctl(&["--list-sas"])
+    pub fn sas(&self) -> Result<Sas> {
+        Ok(Sas::read(&self.swanctl(&["--list-sas"])?))
     }
 
     /// All it has said so far.
@@ -240,4 +342,39 @@ fn keep_key(directory: &Path, key: &Path) -> Result<()> {
 
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(Error::io(format!("cannot write {}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_list_of_sas() {
+        let text = "peer: #3, ESTABLISHED, IKEv2, 1e1b2c3d4e5f6071_i* 8899aabbccddeeff_r\n  \
+                    local  '198.51.100.1' @ 198.51.100.1[4500]\n  \
+                    remote 'CN=far end' @ 192.0.2.1[61000]\n  \
+                    AES_CBC-128/HMAC_SHA2_256_128/PRF_HMAC_SHA2_256/ECP_256\n  \
+                    established 0s ago, rekeying in 13968s\n  \
+                    net: #4, reqid 1, INSTALLED, TUNNEL-in-UDP, ESP:AES_GCM_16-128/ECP_256\n    \
+                    installed 0s ago, rekeying in 3333s, expires in 3960s\n    \
+                    in  c5d6f6f1,      0 bytes,     0 packets\n    \
+                    out 00000a78,      0 bytes,     0 packets\n    \
+                    local  10.2.0.0/24\n    remote 10.1.0.0/24\n";
+        let sas = Sas::read(text);
+        let ike = IkeSa {
+            state: "ESTABLISHED".to_owned(),
+            spis: "1e1b2c3d4e5f6071_i 8899aabbccddeeff_r".to_owned(),
+            suite: "AES_CBC-128/HMAC_SHA2_256_128/PRF_HMAC_SHA2_256/ECP_256".to_owned(),
+            remote: "192.0.2.1[61000]".to_owned(),
+            local: "198.51.100.1[4500]".to_owned(),
+        };
+        let child = ChildSa {
+            state: "INSTALLED".to_owned(),
+            suite: "AES_GCM_16-128/ECP_256".to_owned(),
+            spi_in: 0xc5d6_f6f1,
+            spi_out: 0xa78,
+        };
+        assert_eq!(sas, Sas { ike: vec![ike], children: vec![child] });
+        assert_eq!(Sas::read(""), Sas::default());
+    }
 }

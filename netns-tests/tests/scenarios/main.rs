@@ -2,13 +2,17 @@
 //! Each builds its own network, asserts on what users would see, and leaves nothing behind.
 
 mod authority;
+mod aws;
 mod change;
+mod collide;
 mod demo;
+mod dissect;
 mod failover;
 mod hostile;
 mod ike;
 mod kernel;
 mod lan;
+mod mobile;
 mod order;
 #[allow(dead_code, reason = "part of it is for groups that are not listed yet")]
 mod pair;
@@ -17,6 +21,7 @@ mod smoke;
 mod spread;
 mod strongswan;
 mod survival;
+mod swan;
 mod tunnel;
 mod wires;
 
@@ -28,6 +33,7 @@ const GROUPS: &[&[Scenario]] = &[
     smoke::ALL,
     kernel::ALL,
     tunnel::ALL,
+    dissect::ALL,
     sizes::ALL,
     hostile::ALL,
     lan::ALL,
@@ -39,6 +45,9 @@ const GROUPS: &[&[Scenario]] = &[
     order::ALL,
     demo::ALL,
     strongswan::ALL,
+    collide::ALL,
+    mobile::ALL,
+    aws::ALL,
 ];
 
 fn main() -> ExitCode {
