@@ -1,5 +1,6 @@
-//! Measurements of Braid: criterion micro-benchmarks (`benches/`) and the whole-path comparison
-//! with plain forwarding and with peers (`cargo run --release -p braid-bench --bin compare`).
+//! Measurements of Braid: criterion micro-benchmarks (`benches/`), the whole-path comparison with plain
+//! forwarding and with peers (`cargo run --release -p braid-bench --bin compare`), and IKE at scale
+//! (`--bin ike-scale`).
 //!
 //! Everything of one comparison runs on one machine, one topology and in one go, since absolute
 //! figures move with the machine and only ratios can be carried elsewhere.
@@ -12,6 +13,7 @@ pub mod cpu;
 pub mod generator;
 pub mod measure;
 pub mod report;
+pub mod scale;
 pub mod system;
 
 pub use braid_netns::{Error, Result};

@@ -1,0 +1,34 @@
+//! IKE at scale, on the shipped binaries: two gateways in namespaces with as many tunnels between them
+//! as asked for, and what that costs. What is measured is what `ike-scale --help` says.
+
+mod cold;
+mod flood;
+mod held;
+mod pair;
+mod rekeys;
+mod usage;
+
+pub use cold::{Cold, cold};
+pub use flood::{Flood, flood};
+pub use held::{Held, held};
+pub use rekeys::{Rekeys, rekeys};
+pub use usage::{Part, Usage};
+
+use serde::Serialize;
+
+/// A figure and what it is to be.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Target {
+    /// Measured.
+    pub is: f64,
+    /// At most.
+    pub most: f64,
+    /// It is no more.
+    pub reached: bool,
+}
+
+impl Target {
+    fn most(is: f64, most: f64) -> Self {
+        Self { is, most, reached: is <= most }
+    }
+}
