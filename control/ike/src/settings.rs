@@ -144,9 +144,9 @@ pub struct PeerConfig {
     pub ike_lifetime: Lifetime,
     /// Of a child SA.
     pub child_lifetime: Lifetime,
-    /// A child is rekeyed after this many octets in one direction.
+    /// A child is rekeyed before it has carried this many octets in one direction, with a margin.
     pub child_bytes: Option<u64>,
-    /// A child is rekeyed after this many packets in one direction.
+    /// A child is rekeyed before it has carried this many packets in one direction, with a margin.
     pub child_packets: Option<u64>,
     /// After this much silence the peer is asked whether it lives.
     pub dpd_interval: Duration,

@@ -1,7 +1,7 @@
 //! `[tunnel.ike]`: IKEv2 (RFC 7296) for one tunnel.
 //!
 //! Files that it names are read here, relative to the configuration's own directory, so that a [`Ike`]
-//! holds all that a negotiation needs. Not done: EAP, raw public keys, post-quantum pre-shared keys.
+//! holds all that a negotiation needs. Not done: EAP, raw public keys.
 
 use core::time::Duration;
 use std::{
@@ -23,7 +23,7 @@ use braid_ike::{
 use zeroize::Zeroizing;
 
 use super::{
-    Credential, Ike, Key, Remote, Role,
+    Credential, Ike, Key, Ppk, Remote, Role,
     error::{Fault, Report},
     section::{Item, Schema, Section},
     tunnel::{choice, read_window, refuse_exposed, within},
@@ -44,6 +44,8 @@ pub(super) static IKE: Schema = Schema {
         "esp-proposals",
         "lifetime",
         "child-lifetime",
+        "child-lifetime-bytes",
+        "child-lifetime-packets",
         "dpd-interval",
         "dpd-timeout",
         "encapsulation",
@@ -51,8 +53,12 @@ pub(super) static IKE: Schema = Schema {
         "peer-replay-window",
         "mobike",
         "fragmentation",
+        "ppk",
+        "ppk-file",
+        "ppk-id",
+        "ppk-required",
     ],
-    later: &[("ppk", "use a hybrid key exchange, as in \"aes256gcm16-prfsha384-ecp384-ke1_mlkem768\"")],
+    later: &[],
 };
 
 /// The first is what two Braids agree on; the second is for peers without the larger group.
@@ -67,6 +73,11 @@ const DEFAULT_DPD_TIMEOUT: Duration = Duration::from_secs(30);
 const DEFAULT_REPLAY_WINDOW: u32 = 2048;
 /// strongSwan's default.
 const DEFAULT_PEER_REPLAY_WINDOW: u32 = 32;
+/// Below these a busy tunnel would do nothing but change its keys.
+const MIN_CHILD_BYTES: i64 = 1_000_000;
+const MIN_CHILD_PACKETS: i64 = 1_000;
+/// Longest name of a post-quantum pre-shared key, in bytes.
+const MAX_PPK_ID_LEN: usize = 128;
 /// Most proposals in one list, as many as a message of IKE may carry.
 const MAX_PROPOSALS: usize = 32;
 /// Longest file that a tunnel may name, in bytes.
@@ -88,7 +99,7 @@ pub(super) fn read(
     exposed: &mut bool,
     report: &mut Report,
 ) -> Option<Ike> {
-    if let Some(item) = section.get("psk") {
+    for item in ["psk", "ppk"].into_iter().filter_map(|name| section.get(name)) {
         refuse_exposed(item, context.mode, exposed, report);
     }
     let credential = read_credential(section, context.file, report);
@@ -113,6 +124,18 @@ pub(super) fn read(
     let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
     let lifetime = time("lifetime", DEFAULT_LIFETIME, second * 5, day * 7);
     let child_lifetime = time("child-lifetime", DEFAULT_CHILD_LIFETIME.min(lifetime), second * 5, day * 7);
+    let mut volume = |name, min| {
+        let limit = section.get(name).and_then(|item| item.integer(min, i64::MAX, report));
+        limit.and_then(|limit| u64::try_from(limit).ok())
+    };
+    let child_bytes = volume("child-lifetime-bytes", MIN_CHILD_BYTES);
+    let child_packets = volume("child-lifetime-packets", MIN_CHILD_PACKETS);
+    let mut time = |name, default, min, max| {
+        section
+            .get(name)
+            .and_then(|item| item.parse(|text| within(text, min, max), report))
+            .unwrap_or(default)
+    };
     let dpd_interval = time("dpd-interval", DEFAULT_DPD_INTERVAL, second / 10, day);
     let dpd_timeout = time("dpd-timeout", DEFAULT_DPD_TIMEOUT.max(dpd_interval * 3), second / 5, day);
     if let Some(item) = section.get("dpd-timeout")
@@ -125,6 +148,7 @@ pub(super) fn read(
     let replay_window = section.get("replay-window").and_then(|item| read_window(item, report));
     let peer_replay_window =
         section.get("peer-replay-window").and_then(|item| item.integer(1, 65_536, report));
+    let ppk = read_ppk(section, context.file, report);
     let mut flag = |name| section.get(name).and_then(|item| item.boolean(report)).unwrap_or(true);
     Some(Ike {
         mobike: flag("mobike"),
@@ -136,6 +160,9 @@ pub(super) fn read(
         esp_proposals,
         lifetime,
         child_lifetime,
+        child_bytes,
+        child_packets,
+        ppk,
         dpd_interval,
         dpd_timeout,
         encapsulation: encapsulation.unwrap_or(Encapsulation::Udp),
@@ -238,6 +265,49 @@ fn read_credential(section: Section<'_>, file: &Path, report: &mut Report) -> Op
         return None;
     }
     Some(Credential::Certificate { chain: chain.to_vec(), key: Key::new(private), ca: authorities.to_vec() })
+}
+
+/// A post-quantum pre-shared key (RFC 8784): key and name go together.
+fn read_ppk(section: Section<'_>, file: &Path, report: &mut Report) -> Option<Ppk> {
+    let (inline, named) = (section.get("ppk"), section.get("ppk-file"));
+    if let (Some(_), Some(second)) = (inline, named) {
+        second.invalid(report, "a second post-quantum pre-shared key", "give one of ppk and ppk-file");
+        return None;
+    }
+    if inline.is_none() && named.is_none() {
+        for name in ["ppk-id", "ppk-required"] {
+            if let Some(item) = section.get(name) {
+                item.invalid(
+                    report,
+                    "there is no key to it",
+                    "give ppk or ppk-file as well, or leave it out",
+                );
+            }
+        }
+        return None;
+    }
+    let secret = match (inline, named) {
+        (Some(item), _) => item.parse(psk, report),
+        (None, Some(item)) => read_file(item, file, true, report).and_then(|bytes| {
+            let text = core::str::from_utf8(&bytes).unwrap_or_default().trim_end_matches(['\n', '\r']);
+            psk(text).map_err(|fault| item.fault(report, fault)).ok()
+        }),
+        (None, None) => None,
+    };
+    let id = section.require("ppk-id", "ppk-id = \"branch-1\", by which both sides know the key", report);
+    let id = id.and_then(|item| item.parse(ppk_id, report));
+    let required = section.get("ppk-required").and_then(|item| item.boolean(report)).unwrap_or(true);
+    Some(Ppk { id: id?, secret: secret?, required })
+}
+
+fn ppk_id(text: &str) -> Result<String, Fault> {
+    if text.is_empty() || text.len() > MAX_PPK_ID_LEN {
+        return Err(Fault::Invalid {
+            problem: format!("a name of {} bytes", text.len()),
+            remedy: format!("1 to {MAX_PPK_ID_LEN} are possible"),
+        });
+    }
+    Ok(text.to_owned())
 }
 
 fn psk(text: &str) -> Result<Key, Fault> {

@@ -221,6 +221,12 @@ pub struct Ike {
     pub lifetime: Duration,
     /// Of a child SA.
     pub child_lifetime: Duration,
+    /// A child is replaced before it has carried this many bytes in one direction.
+    pub child_bytes: Option<u64>,
+    /// A child is replaced before it has carried this many packets in one direction.
+    pub child_packets: Option<u64>,
+    /// RFC 8784.
+    pub ppk: Option<Ppk>,
     /// After this much silence the peer is asked whether it lives.
     pub dpd_interval: Duration,
     /// After this much silence it is dead.
@@ -229,7 +235,8 @@ pub struct Ike {
     pub encapsulation: braid_ike::Encapsulation,
     /// Our anti-replay window in packets.
     pub replay_window: u32,
-    /// What the peer is known to have.
+    /// What the peer is known to have. Nothing depends on it: packets of an SA leave in the order of their
+    /// sequence numbers, whatever worker sends them.
     pub peer_replay_window: u32,
     /// RFC 4555.
     pub mobike: bool,
@@ -276,6 +283,17 @@ pub struct Manual {
     pub port: u16,
     /// UDP port of the peer.
     pub remote_port: u16,
+}
+
+/// A post-quantum pre-shared key (RFC 8784).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ppk {
+    /// By which both sides know it.
+    pub id: String,
+    /// The key.
+    pub secret: Key,
+    /// A peer that does not use it is refused.
+    pub required: bool,
 }
 
 /// Keying material of one direction: zeroized on drop, never printed.

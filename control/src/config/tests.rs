@@ -389,6 +389,27 @@ fn the_defaults_of_ike_are_strong_and_parse() {
 }
 
 #[test]
+fn keys_of_ike_end_by_volume_and_take_a_post_quantum_key() {
+    let plain = ike_with("", "").unwrap();
+    let plain = plain.tunnels[0].ike().unwrap();
+    assert_eq!((plain.child_bytes, plain.child_packets, &plain.ppk), (None, None, &None));
+    let more = "child-lifetime-bytes = 1_000_000_000\nchild-lifetime-packets = 5000\n\
+                ppk = \"nor this one\"\nppk-id = \"k1\"\nppk-required = false\npsk = ";
+    let config = ike_with("psk = ", more).unwrap();
+    let ike = config.tunnels[0].ike().unwrap();
+    assert_eq!((ike.child_bytes, ike.child_packets), (Some(1_000_000_000), Some(5000)));
+    let ppk = ike.ppk.as_ref().unwrap();
+    assert_eq!((ppk.id.as_str(), ppk.secret.expose(), ppk.required), ("k1", &b"nor this one"[..], false));
+    assert!(!format!("{config:?}").contains("nor this one"), "keys are not printed");
+    let config = ike_with("psk = ", "ppk = \"x\"\nppk-id = \"k1\"\npsk = ").unwrap();
+    assert!(config.tunnels[0].ike().unwrap().ppk.as_ref().unwrap().required, "unless it is said otherwise");
+    let text =
+        IKE.replacen("psk = \"not to be shown\"", "certificate = \"c\"\nppk = \"x\"\nppk-id = \"k\"", 1);
+    let errors = parse(&text, Path::new("x.toml"), 0o100644).unwrap_err();
+    assert!(errors.iter().any(|error| error.to_string().contains("chmod 600 it")), "{errors:?}");
+}
+
+#[test]
 fn errors_of_ike_name_key_and_remedy() {
     let cases = [
         ("psk = \"not to be shown\"\n", "", "tunnel.ike.psk: missing; for example"),
@@ -401,7 +422,22 @@ fn errors_of_ike_name_key_and_remedy() {
         ("aes128-sha256-modp2048", "aes128-modp2048", "needs an integrity algorithm"),
         ("dpd-timeout = \"5s\"", "dpd-timeout = \"1s\"", "it must be more than dpd-interval"),
         ("\"auto\"", "\"tcp\"", "\"udp\" or \"auto\" or \"esp\" is right"),
-        ("psk = ", "ppk = 1\npsk = ", "ke1_mlkem768"),
+        ("psk = ", "ppk = \"x\"\npsk = ", "tunnel.ike.ppk-id: missing; for example"),
+        ("psk = ", "ppk = \"\"\nppk-id = \"k\"\npsk = ", "tunnel.ike.ppk: an empty key"),
+        ("psk = ", "ppk = \"x\"\nppk-file = \"/x\"\npsk = ", "give one of ppk and ppk-file"),
+        (
+            "psk = ",
+            "ppk-file = \"/nonexistent/k\"\nppk-id = \"k\"\npsk = ",
+            "tunnel.ike.ppk-file: /nonexistent",
+        ),
+        ("psk = ", "ppk-required = true\npsk = ", "tunnel.ike.ppk-required: there is no key to it"),
+        ("psk = ", "ppk = \"x\"\nppk-id = \"\"\npsk = ", "1 to 128 are possible"),
+        ("lifetime = ", "child-lifetime-bytes = 1000\nlifetime = ", "1000000 to "),
+        (
+            "lifetime = ",
+            "child-lifetime-packets = \"many\"\nlifetime = ",
+            "tunnel.ike.child-lifetime-packets",
+        ),
         ("lifetime = \"2h\"", "lifetime = \"1s\"", "5s to 604800s is right"),
     ];
     for (from, to, part) in cases {

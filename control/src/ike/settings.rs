@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use braid_ike::{
-    Lifetime, PeerConfig, SecretBytes,
+    Lifetime, PeerConfig, Ppk, SecretBytes,
     auth::{CertificateCredential, Credential, TrustStore, Verifier},
     wire::Identity,
 };
@@ -47,8 +47,8 @@ pub(super) fn peer_config(
         esp_proposals: ike.esp_proposals.clone(),
         ike_lifetime: Lifetime::of(ike.lifetime),
         child_lifetime: Lifetime::of(ike.child_lifetime),
-        child_bytes: None,
-        child_packets: None,
+        child_bytes: ike.child_bytes,
+        child_packets: ike.child_packets,
         dpd_interval: ike.dpd_interval,
         dpd_timeout: ike.dpd_timeout,
         encapsulation: ike.encapsulation,
@@ -56,7 +56,11 @@ pub(super) fn peer_config(
         remote_ts: selectors(&tunnel.selectors.remote),
         mobike: ike.mobike,
         fragmentation: ike.fragmentation,
-        ppk: None,
+        ppk: ike.ppk.as_ref().map(|ppk| Ppk {
+            id: ppk.id.clone().into_bytes(),
+            secret: SecretBytes::from_slice(ppk.secret.expose()),
+            required: ppk.required,
+        }),
         childless: false,
         initial_contact: true,
     })

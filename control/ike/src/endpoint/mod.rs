@@ -458,6 +458,7 @@ impl Endpoint {
         heir.child_rekeys += child_rekeys;
         heir.held_until = None;
         heir.take_contest(now, contest);
+        heir.drop_twins(now);
         heir.note_children(now);
         self.effects.extend(heir.stash_update(now).map(Effect::Stash));
         self.effects.push_back(Effect::Event(Event::IkeRekeyed { peer }));

@@ -318,8 +318,14 @@ impl Endpoint {
         contest: Contest,
         is_alive: bool,
     ) {
+        let peer = self.sas.get(&id).and_then(|sa| sa.peer);
+        let others = peer.map_or_else(Vec::new, |peer| self.sas_of(peer)).into_iter();
+        let line = others
+            .filter_map(|other| self.sas.get(&other))
+            .filter(|other| other.id != id && other.is_established() && other.first_spis() == contest.rival);
         // With the younger one gone there is nothing to choose; DPD goes on.
-        let Some(rival) = self.living(contest.rival) else { return };
+        let rival = line.max_by_key(|other| (other.usable_child().is_some(), other.id));
+        let Some(rival) = rival.map(|rival| rival.id) else { return };
         let end = End { cause: DownCause::Deleted, diagnosis: None };
         if is_alive {
             let (loser, winner) = if contest.yields { (id, rival) } else { (rival, id) };

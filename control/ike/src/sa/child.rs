@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::Cx;
-use crate::SecretBytes;
 use crate::crypto::EspSuite;
 use crate::effect::{ChildId, ChildSa, Direction, Effect, EspTransport, Event, Path, PeerId};
+use crate::random::random_u64;
 use crate::settings::PeerConfig;
+use crate::{Random, SecretBytes};
 
 /// How long the outbound half may wait for a sign that the peer is ready; then the pair is deleted.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -57,10 +58,35 @@ pub(crate) struct Child {
     pub(crate) created: Instant,
     pub(crate) rekey_at: Instant,
     pub(crate) expires_at: Instant,
+    /// It is replaced once it has carried so much in one direction.
+    pub(crate) volume: Volume,
     /// Set while the outbound half waits, with the instant when it waits no longer.
     pub(crate) pending_out: Option<(Instant, Box<ChildSa>)>,
     pub(crate) in_installed: bool,
     pub(crate) out_installed: bool,
+}
+
+/// How much a pair may carry in one direction before it is replaced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Volume {
+    bytes: Option<u64>,
+    packets: Option<u64>,
+}
+
+impl Volume {
+    /// Of the configured limits, with the margin that times have too: 80 to 90 percent, at random, so that
+    /// both sides do not ask at once.
+    pub(crate) fn of(config: &PeerConfig, rng: &mut dyn Random) -> Self {
+        let share = 800 + random_u64(rng) % 100;
+        let soft = |limit: u64| (u128::from(limit) * u128::from(share) / 1000) as u64;
+        Self { bytes: config.child_bytes.map(soft), packets: config.child_packets.map(soft) }
+    }
+
+    /// Whether that has been carried.
+    pub(crate) fn is_used_up(self, bytes: u64, packets: u64) -> bool {
+        let over = |limit: Option<u64>, used: u64| limit.is_some_and(|limit| used >= limit);
+        over(self.bytes, bytes) || over(self.packets, packets)
+    }
 }
 
 /// The inbound half of a pair that has ended.
@@ -113,6 +139,7 @@ impl Child {
             created: cx.now,
             rekey_at: cx.now + soft,
             expires_at: cx.now + config.child_lifetime.hard,
+            volume: Volume::of(config, cx.rng),
             pending_out: Some((cx.now + READY_WITHIN, Box::new(outbound))),
             in_installed: true,
             out_installed: false,

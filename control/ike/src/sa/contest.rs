@@ -11,7 +11,6 @@
 use std::time::{Duration, Instant};
 
 use super::{Cx, IkeSa, Upcall, Want};
-use crate::effect::IkeSaId;
 use crate::wire::IkeSpi;
 
 /// How long the older SA has to show that the peer has it.
@@ -20,7 +19,6 @@ const CONTESTED_FOR: Duration = Duration::from_secs(3);
 /// A younger SA with the same peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Rival {
-    pub(crate) sa: IkeSaId,
     began: bool,
     first_spis: (IkeSpi, IkeSpi),
 }
@@ -28,7 +26,8 @@ pub(crate) struct Rival {
 /// The question whether this SA is left over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Contest {
-    pub(crate) rival: IkeSaId,
+    /// The rival's line: it may be rekeyed meanwhile.
+    pub(crate) rival: (IkeSpi, IkeSpi),
     /// If the peer has both, this one goes.
     pub(crate) yields: bool,
     pub(crate) until: Instant,
@@ -39,7 +38,7 @@ pub(crate) struct Contest {
 impl IkeSa {
     /// This SA as a rival of older ones.
     pub(crate) fn as_rival(&self) -> Rival {
-        Rival { sa: self.id, began: self.began, first_spis: self.first_spis() }
+        Rival { began: self.began, first_spis: self.first_spis() }
     }
 
     /// By which both sides know its line: a rekey changes nothing of it.
@@ -51,7 +50,7 @@ impl IkeSa {
     pub(crate) fn contest(&mut self, cx: &mut Cx<'_>, rival: Rival) {
         let yields = self.began == rival.began || self.first_spis() < rival.first_spis;
         let until = cx.now + CONTESTED_FOR;
-        self.take_contest(cx.now, Some(Contest { rival: rival.sa, yields, until, asked: false }));
+        self.take_contest(cx.now, Some(Contest { rival: rival.first_spis, yields, until, asked: false }));
         self.hurry(cx);
     }
 

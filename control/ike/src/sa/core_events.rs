@@ -48,10 +48,8 @@ impl IkeSa {
 
     /// Rekeys by volume.
     pub(crate) fn child_used(&mut self, cx: &mut Cx<'_>, id: ChildId, bytes: u64, packets: u64) {
-        let Some(config) = self.config.clone() else { return };
-        let over = |limit: Option<u64>, used: u64| limit.is_some_and(|limit| used >= limit);
-        let due = over(config.child_bytes, bytes) || over(config.child_packets, packets);
-        if due && self.is_established() && self.child_mut(id).is_some() {
+        let due = self.child_mut(id).is_some_and(|child| child.volume.is_used_up(bytes, packets));
+        if due && self.is_established() {
             self.want_child_rekey(cx.now, id);
             self.pump(cx);
         }

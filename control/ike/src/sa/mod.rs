@@ -8,6 +8,7 @@
 //! IKE_SA_INIT; every queue is bounded; a child is in exactly one IKE SA.
 
 pub(crate) mod child;
+pub(crate) mod children;
 pub(crate) mod contest;
 pub(crate) mod core_events;
 pub(crate) mod exchanges;
@@ -33,7 +34,7 @@ use crate::settings::{EndpointSettings, Lifetime, PeerConfig};
 use crate::status::Counters;
 use crate::wire::fragment::seal_fragmented;
 use crate::wire::{Delete, ExchangeType, Header, IkeSpi, Message, Payload};
-use child::{Child, ChildState, Lingering};
+use child::{Child, Lingering};
 use contest::Contest;
 use exchanges::auth::AuthTask;
 use exchanges::create_child::ChildTask;
@@ -324,15 +325,6 @@ impl IkeSa {
         matches!(self.phase, Phase::Handshake(_))
     }
 
-    /// Whether traffic can go both ways.
-    pub(crate) fn usable_child(&self) -> Option<&Child> {
-        self.children.iter().rev().find(|child| child.is_usable())
-    }
-
-    pub(crate) fn child_mut(&mut self, id: ChildId) -> Option<&mut Child> {
-        self.children.iter_mut().find(|child| child.id == id)
-    }
-
     /// How ESP of this SA travels now.
     pub(crate) fn esp_transport(&self) -> (EspTransport, Path) {
         let mode = self.config.as_ref().map_or(crate::Encapsulation::Auto, |config| config.encapsulation);
@@ -467,50 +459,6 @@ impl IkeSa {
         Some(StashUpdate { key: self.id.0, value: self.export(now)? })
     }
 
-    /// Installs the outbound half of a child.
-    pub(crate) fn activate_child(&mut self, cx: &mut Cx<'_>, id: ChildId) {
-        let way = self.esp_transport();
-        let activated = self.child_mut(id).is_some_and(|child| child.activate(cx, way));
-        self.note_children(cx.now);
-        // What was stored with the answer says that the outbound half is not in the core.
-        if activated && self.is_established() {
-            cx.effects.extend(self.stash_update(cx.now).map(Effect::Stash));
-        }
-    }
-
-    /// Ends a child: its outbound half at once.
-    pub(crate) fn end_child(&mut self, cx: &mut Cx<'_>, id: ChildId, grace: Duration) {
-        let Some(index) = self.children.iter().position(|child| child.id == id) else { return };
-        let child = self.children.remove(index);
-        self.last_child_lived = Some(cx.now.saturating_duration_since(child.created));
-        if let Some(peer) = self.peer {
-            self.lingering.extend(child.end(cx, peer, grace));
-        }
-        // RFC 7296 section 2.8: with the old pair gone, the peer can only mean the new one.
-        if self.usable_child().is_none() {
-            let heir =
-                self.children.iter().find(|c| c.pending_out.is_some() && c.state != ChildState::Redundant);
-            if let Some(heir) = heir.map(|child| child.id) {
-                self.activate_child(cx, heir);
-            }
-        }
-        self.note_children(cx.now);
-    }
-
-    /// Keeps `childless_since` true.
-    pub(crate) fn note_children(&mut self, now: Instant) {
-        let has =
-            !self.is_established() || self.children.iter().any(|c| c.is_usable() || c.pending_out.is_some());
-        match (has, self.childless_since) {
-            (true, _) => self.childless_since = None,
-            (false, Some(_)) => {}
-            (false, None) => {
-                self.childless_since = Some(now);
-                self.childless_at = now + Self::childless_pause(self.last_child_lived);
-            }
-        }
-    }
-
     /// Why and when it failed, for a diagnosis.
     pub(crate) fn diagnosis(&self, step: Step, fault: Fault) -> Diagnosis {
         let remote = Some(self.path.remote);
@@ -568,26 +516,6 @@ impl IkeSa {
         // A next life must not take it for one that works.
         if self.peer.is_some() {
             cx.effects.push_back(Effect::ForgetStash(self.id.0));
-        }
-    }
-
-    /// Ends the children for sending; the inbound halves are left to another SA for their grace time.
-    pub(crate) fn retire_children(&mut self, cx: &mut Cx<'_>) -> Vec<Lingering> {
-        let Some(peer) = self.peer else { return Vec::new() };
-        let grace = cx.settings.old_inbound_grace;
-        let mut lingering = std::mem::take(&mut self.lingering);
-        let children = std::mem::take(&mut self.children).into_iter();
-        lingering.extend(children.filter_map(|child| child.end(cx, peer, grace)));
-        lingering
-    }
-
-    fn drop_children(&mut self, cx: &mut Cx<'_>) {
-        let Some(peer) = self.peer else { return };
-        for child in std::mem::take(&mut self.children) {
-            child.end(cx, peer, Duration::ZERO);
-        }
-        for old in std::mem::take(&mut self.lingering) {
-            old.remove(cx, peer);
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::child::{Child, ChildState, ChildTerms};
+use super::child::{Child, ChildState, ChildTerms, Volume};
 use super::exchanges::rekey_ike::IkeCollision;
 use super::nat::Nat;
 use super::parts::Parts;
@@ -445,6 +445,7 @@ impl<'a> Reader<'a> {
         sa: &mut IkeSa,
         age: &dyn Fn(ChildId) -> Option<Duration>,
     ) -> Option<Duration> {
+        let config = sa.config.clone()?;
         let mut elapsed = Duration::ZERO;
         let mut times = Vec::new();
         for _ in 0..self.u32()?.min(super::MAX_CHILDREN as u32) {
@@ -473,6 +474,7 @@ impl<'a> Reader<'a> {
                 created: cx.now.checked_sub(age_now.unwrap_or(age_then)).unwrap_or(cx.now),
                 rekey_at: cx.now,
                 expires_at: cx.now,
+                volume: Volume::of(&config, cx.rng),
                 pending_out: None,
                 in_installed: works,
                 out_installed: works,

@@ -229,6 +229,15 @@ impl IkeSa {
         self.window.outstanding().map(|out| out.exchange)
     }
 
+    /// Whether the answer to a request of ours may make a child that the peer holds already.
+    pub(crate) fn is_making_child(&self) -> bool {
+        match &self.task {
+            Some(Task::Forgotten { spi_in, .. }) => spi_in.is_some(),
+            Some(Task::DeleteChildren(_)) => false,
+            _ => self.is_busy_with_child(),
+        }
+    }
+
     /// Whether a child of this SA is being made, replaced or deleted by us (RFC 7296 section 2.25.2).
     pub(crate) fn is_busy_with_child(&self) -> bool {
         match &self.task {

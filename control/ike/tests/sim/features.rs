@@ -161,16 +161,28 @@ fn selectors_are_narrowed_to_what_both_allow() {
 }
 
 #[test]
-fn volume_rekeys_a_child() {
-    let mut net = plain(|config| config.child_bytes = Some(1_000_000));
-    up(&mut net);
-    let child = net.nodes[0].core.outbound(PeerId(1)).unwrap().id;
-    net.act(0, |e, now, rng| e.handle_sa_used(now, rng, PeerId(1), child, 999_999, 1));
-    net.run(Duration::from_secs(1));
-    assert_eq!(net.nodes[0].core.outbound(PeerId(1)).unwrap().id, child);
-    net.act(0, |e, now, rng| e.handle_sa_used(now, rng, PeerId(1), child, 1_000_000, 1));
-    run_with_traffic(&mut net, Duration::from_secs(1));
-    assert_ne!(net.nodes[0].core.outbound(PeerId(1)).unwrap().id, child);
+fn volume_rekeys_a_child_by_bytes_and_by_packets() {
+    let mut at = std::collections::BTreeSet::new();
+    for seed in 0..20 {
+        let mut net = pair_with(seed, EndpointSettings::default(), |config| {
+            (config.child_bytes, config.child_packets) = (Some(1_000_000), Some(1_000));
+        });
+        up(&mut net);
+        for by_bytes in [true, false] {
+            let child = net.nodes[0].core.outbound(PeerId(1)).unwrap().id;
+            let used = |net: &mut Net, share: u64| {
+                let (bytes, packets) = if by_bytes { (share * 1_000, 1) } else { (1, share) };
+                net.act(0, |e, now, rng| e.handle_sa_used(now, rng, PeerId(1), child, bytes, packets));
+                net.run(Duration::from_millis(100));
+                net.nodes[0].core.outbound(PeerId(1)).unwrap().id != child
+            };
+            let share = (700..=1_000).step_by(5).find(|share| used(&mut net, *share)).unwrap();
+            assert!((800..=900).contains(&share), "{share} thousandths");
+            at.insert(share);
+        }
+        run_with_traffic(&mut net, Duration::from_secs(1));
+    }
+    assert!(at.len() > 5, "at random: {at:?}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The shipped state machines on a simulated network.
 
 mod certificates;
+mod collisions;
 mod config;
 mod duplicates;
 mod exchanges;
@@ -8,4 +9,6 @@ mod faults;
 mod features;
 mod moves;
 mod net;
+#[path = "../../fuzz/bodies/operations.rs"]
+mod operations;
 mod schedules;

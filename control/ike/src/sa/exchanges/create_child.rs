@@ -345,6 +345,8 @@ impl IkeSa {
         };
         let child = self.children.iter().find(|child| child.terms.spi_out == spi);
         match child.map(|child| (child.id, child.state)) {
+            // The answer that makes it may be late; the peer would end a child that we are about to learn of.
+            None if self.is_making_child() => Err(Notify::bare(NotifyType::TEMPORARY_FAILURE)),
             None => Err(Notify::about_esp(NotifyType::CHILD_SA_NOT_FOUND, spi)),
             Some((_, ChildState::Deleting)) => Err(Notify::bare(NotifyType::TEMPORARY_FAILURE)),
             Some((
