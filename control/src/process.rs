@@ -201,6 +201,7 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
     let run_dir = |error| Failure::RunDir { path: args.run_dir.clone(), error };
     let mut terminate = signal(SignalKind::terminate()).map_err(system("cannot watch signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("cannot watch signals"))?;
+    let mut quit = signal(SignalKind::quit()).map_err(system("cannot watch signals"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(system("cannot watch signals"))?;
     let launcher_life = launcher_life();
     let mut memory = memory::load(&args.run_dir, &launcher_life)
@@ -245,19 +246,21 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
     };
     control.run_effects().await?;
     let mut look_at_names = tokio::time::interval(NAMES_INTERVAL);
-    loop {
+    let is_stop = loop {
         let deadline = control.turn.poll_timeout().map(|at| control.start + at);
         let ike_deadline = control.ike.poll_timeout();
         let event = tokio::select! {
             biased;
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break true,
+            _ = interrupt.recv() => break true,
+            // Its next life goes on with what it leaves.
+            _ = quit.recv() => break false,
             incoming = control.core.next() => control.handle_core(incoming),
             answer = control.launcher.next() => Some(match answer {
                 Ok(ToControl::Done) => Event::PlanDone,
                 Ok(ToControl::Failed { message }) => Event::PlanFailed { message },
                 // The launcher is gone or is ending: so do we; the core goes on.
-                Err(_) => break,
+                Err(_) => break false,
             }),
             // Without a tunnel that negotiates nobody listens, and the core counts it so.
             received = control.punt.next(), if control.ike.has_peers() => {
@@ -287,6 +290,9 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
             control.run_effects().await?;
         }
         control.drive_ike().await?;
+    };
+    if is_stop {
+        control.take_leave().await?;
     }
     control.end();
     Ok(())

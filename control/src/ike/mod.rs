@@ -126,9 +126,21 @@ impl Ike {
         Ike::default()
     }
 
-    /// Whether any tunnel negotiates.
+    /// Whether any tunnel negotiates, or has a last word to hear.
     pub fn has_peers(&self) -> bool {
-        !self.peers.is_empty()
+        !self.peers.is_empty() || self.endpoint.as_ref().is_some_and(|endpoint| endpoint.ike_sas() > 0)
+    }
+
+    /// Ends all SAs and tells the peers.
+    pub fn close(&mut self, now: Instant) {
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.close(now, &mut self.random);
+        }
+    }
+
+    /// Whether every peer knows.
+    pub fn is_closed(&self) -> bool {
+        self.endpoint.as_ref().is_none_or(Endpoint::is_closed) && self.queue.is_empty()
     }
 
     /// When [`Ike::handle_timeout`] is due.

@@ -1,11 +1,14 @@
 //! IKE between the loop's sockets and clocks.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use braid_api::{Event as CoreEvent, Query, StashValue, Stats, Verdict};
 
-use super::{Control, Failure, Pending};
+use super::{Control, Failure, Pending, sleep_until};
 use crate::{ike::Now, turn::Event};
+
+/// How long a gateway that stops waits for its peers.
+const LEAVE_WITHIN: Duration = Duration::from_millis(300);
 
 impl Control {
     /// One event into the turn, and what IKE has to know of it.
@@ -88,6 +91,30 @@ impl Control {
         let datagrams = self.ike.drive(&mut self.turn, now);
         datagrams.into_iter().for_each(|datagram| self.punt.send(datagram));
         self.run_effects().await
+    }
+
+    /// Tells all peers that their SAs end, and waits a little for their answers. The core carries it still.
+    pub(super) async fn take_leave(&mut self) -> Result<(), Failure> {
+        let until = Instant::now() + LEAVE_WITHIN;
+        self.ike.close(Instant::now());
+        loop {
+            self.drive_ike().await?;
+            if self.ike.is_closed() || Instant::now() >= until {
+                return Ok(());
+            }
+            let deadline = self.ike.poll_timeout().map_or(until, |at| at.min(until));
+            tokio::select! {
+                biased;
+                incoming = self.core.next() => {
+                    if let Some(event) = self.handle_core(incoming) {
+                        self.handle(event);
+                        self.run_effects().await?;
+                    }
+                }
+                received = self.punt.next() => self.ike.handle_datagram(&received, Instant::now()),
+                () = sleep_until(Some(deadline)) => self.ike.handle_timeout(Instant::now()),
+            }
+        }
     }
 
     fn both_clocks(&self) -> Now {
