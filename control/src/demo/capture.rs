@@ -1,8 +1,9 @@
 //! What really crossed the wire between the gateways: every packet that came into `net`, judged.
 //!
 //! A packet is accepted only if it is ESP in UDP (RFC 3948) between the gateways' outer addresses
-//! of that path with the SPI this run gave that tunnel and direction, and shows neither the
-//! marker nor an inner address. Everything else but ARP counts as a leak.
+//! of that path with the SPI that was negotiated for that tunnel and direction, or a message of
+//! IKEv2 (RFC 7296) whose content is encrypted, and shows neither the marker nor an inner address.
+//! Everything else but ARP counts as a leak.
 //!
 //! The wire also tells which way each paced flow goes: flows differ by packet size, and ESP keeps
 //! sizes. So whether a flow was moved is seen, not asked.
@@ -64,7 +65,9 @@ pub(super) struct Seen {
     marker: Marker,
     /// ESP packets by path and direction.
     pub(super) esp: [[u64; 2]; 2],
-    /// Packets that are no ESP of this run.
+    /// Messages of IKE.
+    pub(super) ike: u64,
+    /// Packets that are neither.
     pub(super) leaks: u64,
     /// The first of them.
     pub(super) first_leak: Option<String>,
@@ -134,6 +137,7 @@ impl Seen {
             spis,
             marker,
             esp: [[0; 2]; 2],
+            ike: 0,
             leaks: 0,
             first_leak: None,
             flows: [[[[0; 2]; FLOWS]; 2]; 4],
@@ -178,6 +182,7 @@ impl Seen {
                 }
             }
             Err(Refused::Keepalive) => {}
+            Err(Refused::Ike) => self.ike += 1,
             Err(Refused::Leak(what)) => {
                 self.leaks += 1;
                 let told = || format!("{what} on {}: {}", PATHS[path].name, describe(packet));
@@ -215,6 +220,10 @@ impl Seen {
         // RFC 3948 section 2: both ports 4500; a single 0xff is a keepalive; SPI 0 is not ESP.
         match udp {
             [0x11, 0x94, 0x11, 0x94, _, _, _, _, 0xff] => Err(Refused::Keepalive),
+            // RFC 3948 section 2.2: the non-ESP marker stands before IKE.
+            [0x11, 0x94, 0x11, 0x94, _, _, _, _, 0, 0, 0, 0, ike @ ..] if is_encrypted_ike(ike) => {
+                Err(Refused::Ike)
+            }
             [0x11, 0x94, 0x11, 0x94, _, _, _, _, esp @ ..] => match esp.first_chunk() {
                 Some(spi) if u32::from_be_bytes(*spi) == self.spis[path][direction as usize] => Ok(esp),
                 _ => Err(Refused::Leak("an SPI of nobody")),
@@ -226,7 +235,17 @@ impl Seen {
 
 enum Refused {
     Keepalive,
+    Ike,
     Leak(&'static str),
+}
+
+/// RFC 7296 section 3.1: version 2, a whole message, and nothing in it but the encrypted payload (section 3.14)
+/// or a fragment of it (RFC 7383 section 2.5).
+fn is_encrypted_ike(message: &[u8]) -> bool {
+    const ENCRYPTED: [u8; 2] = [46, 53];
+    let Some(header) = message.first_chunk::<28>() else { return false };
+    let length = u32::from_be_bytes([header[24], header[25], header[26], header[27]]);
+    header[17] == 0x20 && ENCRYPTED.contains(&header[16]) && length as usize == message.len()
 }
 
 fn watch(socket: &OwnedFd, devices: &[(u32, usize, Direction)], seen: &Mutex<Seen>, stop: &Stop) {
@@ -365,6 +384,26 @@ mod tests {
         packet.push(0xff);
         let seen = judged(&packet);
         assert_eq!((seen.packets(), seen.leaks), (0, 0));
+    }
+
+    #[test]
+    fn ike_is_accepted_where_its_content_is_encrypted() {
+        let message = |next_payload: u8| {
+            let mut packet = outer(ends(), 0, 4 + 28 + 60);
+            packet[32 + 16..32 + 20].copy_from_slice(&[next_payload, 0x20, 37, 0x08]);
+            packet[32 + 24..32 + 28].copy_from_slice(&88_u32.to_be_bytes());
+            packet
+        };
+        let seen = judged(&message(46));
+        assert_eq!((seen.packets(), seen.ike, seen.leaks), (0, 1, 0));
+        let mut long = message(46);
+        long.push(0);
+        let mut marked = message(46);
+        marked[70..70 + MARKER.len()].copy_from_slice(&MARKER);
+        for packet in [message(33), long, marked] {
+            let seen = judged(&packet);
+            assert_eq!((seen.packets(), seen.ike, seen.leaks), (0, 0, 1), "{packet:02x?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The two gateways: the very `braid run` that anybody would start, one in each gateway's
-//! namespace, with keys drawn for this run.
+//! namespace, with a pre-shared key drawn for this run: the tunnels' own keys they negotiate by IKE.
 //!
 //! A gateway is started by the thread of its namespace, which lives as long as this process, and
 //! asks the kernel to be killed with it: whatever ends the demonstration ends the gateways.
@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path as FilePath, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{self, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
@@ -20,7 +20,6 @@ use nix::unistd::{Pid, getpid, getppid};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::capture::Spis;
 use super::error::Error;
 use super::net::Namespace;
 use super::stop::Stop;
@@ -61,7 +60,7 @@ impl Drop for Scratch {
 #[derive(Debug)]
 pub(super) struct Gateway {
     name: &'static str,
-    child: Child,
+    child: process::Child,
     run_dir: PathBuf,
     log: PathBuf,
 }
@@ -75,6 +74,17 @@ pub(super) struct TunnelStatus {
     pub(super) state: String,
     /// Inner bytes sent.
     pub(super) tx_bytes: u64,
+    /// Its SAs, as soon as they were negotiated.
+    pub(super) child: Option<Child>,
+}
+
+/// A tunnel's SAs.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct Child {
+    /// Of what comes in, in hexadecimal.
+    pub(super) spi_in: String,
+    /// Of what goes out.
+    pub(super) spi_out: String,
 }
 
 #[derive(Deserialize)]
@@ -82,24 +92,14 @@ struct Status {
     tunnels: Vec<TunnelStatus>,
 }
 
-/// Keys and SPIs of one run, per path, from A to B and from B to A.
-pub(super) struct Keys {
-    /// SPIs.
-    pub(super) spis: Spis,
-    keys: [[Zeroizing<String>; 2]; 2],
-}
+/// What both gateways prove themselves with.
+pub(super) struct Psk(Zeroizing<String>);
 
-impl Keys {
+impl Psk {
     /// # Errors
     /// When the system has no randomness.
     pub(super) fn draw() -> Result<Self, Error> {
-        let key = || -> Result<_, Error> { Ok(Zeroizing::new(hex(&*Zeroizing::new(random::<KEY_LEN>()?)))) };
-        let mut spis = [[0; 2]; 2];
-        for (number, spi) in spis.iter_mut().flatten().enumerate() {
-            // RFC 4303 section 2.1: 1 to 255 are reserved. The lowest bits tell them apart.
-            *spi = u32::from_ne_bytes(random()?) & !0x3 | 0x100 | number as u32;
-        }
-        Ok(Self { spis, keys: [[key()?, key()?], [key()?, key()?]] })
+        Ok(Self(Zeroizing::new(hex(&*Zeroizing::new(random::<PSK_LEN>()?)))))
     }
 }
 
@@ -112,14 +112,14 @@ impl Gateway {
         namespace: &Namespace,
         side: Side,
         scratch: &Scratch,
-        keys: &Keys,
+        psk: &Psk,
     ) -> Result<Self, Error> {
         let name = side.name();
         let home = scratch.0.join(name);
         make_private(&home)?;
         let config = OpenOptions::new().write(true).create_new(true).mode(0o600).open(home.join(CONFIG));
         config
-            .and_then(|mut file| file.write_all(configuration(side, keys).as_bytes()))
+            .and_then(|mut file| file.write_all(configuration(side, psk).as_bytes()))
             .map_err(Error::system(format!("cannot write the configuration of {name}")))?;
         let log = home.join("log");
         let run_dir = home.join(RUN_DIR);
@@ -202,28 +202,29 @@ impl Side {
     }
 }
 
-/// The configuration of one side.
-fn configuration(side: Side, keys: &Keys) -> Zeroizing<String> {
-    // Nothing is reallocated while keys are written, so that no copy of them stays behind.
+/// The configuration of one side. A begins.
+fn configuration(side: Side, psk: &Psk) -> Zeroizing<String> {
+    // Nothing is reallocated while the key is written, so that no copy of it stays behind.
     let mut text = Zeroizing::new(String::with_capacity(CONFIG_CAPACITY));
-    let (own, far) = match side {
-        Side::A => (SITE_A, SITE_B),
-        Side::B => (SITE_B, SITE_A),
+    let (own, far, role) = match side {
+        Side::A => (SITE_A, SITE_B, "initiate"),
+        Side::B => (SITE_B, SITE_A, "respond"),
     };
     // Writing to a string never fails.
     let _ = write!(text, "[gateway]\nname = \"{}\"\nsource = \"{}\"\n", side.name(), own.gateway);
-    for (path, keys) in PATHS.iter().zip(keys.spis.iter().zip(&keys.keys)) {
-        let ([spi_ab, spi_ba], [key_ab, key_ba]) = keys;
-        let (local, remote, inside, spis, keys) = match side {
-            Side::A => (path.a, path.b, path.inside_a, (spi_ba, spi_ab), (key_ba, key_ab)),
-            Side::B => (path.b, path.a, path.inside_b, (spi_ab, spi_ba), (key_ab, key_ba)),
+    for path in &PATHS {
+        let (local, remote, inside) = match side {
+            Side::A => (path.a, path.b, path.inside_a),
+            Side::B => (path.b, path.a, path.inside_b),
         };
         let _ = write!(
             text,
-            "\n[[tunnel]]\nname = \"{}\"\ntype = \"ipsec\"\nlocal = \"{local}\"\nremote = \"{remote}\"\n\
-             inside = \"{inside}/30\"\nprobe = {{ interval = \"{PROBE_INTERVAL}\", multiplier = {PROBE_MULTIPLIER} }}\n\
-             [tunnel.manual]\nsuite = \"{SUITE}\"\nspi-in = {}\nspi-out = {}\nkey-in = \"{}\"\nkey-out = \"{}\"\n",
-            path.name, spis.0, spis.1, **keys.0, **keys.1,
+            "\n[[tunnel]]\nname = \"{}\"\ntype = \"ipsec\"\nrole = \"{role}\"\n\
+             local = \"{local}\"\nremote = \"{remote}\"\ninside = \"{inside}/30\"\n\
+             probe = {{ interval = \"{PROBE_INTERVAL}\", multiplier = {PROBE_MULTIPLIER} }}\n\
+             [tunnel.ike]\npsk = \"{}\"\nproposals = [\"{IKE_PROPOSAL}\"]\nesp-proposals = [\"{SUITE}-ecp256-esn\"]\n\
+             lifetime = \"{LIFETIME}\"\nchild-lifetime = \"{LIFETIME}\"\n",
+            path.name, *psk.0,
         );
     }
     let via = PATHS.map(|path| format!("\"{}\"", path.name)).join(", ");
@@ -234,7 +235,7 @@ fn configuration(side: Side, keys: &Keys) -> Zeroizing<String> {
 }
 
 /// Starts a child that becomes the gateway, from the thread that must outlive it.
-fn spawn(home: &FilePath, log: &FilePath) -> io::Result<Child> {
+fn spawn(home: &FilePath, log: &FilePath) -> io::Result<process::Child> {
     let log = File::create(log)?;
     Command::new(SELF)
         .args(["demo", "--parent", &getpid().to_string(), "--gateway"])
@@ -255,7 +256,7 @@ pub(super) fn become_gateway(home: &FilePath, parent: i32) -> ExitCode {
     let parent_lives = || getppid() == Pid::from_raw(parent);
     let error = match set_pdeathsig(Signal::SIGKILL) {
         Ok(()) if parent_lives() => Command::new(SELF)
-            .args(["run", "--insecure-manual-keys", "--config"])
+            .args(["run", "--config"])
             .arg(home.join(CONFIG))
             .arg("--run-dir")
             .arg(home.join(RUN_DIR))
@@ -298,8 +299,10 @@ fn hex(bytes: &[u8]) -> String {
 pub(super) const SUITE: &str = "aes128gcm16";
 const PROBE_INTERVAL: &str = "30ms";
 const PROBE_MULTIPLIER: u32 = 3;
-/// RFC 4106 section 8.1: a 16-byte key, then the 4-byte salt.
-const KEY_LEN: usize = 20;
+const IKE_PROPOSAL: &str = "aes128gcm16-prfsha256-ecp256";
+/// Longer than any run: the wire is judged by SPIs, which a rekey changes.
+const LIFETIME: &str = "48h";
+const PSK_LEN: usize = 32;
 const CONFIG: &str = "braid.toml";
 const CONFIG_CAPACITY: usize = 4096;
 const RUN_DIR: &str = "run";
@@ -315,48 +318,37 @@ mod tests {
 
     #[test]
     fn both_sides_mirror_each_other() {
-        let keys = Keys::draw().unwrap();
-        let parse = |side| toml::from_str::<toml::Table>(&configuration(side, &keys)).unwrap();
+        let psk = Psk::draw().unwrap();
+        let parse = |side| toml::from_str::<toml::Table>(&configuration(side, &psk)).unwrap();
         let (a, b) = (parse(Side::A), parse(Side::B));
         for path in 0..PATHS.len() {
             let (a, b) = (&a["tunnel"][path], &b["tunnel"][path]);
             for (one, other) in [("local", "remote"), ("remote", "local")] {
                 assert_eq!(a[one], b[other]);
             }
-            for (one, other) in [("spi-in", "spi-out"), ("spi-out", "spi-in"), ("key-in", "key-out")] {
-                assert_eq!(a["manual"][one], b["manual"][other]);
-                assert_ne!(a["manual"][one], b["manual"][one]);
-            }
-            assert_eq!(a["manual"]["key-in"].as_str().unwrap().len(), 2 * KEY_LEN);
+            assert_ne!(a["role"], b["role"]);
+            assert_eq!(a["ike"], b["ike"]);
+            assert_eq!(a["ike"]["psk"].as_str().unwrap().len(), 2 * PSK_LEN);
         }
         assert_eq!(a["route"].as_array().unwrap().len(), 2);
-        assert!(configuration(Side::A, &keys).capacity() == CONFIG_CAPACITY);
+        assert!(configuration(Side::A, &psk).capacity() == CONFIG_CAPACITY);
+        assert_ne!(*psk.0, *Psk::draw().unwrap().0, "another one in every run");
     }
 
     #[test]
     fn the_gateways_take_their_configuration() {
-        let keys = Keys::draw().unwrap();
+        let psk = Psk::draw().unwrap();
         for side in [Side::A, Side::B] {
-            let config = crate::config::parse(&configuration(side, &keys), FilePath::new(CONFIG), 0o600);
+            let config = crate::config::parse(&configuration(side, &psk), FilePath::new(CONFIG), 0o600);
             let config = config.unwrap();
             assert_eq!((config.tunnels.len(), config.routes.len()), (2, 2));
+            assert!(config.manual_keys().is_none());
         }
     }
 
     #[test]
-    fn spis_are_distinct_and_not_reserved() {
-        let keys = Keys::draw().unwrap();
-        let mut spis: Vec<u32> = keys.spis.into_iter().flatten().collect();
-        spis.sort_unstable();
-        spis.dedup();
-        assert_eq!(spis.len(), 4);
-        assert!(spis[0] > 255);
-    }
-
-    #[test]
     fn status_needs_only_what_is_used() {
-        let text =
-            r#"{"gateway":"x","tunnels":[{"name":"p","state":"up","tx_bytes":7,"mtu":1438}],"drops":{}}"#;
+        let text = r#"{"gateway":"x","tunnels":[{"name":"p","state":"up","tx_bytes":7,"mtu":1438,"child":null}],"drops":{}}"#;
         let status: Status = serde_json::from_str(text).unwrap();
         assert_eq!((status.tunnels[0].state.as_str(), status.tunnels[0].tx_bytes), ("up", 7));
     }

@@ -5,11 +5,11 @@
 use std::time::{Duration, Instant};
 
 use super::bulk::Bulk;
-use super::capture::{Capture, Direction, Seen, Stage};
+use super::capture::{Capture, Direction, Seen, Spis, Stage};
 use super::crossing::{self, Crossing, Marker};
 use super::display::{Bar, Display, State};
 use super::error::{Error, Shortfall};
-use super::gateway::{Gateway, Keys, SUITE, Scratch, Side, random};
+use super::gateway::{Child, Gateway, Psk, SUITE, Scratch, Side, TunnelStatus, random};
 use super::paced::{FLOWS, Log, Paced};
 use super::report::{Failover, Report, gbps, ms, shares};
 use super::stop::Stop;
@@ -21,7 +21,7 @@ struct Demo<'d> {
     gateways: [Gateway; 2],
     topology: Topology,
     _scratch: Scratch,
-    keys: Keys,
+    spis: Spis,
     marker: Marker,
     stop: &'d Stop,
     display: &'d mut Display,
@@ -41,14 +41,14 @@ pub(super) fn perform(
     display.live("building five network namespaces", &[]);
     let scratch = Scratch::new()?;
     let topology = Topology::build()?;
-    let keys = Keys::draw()?;
-    let gateways = [
-        Gateway::start(&topology.gateway_a, Side::A, &scratch, &keys)?,
-        Gateway::start(&topology.gateway_b, Side::B, &scratch, &keys)?,
-    ];
+    let psk = Psk::draw()?;
+    // Who answers is there before who begins.
+    let b = Gateway::start(&topology.gateway_b, Side::B, &scratch, &psk)?;
+    let gateways = [Gateway::start(&topology.gateway_a, Side::A, &scratch, &psk)?, b];
     let marker = random()?;
     let report = Report { flows, ..Report::default() };
-    let mut demo = Demo { gateways, topology, _scratch: scratch, keys, marker, stop, display, report };
+    let spis = Spis::default();
+    let mut demo = Demo { gateways, topology, _scratch: scratch, spis, marker, stop, display, report };
     demo.wait_until_up()?;
     let proof = demo.prove()?;
     demo.load(seconds)?;
@@ -64,15 +64,16 @@ impl Demo<'_> {
         let start = Instant::now();
         self.display.live("starting two gateways with two tunnels", &[]);
         let gateways = &mut self.gateways;
-        self.stop.wait_for("all tunnels up", START_LIMIT, || all_up(gateways))?;
-        self.display.done("two tunnels up", &format!("{SUITE}, after {:.0} ms", ms(start.elapsed())));
+        self.spis = self.stop.wait_for("all tunnels up", START_LIMIT, || negotiated(gateways))?;
+        let told = format!("IKEv2, {SUITE}, after {:.0} ms", ms(start.elapsed()));
+        self.display.done("two tunnels up", &told);
         Ok(())
     }
 
     /// All protocols, with every packet on the outer links looked at.
     fn prove(&mut self) -> Result<Seen, Error> {
         self.display.live("TCP, UDP and ICMP, IPv4 and IPv6", &[]);
-        let capture = Capture::start(&self.topology.net, self.keys.spis, self.marker)?;
+        let capture = Capture::start(&self.topology.net, self.spis, self.marker)?;
         let Topology { client, server, .. } = &self.topology;
         let Crossing { crossed, missing, round_trip } =
             crossing::cross(client, server, self.marker, CROSS_LIMIT, self.stop)?;
@@ -144,7 +145,7 @@ impl Demo<'_> {
 
     /// Paced flows in both directions while one path is cut in mid-path and restored.
     fn fail_over(&mut self) -> Result<Seen, Error> {
-        let capture = Capture::start(&self.topology.net, self.keys.spis, self.marker)?;
+        let capture = Capture::start(&self.topology.net, self.spis, self.marker)?;
         let origin = Instant::now();
         let paced = self.pace(origin)?;
         self.watch(&capture, "steady traffic", STEADY, None)?;
@@ -233,7 +234,7 @@ impl Demo<'_> {
         }
         let crossed = !report.shortfalls.iter().any(|one| matches!(one, Shortfall::NotCrossed(_)));
         report.encrypted = crossed && shortfalls.is_empty();
-        report.packets_inspected = looks.iter().map(|seen| seen.packets() + seen.leaks).sum();
+        report.packets_inspected = looks.iter().map(|seen| seen.packets() + seen.ike + seen.leaks).sum();
         // What matters most is said first.
         shortfalls.append(&mut report.shortfalls);
         report.shortfalls = shortfalls;
@@ -282,6 +283,31 @@ impl Demo<'_> {
         });
         self.display.live(step, &bars);
     }
+}
+
+/// The SPIs of every tunnel, as soon as all are up and both gateways name the same ones.
+fn negotiated(gateways: &mut [Gateway; 2]) -> Result<Option<Spis>, Error> {
+    if all_up(gateways)?.is_none() {
+        return Ok(None);
+    }
+    let [a, b] = gateways;
+    let (Some(a), Some(b)) = (a.tunnels()?, b.tunnels()?) else { return Ok(None) };
+    let child = |tunnels: &[TunnelStatus], name: &str| {
+        tunnels.iter().find(|tunnel| tunnel.name == name)?.child.clone()
+    };
+    let number = |text: &str| u32::from_str_radix(text.trim_start_matches("0x"), 16).ok();
+    let mut spis = Spis::default();
+    for (spis, path) in spis.iter_mut().zip(&PATHS) {
+        let (Some(a), Some(b)) = (child(&a, path.name), child(&b, path.name)) else { return Ok(None) };
+        let Child { spi_in, spi_out } = &a;
+        // A collision of both sides' handshakes may not be settled yet.
+        if (spi_in, spi_out) != (&b.spi_out, &b.spi_in) {
+            return Ok(None);
+        }
+        let (Some(there), Some(back)) = (number(spi_out), number(spi_in)) else { return Ok(None) };
+        *spis = [there, back];
+    }
+    Ok(Some(spis))
 }
 
 /// `Some` once every tunnel of both gateways is up.

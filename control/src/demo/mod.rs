@@ -7,8 +7,7 @@
 //! gateways' counters, loss and recovery from numbered packets, and encryption and the way of
 //! each flow from a look at the outer links.
 //!
-//! Not done: WireGuard tunnels and IKE, which do not exist yet; the tunnels have fixed keys drawn
-//! for the run.
+//! Not done: WireGuard tunnels, which do not exist yet.
 
 #![forbid(unsafe_code)]
 

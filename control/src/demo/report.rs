@@ -105,7 +105,7 @@ impl Report {
         line("split", split.collect::<Vec<_>>().join(", "));
         line("crossed", format!("{}; round trip {:.2} ms", self.crossed.join(", "), self.round_trip_ms));
         let wire = if self.encrypted {
-            "all ESP with this run's SPIs, nothing in clear"
+            "all ESP with the negotiated SPIs, or encrypted IKE; nothing in clear"
         } else {
             "NOT all encrypted"
         };

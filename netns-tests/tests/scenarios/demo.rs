@@ -36,7 +36,25 @@ fn as_an_ordinary_user() -> Outcome {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
     }
     let netns = Netns::new("demo")?;
-    let user = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--inh-caps=-all"];
+    // The device as Debian's udev makes it, whatever this machine's administrator has made of it.
+    let tun = directory.path().join("tun").to_string_lossy().into_owned();
+    netns.run(&["mknod", "--mode=666", &tun, "c", "10", "200"])?;
+    let private = format!("mount --bind {tun} /dev/net/tun && exec \"$@\"");
+    let user = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        &private,
+        "sh",
+        "setpriv",
+        "--reuid",
+        NOBODY,
+        "--regid",
+        NOBODY,
+        "--clear-groups",
+        "--inh-caps=-all",
+    ];
     let program = program.to_string_lossy();
     let demo: [&str; 5] = [&program, "demo", "--json", "--seconds", "1"];
     let ran = netns.output(&[&user[..], &demo[..]].concat())?;
