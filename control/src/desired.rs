@@ -166,7 +166,20 @@ fn gateway_settings(config: &Config, circumstances: &Circumstances<'_>) -> Gatew
         hash_seed: config.gateway.hash_seed.unwrap_or(circumstances.hash_seed),
         symmetric_hash: config.gateway.symmetric_hash,
         icmp_source,
+        own: own_addresses(config, circumstances),
     }
+}
+
+/// Addresses that nobody but this gateway has: inside, of its own traffic, and outside.
+fn own_addresses(config: &Config, circumstances: &Circumstances<'_>) -> Vec<IpAddr> {
+    let mut own: BTreeSet<IpAddr> = config.gateway.source.iter().copied().collect();
+    for tunnel in &config.tunnels {
+        own.extend(tunnel.inside.iter().map(IpNet::addr));
+        own.extend(tunnel.local);
+        own.extend(circumstances.outer.get(&tunnel.name).and_then(|outer| outer.local));
+        own.extend(circumstances.negotiated.get(&tunnel.name).map(|path| path.local.ip()));
+    }
+    own.into_iter().collect()
 }
 
 /// A tunnel that has a local address keeps its number, or takes the lowest that is free.

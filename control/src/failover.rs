@@ -91,6 +91,7 @@ impl Obstacle {
             Obstacle::Exhausted => "exhausted",
             Obstacle::Outer(_) => "link",
             Obstacle::Silent { cause: Cause::Probe, .. } => "probe",
+            Obstacle::Silent { cause: Cause::OneWay, .. } => "one-way",
             Obstacle::Silent { cause: Cause::Bfd, .. } => "bfd",
             Obstacle::Silent { cause: Cause::Exhausted, .. } => "exhausted",
             Obstacle::HeldDown { .. } => "hold-down",
@@ -122,6 +123,7 @@ impl fmt::Display for Obstacle {
             Obstacle::Silent { cause, silent } => {
                 let what = match cause {
                     Cause::Probe => "no answer to probes",
+                    Cause::OneWay => "probes unanswered although the peer is heard (one-way)",
                     Cause::Bfd => "BFD is down",
                     Cause::Exhausted => "the SA's sequence numbers are used up",
                 };
@@ -165,6 +167,8 @@ enum Signal {
     Unheard,
     Up,
     Down {
+        /// What spoke.
+        cause: Cause,
         silent: Duration,
     },
 }
@@ -237,9 +241,9 @@ impl Health {
 
     /// The core's liveness thread has spoken; `silent` counts for a verdict of down.
     pub fn handle_liveness(&mut self, up: bool, cause: Cause, silent: Duration, now: Duration) {
-        let signal = if up { Signal::Up } else { Signal::Down { silent } };
+        let signal = if up { Signal::Up } else { Signal::Down { cause, silent } };
         match cause {
-            Cause::Probe => self.probe = signal,
+            Cause::Probe | Cause::OneWay => self.probe = signal,
             Cause::Bfd => self.bfd = signal,
             Cause::Exhausted => self.exhausted = !up,
         }
@@ -273,8 +277,9 @@ impl Health {
             return Some(Obstacle::Outer(blocked.clone()));
         }
         match (self.bfd, self.probe) {
-            (Signal::Down { silent }, _) => Some(Obstacle::Silent { cause: Cause::Bfd, silent }),
-            (_, Signal::Down { silent }) => Some(Obstacle::Silent { cause: Cause::Probe, silent }),
+            (Signal::Down { cause, silent }, _) | (_, Signal::Down { cause, silent }) => {
+                Some(Obstacle::Silent { cause, silent })
+            }
             (Signal::Unheard | Signal::Up, Signal::Unheard | Signal::Up) => None,
         }
     }
@@ -333,6 +338,21 @@ mod tests {
         assert_eq!(health.obstacle(ms(9001)).unwrap().cause(), "hold-down");
         assert_eq!(health.deadline(), Some(ms(9000) + BASE));
         assert_eq!(health.obstacle(ms(9000) + BASE), None);
+    }
+
+    #[test]
+    fn a_way_that_is_dead_in_one_direction_is_told_so_until_a_probe_is_answered() {
+        let mut health = Health::new(BASE);
+        health.handle_liveness(true, Cause::Probe, ms(0), ms(1));
+        health.handle_liveness(false, Cause::OneWay, ms(4500), ms(5000));
+        let obstacle = health.obstacle(ms(5001)).unwrap();
+        assert_eq!(obstacle.cause(), "one-way");
+        assert_eq!(
+            obstacle.to_string(),
+            "probes unanswered although the peer is heard (one-way) for 4500 ms"
+        );
+        health.handle_liveness(true, Cause::Probe, ms(0), ms(6000));
+        assert_eq!(health.obstacle(ms(6000) + BASE), None);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The thread that probes tunnels from inside and masks the dead: it survives the death of control.
 //!
 //! A probe is an echo request to the peer's inside address, sealed like any packet. A tunnel is dead
-//! when, for its detection time, neither a probe came back nor any other packet was authenticated;
-//! a probe votes only after the first reply, since some peers never answer. The thread masks at once
+//! when, for its detection time, neither a probe came back nor any other packet was authenticated, or
+//! when for several of them no probe came back although the peer is heard: then the way there is dead.
+//! A probe votes only after the first reply, since some peers never answer. The thread masks at once
 //! and reports after; it never unmasks: that is control's. It also keeps NAT mappings alive
 //! (RFC 3948 section 4).
 
@@ -24,7 +25,10 @@ use crate::{
     tables::{Reader, Tunnel, TunnelStates},
     worker::{Notice, Notices, OuterSocket, Sender, monotonic},
 };
-use session::{Session, Turn};
+use session::{Death, Session, Turn};
+
+/// Cookies of echoes that were asked for have this bit; the length follows.
+const ECHO: u64 = 1 << 63;
 
 /// To the liveness thread.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ pub enum Input {
     Changed(Vec<TunnelId>),
     /// A probe came back.
     Reply(ProbeReply),
+    /// An echo request of this length is asked for, in bytes of the inner packet.
+    Echo(TunnelId, u16),
     /// An outer socket.
     Socket(OuterSocket),
     /// The socket of this address is no longer needed.
@@ -91,6 +97,12 @@ impl Liveness {
         match input {
             Input::Changed(tunnels) => tunnels.into_iter().for_each(|tunnel| self.refresh(tunnel)),
             Input::Reply(reply) => self.heard(reply),
+            Input::Echo(tunnel, len) => {
+                let mut reader = self.reader.clone();
+                if let Some(tunnel) = reader.enter().tunnel(tunnel) {
+                    self.probe(tunnel, ECHO | u64::from(len), len);
+                }
+            }
             Input::Socket(socket) => self.sender.add(socket),
             Input::Close(local) => self.sender.remove(local),
         }
@@ -114,14 +126,18 @@ impl Liveness {
     }
 
     fn heard(&mut self, reply: ProbeReply) {
+        if reply.cookie & ECHO != 0 {
+            let len = (reply.cookie & u64::from(u16::MAX)) as u16;
+            return self.notices.send(Notice::Event(Event::Echo { tunnel: reply.tunnel, len }));
+        }
         let Some(session) = self.sessions.get_mut(&reply.tunnel) else { return };
         let heard = session.reply(reply.cookie, reply.nanos);
         let mut reader = self.reader.clone();
         if let Some(tunnel) = reader.enter().tunnel(reply.tunnel) {
-            tunnel.live.set_latency(session.latency());
+            tunnel.live.answered(reply.nanos, session.latency());
         }
         if heard == Some(Verdict::Up) {
-            self.report(reply.tunnel, Verdict::Up, Duration::ZERO);
+            self.report(reply.tunnel, Verdict::Up, Cause::Probe, Duration::ZERO);
         }
     }
 
@@ -139,16 +155,12 @@ impl Liveness {
             match turn {
                 Turn::Probe { cookie, down } => {
                     // Masked first, reported after: what follows takes no part in the failover.
-                    if let Some(silent) = down {
-                        self.states.mask_by_core(id);
-                        self.report(id, Verdict::Down, silent);
+                    if let Some(death) = down {
+                        self.died(id, death);
                     }
-                    self.probe(tunnel, cookie);
+                    self.probe(tunnel, cookie, 0);
                 }
-                Turn::Down { silent } => {
-                    self.states.mask_by_core(id);
-                    self.report(id, Verdict::Down, silent);
-                }
+                Turn::Down(death) => self.died(id, death),
                 Turn::Keepalive => {
                     if let Some(to) = tunnel.live.remote() {
                         self.sender.send(tunnel.settings.local, to, &[0xFF], 1, 0);
@@ -159,12 +171,17 @@ impl Liveness {
         }
     }
 
-    fn report(&self, tunnel: TunnelId, verdict: Verdict, silent: Duration) {
-        self.notices.send(Notice::Event(Event::Liveness { tunnel, verdict, cause: Cause::Probe, silent }));
+    fn died(&self, id: TunnelId, Death { cause, silent }: Death) {
+        self.states.mask_by_core(id);
+        self.report(id, Verdict::Down, cause, silent);
+    }
+
+    fn report(&self, tunnel: TunnelId, verdict: Verdict, cause: Cause, silent: Duration) {
+        self.notices.send(Notice::Event(Event::Liveness { tunnel, verdict, cause, silent }));
     }
 
     /// Seals and sends a probe, under the SA's guard like every packet.
-    fn probe(&mut self, tunnel: &Tunnel, cookie: u64) {
+    fn probe(&mut self, tunnel: &Tunnel, cookie: u64, len: u16) {
         let settings = &tunnel.settings;
         let (Some(sa), Some(to)) = (&tunnel.outbound, tunnel.live.remote()) else { return };
         let pair = settings.peer_inside.iter().find_map(|peer| {
@@ -172,7 +189,7 @@ impl Liveness {
             Some((*ours, *peer))
         });
         let Some((ours, peer)) = pair else { return };
-        let Some(packet) = icmp::probe(ours, peer, cookie) else { return };
+        let Some(packet) = icmp::probe(ours, peer, cookie, len.min(tunnel.mtu)) else { return };
         let layout = sa.layout;
         let next_header = if peer.is_ipv6() { NEXT_HEADER_IPV6 } else { NEXT_HEADER_IPV4 };
         let mut esp = vec![0; layout.sealed_len(packet.len())];

@@ -379,6 +379,10 @@ impl Service {
                 let hash = FlowKey::of(&flow).hash(&settings.hash_seed, settings.symmetric_hash);
                 Answer::Path(tables.path(&flow, hash, Ticks::from_nanos(now)))
             }
+            Query::Echo { tunnel, len } => {
+                let _ = self.threads.inputs.send(Input::Echo(tunnel, len));
+                Answer::Echo
+            }
             Query::Stash { from } => Answer::Stash(self.writer.stash(from)),
         }
     }

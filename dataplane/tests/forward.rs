@@ -8,8 +8,8 @@ use std::{
 };
 
 use braid_api::{
-    Allowed, BootId, DfPolicy, Direction, Encapsulation, Epoch, Group, GroupId, Member, Op, Sa, SaId,
-    SecretKey, Selectors, Spi, Suite, Target, Transaction, Tunnel, TunnelId,
+    Allowed, BootId, DfPolicy, Direction, Encapsulation, Epoch, GatewaySettings, Group, GroupId, Member, Op,
+    Sa, SaId, SecretKey, Selectors, Spi, Suite, Target, Transaction, Tunnel, TunnelId,
 };
 use braid_dataplane::{
     drop_reason::DropReason,
@@ -330,4 +330,45 @@ fn an_error_goes_where_its_addresses_say_and_keeps_its_flow_together() {
     pair.flush(true);
     assert_eq!(pair.delivered, [error]);
     assert_eq!(pair.a.drops(), []);
+}
+
+#[test]
+fn nobody_sends_from_our_own_addresses() {
+    let own: Vec<IpAddr> = vec![[169, 254, 1, 2].into(), [10, 1, 0, 1].into()];
+    let mut pair = Pair::new(Suite::Aes128Gcm16);
+    let from = |source: [u8; 4]| {
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4(source, [10, 2, 0, 1], 64).udp(7, 9).write(&mut bytes, b"content").unwrap();
+        Write { bytes, vnet: Vnet::default() }
+    };
+    let everywhere = ["10.1.0.0/16", "0.0.0.0/0"].map(|prefix| {
+        let target = Target::Group(GroupId(0));
+        Op::PutRoute { prefix: prefix.parse().unwrap(), target }
+    });
+    let settings = GatewaySettings {
+        hash_seed: [0; 16],
+        symmetric_hash: false,
+        icmp_source: Vec::new(),
+        own: Vec::new(),
+    };
+    let mut epoch = 2;
+    let mut apply = |pair: &mut Pair, ops: Vec<Op>| {
+        pair.b.writer.apply(Transaction { epoch: Epoch(epoch), ops }, 0).unwrap();
+        epoch += 1;
+    };
+    apply(&mut pair, everywhere.into());
+    let mut delivered = 0;
+    // Known as ours or not, what was found allowed before is looked at again.
+    for (known, dropped) in [(false, 0), (true, 2), (true, 4)] {
+        let own = if known { own.clone() } else { Vec::new() };
+        apply(&mut pair, vec![Op::SetGateway(GatewaySettings { own, ..settings.clone() })]);
+        for source in [[169, 254, 1, 2], [10, 1, 0, 1], [10, 1, 0, 9], [203, 0, 113, 9]] {
+            pair.send(&from(source));
+        }
+        pair.flush(true);
+        delivered += if known { 2 } else { 4 };
+        assert_eq!(pair.delivered.len(), delivered);
+        let counted = pair.b.drops();
+        assert_eq!(counted, if dropped == 0 { vec![] } else { vec![("source_not_allowed", dropped)] });
+    }
 }

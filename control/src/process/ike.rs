@@ -63,6 +63,7 @@ impl Control {
             }
             CoreEvent::SaLifetime { hard: true, .. }
             | CoreEvent::Liveness { .. }
+            | CoreEvent::Echo { .. }
             | CoreEvent::PathMtu { .. } => {}
         }
     }

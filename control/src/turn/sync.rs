@@ -410,6 +410,8 @@ impl Turn {
             }
             // Only what negotiates keys needs it.
             CoreEvent::Traffic(_) => {}
+            // Only doctor asks for it.
+            CoreEvent::Echo { .. } => {}
             CoreEvent::EndpointMoved { tunnel, remote } => {
                 let Some(index) = self.index(tunnel) else { return };
                 if self.follow(index, remote) {
@@ -447,15 +449,18 @@ impl Turn {
                 runtime.heard_from = stats.remote;
             }
             let unexplained = core::mem::replace(&mut runtime.unexplained, false);
-            // Within the detection time an authenticated packet outweighs a verdict.
-            let alive = probe.is_some_and(|probe| {
-                stats.heard_ago.is_some_and(|ago| ago < probe.interval * probe.multiplier)
-            });
-            if alive && (runtime.health.is_silent() || unexplained) {
+            // An answer is what brings a tunnel back: that the peer is heard says nothing of the way there.
+            let within = |ago: Option<Duration>| {
+                probe.is_some_and(|probe| ago.is_some_and(|ago| ago < probe.interval * probe.multiplier))
+            };
+            if within(stats.answered_ago) && (runtime.health.is_silent() || unexplained) {
                 runtime.health.handle_liveness(true, Cause::Probe, Duration::ZERO, now);
             } else if unexplained && stats.masked_by_core && probe.is_some() {
-                let silent = stats.heard_ago.unwrap_or_default();
-                runtime.health.handle_liveness(false, Cause::Probe, silent, now);
+                let (cause, since) = match within(stats.heard_ago) {
+                    true => (Cause::OneWay, stats.answered_ago),
+                    false => (Cause::Probe, stats.heard_ago),
+                };
+                runtime.health.handle_liveness(false, cause, since.unwrap_or_default(), now);
             }
             self.touched.insert(index);
         }
@@ -539,7 +544,8 @@ fn weight_of(change: &Change) -> usize {
             200 + (spec.selectors.local.len() + spec.selectors.remote.len()) * PREFIX
         }
         Change::PutGroup(group) => 20 + group.members.len() * PREFIX,
-        Change::SetGateway(_) | Change::PutRoute(..) => 100,
+        Change::SetGateway(settings) => 100 + (settings.icmp_source.len() + settings.own.len()) * PREFIX,
+        Change::PutRoute(..) => 100,
         Change::RemoveSa(_)
         | Change::RemoveRoute(_)
         | Change::RemoveGroup(_)

@@ -172,6 +172,9 @@ pub enum Verdict {
 pub enum Cause {
     /// In-tunnel probe.
     Probe,
+    /// In-tunnel probes that stay unanswered although the peer is heard: the way there is dead, the way back
+    /// is not.
+    OneWay,
     /// BFD session in the tunnel.
     Bfd,
     /// The outbound SA has no sequence number left (RFC 4303 section 3.3.3).
@@ -229,6 +232,13 @@ pub enum Event {
         tunnel: TunnelId,
         /// From where.
         remote: SocketAddr,
+    },
+    /// An echo that [`crate::Query::Echo`] asked for came back.
+    Echo {
+        /// Which tunnel.
+        tunnel: TunnelId,
+        /// Of the inner packet, in bytes.
+        len: u16,
     },
     /// The outer path takes less or more.
     PathMtu {

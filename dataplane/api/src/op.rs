@@ -124,6 +124,8 @@ pub struct GatewaySettings {
     pub symmetric_hash: bool,
     /// Source of ICMP errors that the core sends into the LAN, one per family.
     pub icmp_source: Vec<IpAddr>,
+    /// Our own addresses, ascending: no peer may send from one of them.
+    pub own: Vec<IpAddr>,
 }
 
 /// How ESP travels.

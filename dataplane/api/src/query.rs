@@ -15,6 +15,14 @@ pub enum Query {
     Stats,
     /// Which way a flow goes now. Changes nothing.
     Path(Flow),
+    /// Sends an echo request of this length, in bytes of the inner packet, to the peer's inside address, whether
+    /// or not the tunnel is masked. What comes back is told by [`crate::Event::Echo`].
+    Echo {
+        /// Which tunnel.
+        tunnel: TunnelId,
+        /// At least what a probe takes.
+        len: u16,
+    },
     /// The stash, entry by entry in ascending key order, from this key on.
     Stash {
         /// First key wanted.
@@ -29,6 +37,8 @@ pub enum Answer {
     Stats(Stats),
     /// To [`Query::Path`].
     Path(PathAnswer),
+    /// To [`Query::Echo`]: it will be sent if the tunnel can send.
+    Echo,
     /// To [`Query::Stash`]: as many as fit into a frame; empty at the end.
     Stash(Vec<(u64, crate::op::StashValue)>),
 }
@@ -76,6 +86,8 @@ pub struct TunnelStats {
     pub rx_bytes: u64,
     /// Since the last authenticated packet.
     pub heard_ago: Option<Duration>,
+    /// Since the last answer to a probe.
+    pub answered_ago: Option<Duration>,
     /// Smoothed round-trip time of the probes.
     pub latency: Option<Duration>,
     /// Inner MTU now.

@@ -12,7 +12,7 @@ use crate::{
 const PROBE_MAGIC: [u8; 8] = *b"braidprb";
 /// CS6, network control (RFC 2474 section 4.2.2.2): not what a congested path drops first.
 pub(crate) const PROBE_TOS: u8 = 0xC0;
-/// Payload of a probe: the magic and the cookie.
+/// Payload of a probe: the magic and the cookie; zeros may follow.
 const PROBE_LEN: usize = 16;
 
 /// Errors a second that one worker may send (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 (f)).
@@ -126,11 +126,11 @@ pub(super) fn echo(bytes: &[u8], packet: &Packet) -> Option<Echo> {
         return icmp_sum(bytes, packet).is_valid().then_some(Echo::Request);
     }
     let payload = &icmp[8..];
-    if icmp[0] != reply || payload.len() != PROBE_LEN || payload[..8] != PROBE_MAGIC {
+    if icmp[0] != reply || payload.len() < PROBE_LEN || payload[..8] != PROBE_MAGIC {
         return None;
     }
     let mut cookie = [0; 8];
-    cookie.copy_from_slice(&payload[8..]);
+    cookie.copy_from_slice(&payload[8..PROBE_LEN]);
     Some(Echo::ProbeReply { cookie: u64::from_be_bytes(cookie) })
 }
 
@@ -164,12 +164,13 @@ pub(super) fn turn_round(bytes: &mut [u8], packet: &Packet) {
     icmp[2..4].copy_from_slice(&mended);
 }
 
-/// An echo request that carries a cookie; `None` when the families differ.
-pub(crate) fn probe(source: IpAddr, destination: IpAddr, cookie: u64) -> Option<Vec<u8>> {
-    let mut icmp = [0; 8 + PROBE_LEN];
+/// An echo request that carries a cookie, of `len` bytes or as short as can be; `None` when the families differ.
+pub(crate) fn probe(source: IpAddr, destination: IpAddr, cookie: u64, len: u16) -> Option<Vec<u8>> {
+    let header = if destination.is_ipv4() { 20 } else { 40 };
+    let mut icmp = vec![0; usize::from(len).saturating_sub(header).max(8 + PROBE_LEN)];
     icmp[4..8].copy_from_slice(&(cookie as u32).to_be_bytes());
     icmp[8..16].copy_from_slice(&PROBE_MAGIC);
-    icmp[16..].copy_from_slice(&cookie.to_be_bytes());
+    icmp[16..8 + PROBE_LEN].copy_from_slice(&cookie.to_be_bytes());
     let mut out;
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -217,10 +218,11 @@ mod tests {
     #[test]
     fn a_probe_comes_back_with_its_cookie() {
         let pairs: [(&str, &str); 2] = [("169.254.10.2", "169.254.10.1"), ("fd00::2", "fd00::1")];
-        for (ours, theirs) in pairs {
+        for ((ours, theirs), len) in pairs.into_iter().flat_map(|pair| [(pair, 0), (pair, 1399)]) {
             let (ours, theirs): (IpAddr, IpAddr) = (ours.parse().unwrap(), theirs.parse().unwrap());
-            let mut bytes = probe(ours, theirs, 0xDEAD_BEEF_0102_0304).unwrap();
+            let mut bytes = probe(ours, theirs, 0xDEAD_BEEF_0102_0304, len).unwrap();
             let packet = parse(&bytes).unwrap();
+            assert!(len == 0 || bytes.len() == usize::from(len));
             assert_eq!(echo(&bytes, &packet), Some(Echo::Request));
             turn_round(&mut bytes, &packet);
             let packet = parse(&bytes).unwrap();

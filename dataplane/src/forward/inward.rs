@@ -293,6 +293,10 @@ impl Forwarder {
             return true;
         }
         let source = packet.source();
+        // Nobody else has our addresses, whatever the routes let him send.
+        if tables.settings().own.binary_search(&source).is_ok() {
+            return false;
+        }
         let allowed = settings.peer_inside.contains(&source)
             || match &settings.allowed {
                 Allowed::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.contains(&source)),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use braid_api::{Probe, Verdict};
+use braid_api::{Cause, Probe, Verdict};
 
 /// How long a tunnel may send nothing (RFC 3948 section 4): a NAT may forget it after half a minute.
 const KEEPALIVE_NANOS: u64 = 20_000_000_000;
@@ -10,6 +10,10 @@ const KEEPALIVE_NANOS: u64 = 20_000_000_000;
 const LOOK_NANOS: u64 = KEEPALIVE_NANOS / 4;
 /// Looks that saw nothing sent, until a keepalive is due.
 const QUIET_LOOKS: u8 = 3;
+/// For so many detection times probes that were answered before may stay unanswered while the peer is heard:
+/// a timer that expires beside authenticated packets is late, but not for ever. Probes and their answers are
+/// served before anything is shed, so that no overload looks like this.
+const ONE_WAY_DETECTIONS: u32 = 5;
 /// Probes whose reply can still be told.
 const OUTSTANDING: usize = 16;
 
@@ -20,18 +24,24 @@ pub(super) enum Turn {
     Probe {
         /// Its reply brings it back.
         cookie: u64,
-        /// Set when the tunnel has just died: for how long it was silent.
-        down: Option<Duration>,
+        /// Set when the tunnel has just died.
+        down: Option<Death>,
     },
     /// The tunnel has died.
-    Down {
-        /// For how long it was silent.
-        silent: Duration,
-    },
+    Down(Death),
     /// Send a NAT keepalive.
     Keepalive,
     /// Nothing yet.
     Nothing,
+}
+
+/// Why a tunnel is taken for dead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Death {
+    /// [`Cause::Probe`] or [`Cause::OneWay`].
+    pub(super) cause: Cause,
+    /// Since it was last heard; one-way: since a probe was last answered.
+    pub(super) silent: Duration,
 }
 
 /// The probes of one tunnel.
@@ -47,6 +57,8 @@ pub(super) struct Session {
     outstanding: [(u64, u64); OUTSTANDING],
     /// When the last reply came; `None` before the first: then silence means nothing.
     replied: Option<u64>,
+    /// Probes sent since then.
+    unanswered: u32,
     /// When a packet or a reply was last heard, as far as this session knows.
     life: u64,
     /// What is added to the detection time because this machine stood still, in nanoseconds.
@@ -67,6 +79,7 @@ impl Session {
             sequence: 0,
             outstanding: [(0, 0); OUTSTANDING],
             replied: None,
+            unanswered: 0,
             life: now,
             grace: 0,
             up: false,
@@ -78,6 +91,7 @@ impl Session {
     pub(super) fn configure(&mut self, probe: Option<Probe>, keepalive: bool, now: u64) {
         if self.probe != probe {
             self.probe = probe;
+            self.unanswered = 0;
             self.next_probe = if probe.is_some() { now } else { u64::MAX };
         }
         if self.keepalive != keepalive {
@@ -104,7 +118,7 @@ impl Session {
     pub(super) fn turn(&mut self, now: u64, heard: Option<u64>, sent: u64) -> Turn {
         // A timer that fires although the tunnel has authenticated a packet is late, not right.
         self.live(heard.unwrap_or(0));
-        let down = self.verdict(now);
+        let down = self.verdict(now).or_else(|| self.one_way(now));
         if now >= self.next_probe
             && let Some(probe) = self.probe
         {
@@ -112,11 +126,12 @@ impl Session {
             // After a pause the probes that were missed are not made up for.
             self.next_probe = (self.next_probe + interval).max(now + interval / 2);
             self.sequence += 1;
+            self.unanswered = self.unanswered.saturating_add(1);
             self.outstanding[self.sequence as usize % OUTSTANDING] = (self.sequence, now);
             return Turn::Probe { cookie: self.sequence, down };
         }
-        if let Some(silent) = down {
-            return Turn::Down { silent };
+        if let Some(death) = down {
+            return Turn::Down(death);
         }
         if now >= self.next_look {
             self.next_look = now + LOOK_NANOS;
@@ -130,8 +145,8 @@ impl Session {
         Turn::Nothing
     }
 
-    /// For how long it was silent, if it is dead.
-    fn verdict(&mut self, now: u64) -> Option<Duration> {
+    /// Whether it is dead in both directions, or in the one from the peer.
+    fn verdict(&mut self, now: u64) -> Option<Death> {
         let dies = self.dies().filter(|dies| *dies <= now)?;
         let interval = self.probe?.interval.as_nanos() as u64;
         if now - dies >= interval && self.grace == 0 {
@@ -141,7 +156,20 @@ impl Session {
             return None;
         }
         self.up = false;
-        Some(Duration::from_nanos(now - self.life))
+        Some(Death { cause: Cause::Probe, silent: Duration::from_nanos(now - self.life) })
+    }
+
+    /// Whether it is dead in the direction to the peer, which is heard. Probes are counted, not time alone: those
+    /// that this machine did not send while it stood still were not unanswered.
+    fn one_way(&mut self, now: u64) -> Option<Death> {
+        let probe = self.probe.filter(|_| self.up)?;
+        let silent = Duration::from_nanos(now.saturating_sub(self.replied?));
+        let patience = probe.multiplier.saturating_mul(ONE_WAY_DETECTIONS);
+        if self.unanswered < patience || silent < probe.interval * patience {
+            return None;
+        }
+        self.up = false;
+        Some(Death { cause: Cause::OneWay, silent })
     }
 
     /// It was heard at this moment.
@@ -163,6 +191,7 @@ impl Session {
         // RFC 6298 section 2: alpha is 1/8.
         self.smoothed = Some(self.smoothed.map_or(sample, |smoothed| smoothed - smoothed / 8 + sample / 8));
         self.replied = Some(now);
+        self.unanswered = 0;
         self.live(now);
         let was = core::mem::replace(&mut self.up, true);
         (!was).then_some(Verdict::Up)
@@ -208,7 +237,7 @@ mod tests {
                         replies.push((next + delay, cookie));
                     }
                 }
-                Turn::Down { .. } => verdicts.push((next, Verdict::Down)),
+                Turn::Down(_) => verdicts.push((next, Verdict::Down)),
                 Turn::Keepalive | Turn::Nothing => {}
             }
         }
@@ -239,11 +268,60 @@ mod tests {
         let mut session = session();
         play(&mut session, 0, 1000 * MS, MS, true);
         let mut at = 1000 * MS;
-        for _ in 0..20 {
+        for _ in 0..10 {
             at = session.due().max(at);
             let turn = session.turn(at, Some(at - 1), 0);
-            assert!(!matches!(turn, Turn::Down { .. } | Turn::Probe { down: Some(_), .. }), "{turn:?}");
+            assert!(!matches!(turn, Turn::Down(_) | Turn::Probe { down: Some(_), .. }), "{turn:?}");
         }
+    }
+
+    /// Runs a session whose peer is heard all the time and answers each `one_in`th probe: deaths, and when.
+    fn hear(session: &mut Session, from: u64, until: u64, one_in: u64) -> Vec<(u64, Death)> {
+        let mut deaths = Vec::new();
+        let mut at = session.due().max(from);
+        while at <= until {
+            match session.turn(at, Some(at - 1), 0) {
+                Turn::Probe { cookie, down } => {
+                    deaths.extend(down.map(|death| (at, death)));
+                    if cookie.is_multiple_of(one_in) {
+                        session.reply(cookie, at + MS);
+                    }
+                }
+                Turn::Down(death) => deaths.push((at, death)),
+                Turn::Keepalive | Turn::Nothing => {}
+            }
+            at = session.due().max(at);
+        }
+        deaths
+    }
+
+    #[test]
+    fn a_peer_that_is_heard_and_answers_nothing_any_more_is_not_reached() {
+        let mut session = session();
+        play(&mut session, 0, 1000 * MS, MS, true);
+        let deaths = hear(&mut session, 1000 * MS, 9000 * MS, u64::MAX);
+        let [(at, Death { cause: Cause::OneWay, silent })] = deaths[..] else { panic!("{deaths:?}") };
+        // Five times three intervals after the last answer, and until the next probe.
+        assert!((2400 * MS..=2700 * MS).contains(&at), "{at}");
+        assert!(silent >= Duration::from_millis(1500) && silent <= Duration::from_millis(1700), "{silent:?}");
+        let up = play(&mut session, 9000 * MS, 9500 * MS, MS, true);
+        assert_eq!(up.len(), 1, "{up:?}");
+        assert_eq!(hear(&mut session, 9500 * MS, 10_500 * MS, u64::MAX), []);
+    }
+
+    #[test]
+    fn a_peer_that_answers_now_and_then_is_reached() {
+        let mut session = session();
+        play(&mut session, 0, 1000 * MS, MS, true);
+        assert_eq!(hear(&mut session, 1000 * MS, 60_000 * MS, 14), []);
+    }
+
+    #[test]
+    fn probes_that_a_machine_did_not_send_were_not_left_unanswered() {
+        let mut session = session();
+        play(&mut session, 0, 1000 * MS, MS, true);
+        assert_eq!(hear(&mut session, 60_000 * MS, 61_000 * MS, u64::MAX), []);
+        assert_eq!(hear(&mut session, 61_000 * MS, 63_000 * MS, u64::MAX).len(), 1);
     }
 
     #[test]

@@ -68,8 +68,12 @@ impl Writer {
     /// Empty tables for this life of the core. `iv_secret` is 32 random bytes, never used before.
     pub fn new(workers: usize, boot: BootId, engine: Engine, iv_secret: &[u8; 32]) -> Self {
         let states = TunnelStates::new();
-        let settings =
-            Arc::new(GatewaySettings { hash_seed: [0; 16], symmetric_hash: false, icmp_source: Vec::new() });
+        let settings = Arc::new(GatewaySettings {
+            hash_seed: [0; 16],
+            symmetric_hash: false,
+            icmp_source: Vec::new(),
+            own: Vec::new(),
+        });
         let copy = || Tables::new(states.clone(), settings.clone());
         Writer {
             tables: LeftRight::new(copy(), copy()),
@@ -280,7 +284,9 @@ impl Attempt<'_> {
 
     fn op(&mut self, op: Op) -> Outcome {
         match op {
-            Op::SetGateway(settings) => {
+            Op::SetGateway(mut settings) => {
+                // As the packet path searches them.
+                settings.own.sort_unstable();
                 if *self.tables.settings != settings {
                     self.change(Change::Settings(Arc::new(settings)));
                 }

@@ -231,7 +231,8 @@ fn no_other_operation_touches_a_live_sa() {
     changed.name = "renamed".to_owned();
     changed.remote = Some("203.0.113.9:4500".parse().unwrap());
     writer.begin_sync();
-    let wider = GatewaySettings { hash_seed: [3; 16], symmetric_hash: true, icmp_source: vec![] };
+    let wider =
+        GatewaySettings { hash_seed: [3; 16], symmetric_hash: true, icmp_source: vec![], own: vec![] };
     ok(
         &mut writer,
         vec![
@@ -492,12 +493,13 @@ fn summaries_and_stats_tell_what_is_there() {
     live.sent(1, 1, 100);
     live.received(1, 5, 50);
     live.heard(4_000_000);
-    live.set_latency(Some(Duration::from_micros(1200)));
+    live.answered(2_000_000, Some(Duration::from_micros(1200)));
     outbound(&writer, 0).counter.add(3, 400);
     let stats = writer.stats(9_000_000);
     let first = &stats.tunnels[0];
     assert_eq!((first.tx_packets, first.tx_bytes, first.rx_packets, first.rx_bytes), (3, 400, 5, 50));
     assert_eq!(first.heard_ago, Some(Duration::from_millis(5)));
+    assert_eq!(first.answered_ago, Some(Duration::from_millis(7)));
     assert_eq!(first.latency, Some(Duration::from_micros(1200)));
     assert_eq!((first.buckets, stats.tunnels[1].buckets), (4096, 0));
     let (out, in_) = (&stats.sas[0], &stats.sas[1]);

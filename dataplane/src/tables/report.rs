@@ -61,6 +61,7 @@ impl Writer {
         let buckets = self.buckets_by_tunnel(Ticks::from_nanos(now));
         let entries = self.ledger.tunnels().map(|(id, entry)| {
             let live = &entry.tunnel.live;
+            let ago = |at: u64| Duration::from_nanos(now.saturating_sub(at));
             let ((tx_packets, tx_bytes), (rx_packets, rx_bytes)) = (live.tx(), live.rx());
             TunnelStats {
                 tunnel: id,
@@ -70,7 +71,8 @@ impl Writer {
                 tx_bytes,
                 rx_packets,
                 rx_bytes,
-                heard_ago: live.last_heard().map(|heard| Duration::from_nanos(now.saturating_sub(heard))),
+                heard_ago: live.last_heard().map(ago),
+                answered_ago: live.last_answered().map(ago),
                 latency: live.latency(),
                 mtu: entry.tunnel.mtu,
                 remote: live.remote(),

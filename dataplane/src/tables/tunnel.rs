@@ -57,6 +57,8 @@ pub struct TunnelLive {
     counters: PerWorker<4>,
     /// Monotonic nanoseconds, 0 for never.
     heard: AtomicU64,
+    /// Monotonic nanoseconds, 0 for never.
+    answered: AtomicU64,
     /// Nanoseconds, 0 for unknown.
     latency: AtomicU64,
     remote: ArcSwapOption<SocketAddr>,
@@ -69,6 +71,7 @@ impl TunnelLive {
         TunnelLive {
             counters: PerWorker::new(workers),
             heard: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
             latency: AtomicU64::new(0),
             remote: ArcSwapOption::from_pointee(remote),
             path_mtu: AtomicU16::new(0),
@@ -113,10 +116,19 @@ impl TunnelLive {
         }
     }
 
-    /// Sets the smoothed round-trip time of the probes.
-    pub fn set_latency(&self, latency: Option<Duration>) {
+    /// A probe was answered at `now`, in monotonic nanoseconds; with the smoothed round-trip time.
+    pub fn answered(&self, now: u64, latency: Option<Duration>) {
+        self.answered.store(now.max(1), Relaxed);
         let nanos = latency.map_or(0, |latency| (latency.as_nanos() as u64).max(1));
         self.latency.store(nanos, Relaxed);
+    }
+
+    /// When a probe was last answered, in monotonic nanoseconds.
+    pub fn last_answered(&self) -> Option<u64> {
+        match self.answered.load(Relaxed) {
+            0 => None,
+            nanos => Some(nanos),
+        }
     }
 
     /// Smoothed round-trip time of the probes.

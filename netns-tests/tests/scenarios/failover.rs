@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 pub(crate) const ALL: &[Scenario] = &[
     ("failover::one_of_two_tunnels_cut", one_of_two_tunnels_cut),
     ("failover::one_of_four_tunnels_cut", one_of_four_tunnels_cut),
+    ("failover::one_direction_of_a_tunnel_cut", one_direction_of_a_tunnel_cut),
 ];
 
 /// Each way: every flow has a packet each 16 ms.
@@ -26,6 +27,11 @@ const CUT: usize = 0;
 const SLACK: Duration = Duration::from_millis(200);
 const RECOVERY: Duration =
     Duration::from_millis(PROBE_INTERVAL * (PROBE_MULTIPLIER + 1)).saturating_add(SLACK);
+/// By how many detection times the sender into a dead direction is later than who hears nothing: the peer is
+/// heard all the while.
+const ONE_WAY_DETECTIONS: u64 = 5;
+const ONE_WAY_RECOVERY: Duration =
+    Duration::from_millis(PROBE_INTERVAL * (PROBE_MULTIPLIER * ONE_WAY_DETECTIONS + 2)).saturating_add(SLACK);
 /// Long beside all the above, short beside a test's patience.
 const STAGE: Duration = Duration::from_millis(1200);
 /// What was on its way in the moment of the cut.
@@ -52,6 +58,44 @@ impl Moment {
     }
 }
 
+/// Nothing of A's comes through any more, all of B's does: either end finds its own way out.
+fn one_direction_of_a_tunnel_cut() -> Outcome {
+    let pair = Pair::start(&Setup::default())?;
+    let topology = &pair.topology;
+    let internet = topology.internet.as_ref().ok_or("no internet")?;
+    let wires = [Wires::watch(topology, Side::A)?, Wires::watch(topology, Side::B)?];
+    let origin = Instant::now();
+    let there = Paced::start(&topology.client, &topology.server, SERVER, LOAD, origin)?;
+    let back = Paced::start(&topology.server, &topology.client, CLIENT, LOAD, origin)?;
+    sleep(STAGE);
+    let cut = Moment::now(origin);
+    let fault = braid_netns::fault::cut(internet, &["a0"])?;
+    state_of_the_cut(&pair, "down")?;
+    let causes = [&pair.a, &pair.b].map(|gateway| -> Result<String> {
+        Ok(gateway.status()?["tunnels"][CUT]["last_failure"]["cause"].to_string())
+    });
+    sleep(STAGE);
+    let restored = Moment::now(origin);
+    fault.undo()?;
+    state_of_the_cut(&pair, "up")?;
+    sleep(STAGE);
+    let end = Moment::now(origin);
+    let there = there.finish()?;
+    bounded_by(&there, cut, restored, ONE_WAY_RECOVERY);
+    // The way back is whole; what B sends by it is heard until B takes the other.
+    let back = back.finish()?;
+    assert_eq!((back.lost().len(), back.refused, back.damaged), (0, 0, 0), "{:?}", back.flaw());
+    for (cause, expected) in causes.into_iter().zip(["one-way", "probe"]) {
+        assert_eq!(cause?, format!("{expected:?}"));
+    }
+    for wires in wires {
+        let ways = wires.stop()?;
+        assert_eq!(ways.out_of_sequence(), None);
+        stayed(&ways, 2, [cut, restored, end], ONE_WAY_RECOVERY);
+    }
+    Ok(())
+}
+
 fn cut_and_restore(tunnels: usize) -> Outcome {
     let pair = Pair::start(&Setup { tunnels, ..Setup::default() })?;
     let topology = &pair.topology;
@@ -76,7 +120,7 @@ fn cut_and_restore(tunnels: usize) -> Outcome {
     sleep(STAGE);
     let end = Moment::now(origin);
     for load in loads {
-        bounded(&load.finish()?, cut, restored);
+        bounded_by(&load.finish()?, cut, restored, RECOVERY);
     }
     // Those flows were busy all the time. After a gap they go home.
     let again = Moment::now(origin);
@@ -88,7 +132,7 @@ fn cut_and_restore(tunnels: usize) -> Outcome {
     for wires in wires {
         let ways = wires.stop()?;
         assert_eq!(ways.out_of_sequence(), None);
-        stayed(&ways, tunnels, [cut, restored, end]);
+        stayed(&ways, tunnels, [cut, restored, end], RECOVERY);
         let home = ways.of_flows(LOAD, again.capture..now());
         let used: BTreeSet<usize> = home.values().flatten().copied().collect();
         assert!(used.contains(&CUT), "nothing came home: {used:?}");
@@ -113,8 +157,8 @@ fn wait_for_state(gateway: &Gateway, state: &str) -> Result<()> {
 
 /// Loss and disorder only where the cut excuses them: from the cut on, as long as it may take to
 /// notice it.
-fn bounded(log: &Log, cut: Moment, restored: Moment) {
-    let excused = cut.load.saturating_sub(UNDER_WAY)..cut.load + RECOVERY;
+fn bounded_by(log: &Log, cut: Moment, restored: Moment, recovery: Duration) {
+    let excused = cut.load.saturating_sub(UNDER_WAY)..cut.load + recovery;
     assert!(excused.end < restored.load, "the cut lasted too short to judge");
     let lost = log.lost();
     let late = lost.iter().filter(|packet| !excused.contains(&packet.sent)).min_by_key(|packet| packet.sent);
@@ -125,20 +169,20 @@ fn bounded(log: &Log, cut: Moment, restored: Moment) {
     assert_eq!((log.refused, log.damaged), (0, 0));
     // At most what the flows of one tunnel send until it is noticed.
     let flows: BTreeSet<usize> = lost.iter().map(|packet| packet.flow).collect();
-    let per_flow = RECOVERY.as_millis() / LOAD.flow_interval().as_millis() + 2;
+    let per_flow = recovery.as_millis() / LOAD.flow_interval().as_millis() + 2;
     assert!(!lost.is_empty(), "a cut that loses nothing is none");
     assert!(lost.len() as u128 <= flows.len() as u128 * per_flow, "{} of {flows:?}", lost.len());
     assert!(flows.len() < LOAD.flows, "flows of every tunnel lost packets");
 }
 
 /// No flow of a healthy tunnel is ever seen elsewhere; those of the cut one all find another way.
-fn stayed(ways: &Ways, tunnels: usize, [cut, restored, end]: [Moment; 3]) {
+fn stayed(ways: &Ways, tunnels: usize, [cut, restored, end]: [Moment; 3], recovery: Duration) {
     let whole = Duration::ZERO..end.capture;
     let before = ways.of_flows(LOAD, Duration::ZERO..cut.capture);
     assert_eq!(before.len(), LOAD.flows);
     let mut hit = 0;
     let all = ways.of_flows(LOAD, whole);
-    let meanwhile = ways.of_flows(LOAD, cut.capture + RECOVERY..restored.capture);
+    let meanwhile = ways.of_flows(LOAD, cut.capture + recovery..restored.capture);
     for (flow, paths) in &before {
         assert_eq!(paths.len(), 1, "flow {flow} before the cut: {paths:?}");
         if paths.contains(&CUT) {
