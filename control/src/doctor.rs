@@ -2,13 +2,18 @@
 //!
 //! Pure: from control's state, IKE's and the core's counters.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
-use braid_api::{Stats, TunnelStats};
-use braid_ike::{PeerState, PeerStatus};
+use braid_api::{Stats, TunnelId, TunnelStats};
+use braid_ike::{Diagnosis, Fault, PeerState, PeerStatus, wire::Identity};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    config::Remote,
     failover::Obstacle,
     ike::{Ike, words},
     outer::Blocked,
@@ -17,6 +22,12 @@ use crate::{
 
 /// Packets sent without one coming back that are worth a word.
 const ONE_WAY: u64 = 20;
+/// A peer that was heard within this time is heard.
+const HEARD: Duration = Duration::from_secs(1);
+/// An end so recent is worth a word although the tunnel is up again.
+const FLAPPING: Duration = Duration::from_secs(60);
+const ESP_PASSES: &str = "UDP 4500, or IP protocol 50 with encapsulation = \"esp\" (security groups, network ACLs, \
+                          firewalls on the way)";
 /// Calls of strangers are told for so long.
 const RECENT: Duration = Duration::from_secs(300);
 
@@ -60,26 +71,79 @@ impl Report {
     }
 }
 
-/// Looks at one tunnel, or at all. `None` if there is none of this name.
+/// What was seen of the core for a report.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Look<'a> {
+    /// Counters at its beginning.
+    pub before: Option<&'a Stats>,
+    /// Counters at its end; none without a core.
+    pub after: Option<&'a Stats>,
+    /// What was sent through tunnels in between.
+    pub echoes: Option<&'a BTreeMap<TunnelId, Echoes>>,
+}
+
+/// Echo requests through one tunnel, by the length of the inner packet in bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Echoes {
+    /// Sent.
+    pub asked: BTreeSet<u16>,
+    /// Answered.
+    pub back: BTreeSet<u16>,
+}
+
+impl Echoes {
+    /// All that were sent were answered.
+    pub fn is_whole(&self) -> bool {
+        self.asked.is_subset(&self.back)
+    }
+}
+
+/// The look at one tunnel.
+#[derive(Clone, Copy, Debug)]
+struct Seen<'a> {
+    before: Option<&'a TunnelStats>,
+    after: &'a TunnelStats,
+    echoes: Option<&'a Echoes>,
+}
+
+/// Reports on one tunnel, or on all. `None` if there is none of this name.
 pub fn report(
     turn: &Turn,
     ike: &Ike,
-    stats: Option<&Stats>,
+    look: &Look<'_>,
     name: Option<&str>,
     now: Duration,
     instant: Instant,
 ) -> Option<Report> {
-    let views = turn.tunnels(now);
-    let views = views.iter().filter(|view| name.is_none_or(|name| view.tunnel.name == name));
+    let all = turn.tunnels(now);
+    let views = all.iter().filter(|view| name.is_none_or(|name| view.tunnel.name == name));
+    let strangers: Vec<(Duration, &Diagnosis)> = ike
+        .strangers()
+        .map(|(at, diagnosis)| (instant.saturating_duration_since(*at), diagnosis))
+        .filter(|(ago, _)| *ago < RECENT)
+        .collect();
     let tunnels: Vec<Tunnel> = views
         .map(|view| {
-            let counters = stats.into_iter().flat_map(|stats| &stats.tunnels);
-            let counters = view.id.and_then(|id| counters.into_iter().find(|stats| stats.tunnel == id));
+            let of =
+                |stats: Option<&'_ Stats>, id| stats?.tunnels.iter().position(|stats| stats.tunnel == id);
+            let seen = view.id.and_then(|id| {
+                let after = look.after?;
+                Some(Seen {
+                    before: of(look.before, id).and_then(|at| look.before?.tunnels.get(at)),
+                    after: after.tunnels.get(of(look.after, id)?)?,
+                    echoes: look.echoes.and_then(|echoes| echoes.get(&id)),
+                })
+            });
             let peer = ike.status(&view.tunnel.name, instant);
+            let failure = ike.last_failure(&view.tunnel.name);
+            let failure = failure.map(|(at, what)| (instant.saturating_duration_since(*at), what.clone()));
+            let stranger = strangers.iter().rev().find_map(|(ago, what)| Some((*ago, called(view, what)?)));
+            // The later one.
+            let failure = failure.into_iter().chain(stranger).min_by_key(|(ago, _)| *ago);
             Tunnel {
                 name: view.tunnel.name.clone(),
                 state: view.state.name().to_owned(),
-                findings: findings(view, counters, peer.as_ref()).into_iter().collect(),
+                findings: findings(view, seen, peer.as_ref(), failure.as_ref()).into_iter().collect(),
             }
         })
         .collect();
@@ -87,12 +151,12 @@ pub fn report(
         return None;
     }
     let mut others = Vec::new();
-    if stats.is_none() {
+    if look.after.is_none() {
         let remedy = "see the log of braid run, which starts it again by itself";
         others.push(finding("forwarding core", "it does not answer", "", remedy));
     }
-    let strangers = ike.strangers().filter(|(at, _)| instant.saturating_duration_since(*at) < RECENT);
-    others.extend(strangers.map(|(_, diagnosis)| of_diagnosis(diagnosis)));
+    let nobodys = strangers.iter().filter(|(_, what)| !all.iter().any(|view| called(view, what).is_some()));
+    others.extend(nobodys.map(|(_, diagnosis)| of_diagnosis(diagnosis)));
     others.dedup();
     Some(Report { tunnels, others })
 }
@@ -101,46 +165,181 @@ fn finding(step: &str, problem: impl Into<String>, key: &str, remedy: impl Into<
     Finding { step: step.to_owned(), problem: problem.into(), key: key.to_owned(), remedy: remedy.into() }
 }
 
-fn of_diagnosis(diagnosis: &braid_ike::Diagnosis) -> Finding {
+fn of_diagnosis(diagnosis: &Diagnosis) -> Finding {
     let words::Finding { problem, key, remedy } = words::finding(diagnosis);
     let step = words::step(diagnosis.step);
     let step = diagnosis.remote.map_or_else(|| step.to_owned(), |remote| format!("{step} with {remote}"));
     Finding { step, problem, key: key.to_owned(), remedy }
 }
 
+/// Somebody who called from this tunnel's peer's address and is not whom it expects.
+fn called(view: &TunnelView<'_>, diagnosis: &Diagnosis) -> Option<Diagnosis> {
+    let remote = match &view.tunnel.remote {
+        Some(Remote::Address(address)) => *address,
+        Some(Remote::Name(_)) => view.outer?.remote?,
+        None => return None,
+    };
+    let expected = view.tunnel.ike()?.remote_id.clone()?;
+    let received = match &diagnosis.fault {
+        Fault::UnknownPeer { identity: Some(received), .. } | Fault::PeerIdMismatch { received, .. } => {
+            received
+        }
+        _ => return None,
+    };
+    let is_there = diagnosis.remote.is_some_and(|from| from.ip() == remote) && *received != expected;
+    let fault = Fault::PeerIdMismatch { expected, received: received.clone() };
+    is_there.then(|| Diagnosis { fault, ..diagnosis.clone() })
+}
+
+type Failure<'a> = Option<&'a (Duration, Diagnosis)>;
+
 fn findings(
     view: &TunnelView<'_>,
-    counters: Option<&TunnelStats>,
+    seen: Option<Seen<'_>>,
     peer: Option<&PeerStatus>,
+    failure: Failure<'_>,
 ) -> Option<Finding> {
     match view.state {
         State::Up | State::Standby | State::Draining => {
-            let counters = counters?;
-            (counters.tx_packets >= ONE_WAY && counters.rx_packets == 0).then(|| {
-                finding(
-                    "traffic",
-                    format!("{} packets went out and none came back", counters.tx_packets),
-                    "encapsulation",
-                    "let ESP pass both ways (UDP 4500, or IP protocol 50 with encapsulation = \"esp\"), and see \
-                     that the peer's routes lead back into the tunnel",
-                )
-            })
+            seen.and_then(|seen| traffic(seen, peer)).or_else(|| flapping(view, failure))
         }
-        State::Down | State::Connecting => Some(why_not_up(view, peer)),
+        State::Down | State::Connecting => Some(why_not_up(view, seen, peer, failure)),
     }
 }
 
-fn why_not_up(view: &TunnelView<'_>, peer: Option<&PeerStatus>) -> Finding {
+/// Up again, and not for the first time.
+fn flapping(view: &TunnelView<'_>, failure: Failure<'_>) -> Option<Finding> {
+    let (ago, diagnosis) = failure?;
+    let at_once = matches!(diagnosis.fault, Fault::PeerDeleted { at_once: true });
+    (at_once && *ago < FLAPPING).then(|| failed(view, diagnosis))
+}
+
+/// What the counters and the echoes say of a tunnel that has SAs.
+fn traffic(seen: Seen<'_>, peer: Option<&PeerStatus>) -> Option<Finding> {
+    let after = seen.after;
+    if let Some(echoes) = seen.echoes
+        && let Some(longest) = echoes.back.last()
+    {
+        let vanished = echoes.asked.iter().find(|len| *len > longest)?;
+        return Some(black_hole(*longest, *vanished));
+    }
+    let arrived = seen.before.map_or(0, |before| after.rx_packets.saturating_sub(before.rx_packets));
+    let hears = arrived > 0 || after.heard_ago.is_some_and(|ago| ago < HEARD);
+    let answered = after.answered_ago.is_some();
+    if hears {
+        // A peer that never answers echoes is not told from one that does not get them.
+        return answered.then(|| {
+            let ago = after.answered_ago.unwrap_or_default();
+            finding(
+                "traffic",
+                format!(
+                    "one-way: the peer's ESP arrives ({} packets so far), but for {} it has answered nothing that we \
+                     send: our ESP does not reach it",
+                    after.rx_packets,
+                    seconds(ago)
+                ),
+                "encapsulation",
+                format!("let our ESP pass to the peer: {ESP_PASSES}"),
+            )
+        });
+    }
+    if !answered && (after.tx_packets < ONE_WAY || after.rx_packets > 0) {
+        return None;
+    }
+    let alive = peer.is_some_and(|peer| peer.state == PeerState::Up && peer.waiting_for.is_none());
+    let silent = match after.heard_ago {
+        Some(ago) => format!("none has come back for {}", seconds(ago)),
+        None => "none came back".to_owned(),
+    };
+    let sent = after.tx_packets;
+    Some(if alive {
+        finding(
+            "traffic",
+            format!(
+                "one-way: {sent} packets went out and {silent}, while the peer answers IKE: its ESP does not reach us"
+            ),
+            "encapsulation",
+            format!(
+                "let the peer's ESP pass to us: {ESP_PASSES}; and see that the peer's routes lead back into the tunnel"
+            ),
+        )
+    } else {
+        finding(
+            "traffic",
+            format!("{sent} packets went out and {silent}; IKE is not answered either"),
+            "remote",
+            "see whether the peer runs and its outer path is up; AWS does this during tunnel maintenance",
+        )
+    })
+}
+
+fn black_hole(longest: u16, vanished: u16) -> Finding {
+    finding(
+        "traffic",
+        format!(
+            "MTU black hole: inner packets of up to {longest} bytes are answered, those of {vanished} bytes vanish: the \
+             outer path takes less than its interface says, and nobody tells"
+        ),
+        "uplink",
+        "let ICMP \"fragmentation needed\" (IPv6: \"packet too big\") pass on the outer path, or give the route to \
+         the peer its true MTU (ip route change ... mtu N), which the tunnel's MTU follows",
+    )
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+/// A failure of IKE, and what of our own settings makes it likely.
+fn failed(view: &TunnelView<'_>, diagnosis: &Diagnosis) -> Finding {
+    let finding = of_diagnosis(diagnosis);
+    let ours = match view.tunnel.ike().map(|ike| &ike.local_id) {
+        Some(Some(Identity::Ipv4(address))) => Some(IpAddr::V4(*address)),
+        Some(None) => view.tunnel.local.or_else(|| view.outer?.local),
+        _ => None,
+    };
+    let private = ours.filter(|ours| matches!(ours, IpAddr::V4(v4) if v4.is_private()));
+    match private.zip(diagnosis.remote) {
+        Some((ours, remote))
+            if diagnosis.fault == Fault::PeerRejectedUs
+                && !matches!(remote.ip(), IpAddr::V4(v4) if v4.is_private()) =>
+        {
+            Finding {
+                problem: format!(
+                    "{}; we call ourselves {ours}, a private address that the peer does not see behind a NAT",
+                    finding.problem
+                ),
+                key: "local-id".to_owned(),
+                remedy: format!(
+                    "behind a NAT set local-id to the public address, as the peer knows it (AWS: the customer gateway's \
+                     IP address); else {}",
+                    finding.remedy
+                ),
+                ..finding
+            }
+        }
+        _ => finding,
+    }
+}
+
+fn why_not_up(
+    view: &TunnelView<'_>,
+    seen: Option<Seen<'_>>,
+    peer: Option<&PeerStatus>,
+    failure: Failure<'_>,
+) -> Finding {
     match view.obstacle {
         Some(Obstacle::Outer(blocked)) => return outer_path(blocked),
         Some(Obstacle::Negotiating { .. } | Obstacle::Ike { .. }) => {}
         Some(Obstacle::Silent { .. } | Obstacle::HeldDown { .. }) => {
-            return finding(
-                "traffic",
-                view.reason.clone(),
-                "probe",
-                "see whether the peer's inside address answers to ping; probe = \"off\" if it never does",
-            );
+            return seen.and_then(|seen| traffic(seen, peer)).unwrap_or_else(|| {
+                finding(
+                    "traffic",
+                    view.reason.clone(),
+                    "probe",
+                    "see whether the peer's inside address answers to ping; probe = \"off\" if it never does",
+                )
+            });
         }
         Some(_) | None => {
             return finding(
@@ -151,22 +350,22 @@ fn why_not_up(view: &TunnelView<'_>, peer: Option<&PeerStatus>) -> Finding {
             );
         }
     }
-    if let Some((_, diagnosis)) = peer.and_then(|peer| peer.last_failure.as_ref()) {
-        return of_diagnosis(diagnosis);
+    if let Some((_, diagnosis)) = failure {
+        return failed(view, diagnosis);
     }
-    let waiting = peer.and_then(|peer| peer.waiting_for).map(|exchange| format!("{exchange:?}"));
-    match (peer.map(|peer| peer.state), waiting) {
+    match (peer.map(|peer| peer.state), peer.and_then(|peer| peer.waiting_for)) {
         (Some(PeerState::Idle), _) => finding(
             "IKE_SA_INIT",
             "no peer has called yet",
             "role",
-            "let the peer initiate, or set role = \"initiate\" here (AWS: startup action start)",
+            "let the peer initiate, and UDP 500 and 4500 pass, or set role = \"initiate\" here (AWS: Startup action = \
+             Start)",
         ),
         (_, Some(exchange)) => finding(
-            &exchange,
-            "the peer has not answered yet",
+            words::exchange(exchange),
+            format!("the peer has not answered for {}", seconds(view.since)),
             "remote",
-            "wait a moment; then let UDP 500 and 4500 pass on the way",
+            words::UNREACHABLE,
         ),
         (_, None) => finding("IKE_SA_INIT", view.reason.clone(), "", "ask again in a moment"),
     }

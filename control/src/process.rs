@@ -1,6 +1,7 @@
 //! The control process: connects [`Turn`] to the launcher, the core, the kernel's notices, the
 //! administration socket, signals and the clock. One thread; never on a packet's way.
 
+mod checkup;
 mod ike;
 mod names;
 mod serve;
@@ -34,6 +35,7 @@ use crate::{
     watch::{Lookup, Watch},
 };
 
+use checkup::Checkup;
 use names::Names;
 
 /// Wrong usage or configuration.
@@ -171,6 +173,8 @@ struct Control {
     /// Questions to the core, by number; those of the turn itself have nobody who waits.
     queries: BTreeMap<u32, Pending>,
     next_query: u32,
+    /// Looks of `braid doctor` that are under way.
+    checkups: Vec<Checkup>,
     loaded: mpsc::UnboundedSender<Loaded>,
     ike: Ike,
     punt: PuntClient,
@@ -187,6 +191,9 @@ enum Pending {
     Ages(Vec<(u64, StashValue)>),
     Status(oneshot::Sender<Response>),
     Doctor(Option<String>, oneshot::Sender<Response>),
+    /// An echo; its answer says nothing.
+    Echo,
+    Checkup(Checkup),
     Path(braid_api::Flow, oneshot::Sender<Response>),
 }
 
@@ -238,6 +245,7 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
         next_token: 0,
         queries: BTreeMap::new(),
         next_query: 0,
+        checkups: Vec::new(),
         loaded,
         ike: Ike::new(),
         punt: PuntClient::new(&args.run_dir),
@@ -249,6 +257,7 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
     let is_stop = loop {
         let deadline = control.turn.poll_timeout().map(|at| control.start + at);
         let ike_deadline = control.ike.poll_timeout();
+        let checkup = control.checkup_due();
         let event = tokio::select! {
             biased;
             _ = terminate.recv() => break true,
@@ -271,6 +280,10 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
             () = sleep_until(deadline) => Some(Event::Timer),
             () = sleep_until(ike_deadline) => {
                 control.ike.handle_timeout(Instant::now());
+                None
+            }
+            () = sleep_until(checkup) => {
+                control.finish_checkups();
                 None
             }
             Some(loaded) = configurations.recv() => control.configured(loaded),
@@ -343,6 +356,10 @@ impl Control {
             }
             FromCore::Applied { epoch } => Some(Event::Applied(epoch)),
             FromCore::Rejected(rejected) => Some(Event::Rejected(rejected)),
+            FromCore::Event(braid_api::Event::Echo { tunnel, len }) => {
+                self.note_echo(tunnel, len);
+                None
+            }
             FromCore::Event(event) => Some(Event::Core(event)),
             FromCore::Answer { number, answer } => match (self.queries.remove(&number)?, answer) {
                 (Pending::Turn, Answer::Stats(stats)) => Some(Event::Stats(stats.tunnels)),

@@ -29,6 +29,8 @@ use session::{Death, Session, Turn};
 
 /// Cookies of echoes that were asked for have this bit; the length follows.
 const ECHO: u64 = 1 << 63;
+/// Echoes that are waited for, at most.
+const MAX_ECHOES: usize = 4096;
 
 /// To the liveness thread.
 #[derive(Debug)]
@@ -54,6 +56,8 @@ pub struct Liveness {
     notices: Notices,
     sessions: BTreeMap<TunnelId, Session>,
     due: BTreeSet<(u64, TunnelId)>,
+    /// Echoes that were asked for and did not come back yet.
+    echoes: BTreeSet<(TunnelId, u16)>,
 }
 
 impl Liveness {
@@ -72,6 +76,7 @@ impl Liveness {
             notices,
             sessions: BTreeMap::new(),
             due: BTreeSet::new(),
+            echoes: BTreeSet::new(),
         }
     }
 
@@ -100,6 +105,10 @@ impl Liveness {
             Input::Echo(tunnel, len) => {
                 let mut reader = self.reader.clone();
                 if let Some(tunnel) = reader.enter().tunnel(tunnel) {
+                    if self.echoes.len() >= MAX_ECHOES {
+                        self.echoes.clear();
+                    }
+                    self.echoes.insert((tunnel.settings.id, len));
                     self.probe(tunnel, ECHO | u64::from(len), len);
                 }
             }
@@ -128,7 +137,11 @@ impl Liveness {
     fn heard(&mut self, reply: ProbeReply) {
         if reply.cookie & ECHO != 0 {
             let len = (reply.cookie & u64::from(u16::MAX)) as u16;
-            return self.notices.send(Notice::Event(Event::Echo { tunnel: reply.tunnel, len }));
+            // Told once: a peer that answers again and again is not to keep control busy.
+            if self.echoes.remove(&(reply.tunnel, len)) {
+                self.notices.send(Notice::Event(Event::Echo { tunnel: reply.tunnel, len }));
+            }
+            return;
         }
         let Some(session) = self.sessions.get_mut(&reply.tunnel) else { return };
         let heard = session.reply(reply.cookie, reply.nanos);

@@ -448,6 +448,9 @@ impl Ike {
                 let reason = words::reason(&diagnosis);
                 let Some(peer) = peer.and_then(|peer| self.peers.get_mut(&peer)) else {
                     tracing::info!("IKE: {reason}");
+                    // The last word of each address, so that none drives out the others.
+                    let from = |diagnosis: &braid_ike::Diagnosis| diagnosis.remote.map(|remote| remote.ip());
+                    self.strangers.retain(|(_, before)| from(before) != from(&diagnosis));
                     if self.strangers.len() >= MAX_STRANGERS {
                         self.strangers.pop_front();
                     }
@@ -455,6 +458,10 @@ impl Ike {
                     return;
                 };
                 tracing::warn!("tunnel {}: {reason}", peer.name);
+                let same_sa = peer.last_failure.as_ref().is_some_and(|(_, last)| last.spi == diagnosis.spi);
+                if same_sa && matches!(diagnosis.fault, braid_ike::Fault::PeerDeleted { .. }) {
+                    return; // the peer's answer to what failed before
+                }
                 peer.last_failure = Some((now.instant, *diagnosis));
                 if !peer.is_up {
                     self.states.insert(peer.name.clone(), IkeState::Failed { cause: "ike", reason });

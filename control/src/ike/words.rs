@@ -1,12 +1,14 @@
 //! What failed in IKE, in the words of the configuration and of AWS's tunnel options: the step, what either
 //! side said, and the remedy.
 
+use std::net::IpAddr;
+
 use braid_ike::{
     Diagnosis, DownCause, Fault, Step, Violation,
     auth::AuthError,
     crypto::KeMethod,
     proposal::describe,
-    wire::{Identity, NotifyType, Proposal, TrafficSelector},
+    wire::{ExchangeType, Identity, NotifyType, Proposal, TrafficSelector},
 };
 
 /// Something that an operator has to mend.
@@ -55,17 +57,28 @@ pub fn step(step: Step) -> &'static str {
     }
 }
 
+/// The same of an exchange that waits for its answer.
+pub fn exchange(exchange: ExchangeType) -> &'static str {
+    match exchange {
+        ExchangeType::IkeSaInit => "IKE_SA_INIT",
+        ExchangeType::IkeIntermediate => "IKE_INTERMEDIATE",
+        ExchangeType::IkeAuth => "IKE_AUTH",
+        ExchangeType::CreateChildSa | ExchangeType::IkeFollowupKe => "CREATE_CHILD_SA",
+        ExchangeType::Informational | ExchangeType::Other(_) => "INFORMATIONAL",
+    }
+}
+
+/// What to do about a peer that does not answer.
+pub const UNREACHABLE: &str = "let UDP 500 and 4500 pass on the way (firewalls, security groups, network ACLs), and see \
+                               that the peer runs and has our outer address as its peer (AWS: the customer gateway's IP \
+                               address; Startup action = Add makes AWS wait for us)";
+
 /// What is wrong and what to do.
 pub fn finding(diagnosis: &Diagnosis) -> Finding {
     let say = |key, problem: String, remedy: &str| Finding { problem, key, remedy: remedy.to_owned() };
     let ike = matches!(diagnosis.step, Step::Init | Step::Intermediate | Step::RekeyIke);
     match &diagnosis.fault {
-        Fault::Unreachable { sent } => say(
-            "remote",
-            format!("no answer to {sent} requests"),
-            "let UDP 500 and 4500 pass on the way (firewalls, security groups, network ACLs), and see that the peer \
-             runs and has our outer address as its peer (AWS: the customer gateway's IP address)",
-        ),
+        Fault::Unreachable { sent } => say("remote", format!("no answer to {sent} requests"), UNREACHABLE),
         Fault::DeadPeer => say(
             "dpd-timeout",
             "the peer has fallen silent".to_owned(),
@@ -76,15 +89,15 @@ pub fn finding(diagnosis: &Diagnosis) -> Finding {
             if ike { "proposals" } else { "esp-proposals" },
             format!("we offer the groups {}, the peer wants {}", groups(offered), group(*wanted)),
             if ike {
-                "name a group in proposals that the peer has (AWS: phase 1 Diffie-Hellman group numbers)"
+                "name a group in proposals that the peer has (AWS: Phase 1 DH group numbers)"
             } else {
-                "name a group in esp-proposals that the peer has (AWS: phase 2 Diffie-Hellman group numbers)"
+                "name a group in esp-proposals that the peer has (AWS: Phase 2 DH group numbers)"
             },
         ),
         Fault::AuthMismatch => say(
             "psk",
             "the peer's proof is wrong: it has another pre-shared key".to_owned(),
-            "give both sides the same psk (AWS: the tunnel option pre-shared key)",
+            "give both sides the same psk (AWS: the tunnel option Pre-shared key)",
         ),
         Fault::AuthMethodMismatch { method } => say(
             "psk",
@@ -94,15 +107,24 @@ pub fn finding(diagnosis: &Diagnosis) -> Finding {
         Fault::PeerRejectedUs => say(
             "psk",
             "the peer refuses our proof (AUTHENTICATION_FAILED)".to_owned(),
-            "compare psk and local-id with what the peer has for us (AWS: pre-shared key, customer gateway address); \
-             the peer's own log says which of them",
+            "compare psk and local-id with what the peer has for us (AWS: Pre-shared key, the customer gateway's IP \
+             address); the peer's own log says which of them",
         ),
-        Fault::PeerIdMismatch { expected, received } => say(
-            "remote-id",
-            format!("the peer calls itself {received}, we expect {expected}"),
-            &format!("set remote-id = \"{received}\" if that is the peer, or mend the peer's own identity"),
-        ),
-        Fault::UnknownPeer { identity, wants } => unknown_peer(identity.as_ref(), wants.as_ref()),
+        Fault::PeerIdMismatch { expected, received } => {
+            let from = behind_nat(diagnosis, received);
+            say(
+                "remote-id",
+                format!("the peer calls itself {received}, we expect {expected}{from}"),
+                &format!(
+                    "set remote-id = \"{received}\" if that is the peer, or mend the peer's own identity (behind a NAT: \
+                     local-id there = its public address)"
+                ),
+            )
+        }
+        Fault::UnknownPeer { identity, wants } => {
+            let from = identity.as_ref().map(|identity| behind_nat(diagnosis, identity)).unwrap_or_default();
+            unknown_peer(identity.as_ref(), wants.as_ref(), &from)
+        }
         Fault::Certificate(error) => certificate(error),
         Fault::Ppk { .. } => say(
             "",
@@ -111,9 +133,10 @@ pub fn finding(diagnosis: &Diagnosis) -> Finding {
         ),
         Fault::TrafficSelectors { ours, peers } => traffic_selectors(ours, peers),
         Fault::PeerDeleted { at_once: true } => say(
-            "",
+            "local-id",
             "the peer deleted the SA right after it was made".to_owned(),
-            "the peer's log says why; often two gateways with the same identity push each other out",
+            "the peer's log says why; often two gateways with the same local-id push each other out (AWS: two devices \
+             behind one customer gateway), or the peer refuses what comes through",
         ),
         Fault::PeerDeleted { at_once: false } => say(
             "",
@@ -148,7 +171,7 @@ pub fn finding(diagnosis: &Diagnosis) -> Finding {
 }
 
 fn no_proposal(ike: bool, ours: &[Proposal], peers: &[Proposal]) -> Finding {
-    let (key, aws) = if ike { ("proposals", "phase 1") } else { ("esp-proposals", "phase 2") };
+    let (key, aws) = if ike { ("proposals", "Phase 1") } else { ("esp-proposals", "Phase 2") };
     let list = |proposals: &[Proposal]| match describe(proposals) {
         text if text.is_empty() => "does not say what it wants".to_owned(),
         text => format!("has {text}"),
@@ -157,17 +180,30 @@ fn no_proposal(ike: bool, ours: &[Proposal], peers: &[Proposal]) -> Finding {
         problem: format!("no proposal in common: this side {}, the peer {}", list(ours), list(peers)),
         key,
         remedy: format!(
-            "name one in {key} that the peer accepts (AWS: the tunnel options of {aws}: encryption algorithms, \
-             integrity algorithms, Diffie-Hellman group numbers)"
+            "name one in {key} that the peer accepts (AWS: {aws} encryption algorithms, {aws} integrity algorithms, \
+             {aws} DH group numbers)"
         ),
     }
 }
 
-fn unknown_peer(identity: Option<&Identity>, wants: Option<&Identity>) -> Finding {
+/// Whether it calls from another address than its own, in words.
+fn behind_nat(diagnosis: &Diagnosis, identity: &Identity) -> String {
+    let address = match identity {
+        Identity::Ipv4(v4) => IpAddr::V4(*v4),
+        Identity::Ipv6(v6) => IpAddr::V6(*v6),
+        _ => return String::new(),
+    };
+    match diagnosis.remote.map(|remote| remote.ip()) {
+        Some(remote) if remote != address => format!("; it calls from {remote}: a NAT stands before it"),
+        Some(_) | None => String::new(),
+    }
+}
+
+fn unknown_peer(identity: Option<&Identity>, wants: Option<&Identity>, from: &str) -> Finding {
     let who = identity.map_or_else(|| "somebody".to_owned(), ToString::to_string);
     let whom = wants.map(|wants| format!(" and wants {wants}")).unwrap_or_default();
     Finding {
-        problem: format!("{who} calls{whom}, and no tunnel is configured for it"),
+        problem: format!("{who} calls{whom}, and no tunnel is configured for it{from}"),
         key: "remote-id",
         remedy: "give a tunnel its address as remote, or its identity as remote-id, and ours as local-id"
             .to_owned(),
@@ -204,13 +240,13 @@ fn certificate(error: &AuthError) -> Finding {
         }
         AuthError::CertificateExpired { not_after } => (
             "ca",
-            format!("the peer's certificate expired at {not_after} (seconds since 1970)"),
+            format!("the peer's certificate expired on {}", date(*not_after)),
             "renew the peer's certificate; see also whether our clock is right".to_owned(),
         ),
         AuthError::CertificateNotYetValid { not_before } => (
             "ca",
-            format!("the peer's certificate is not valid before {not_before} (seconds since 1970)"),
-            "set our clock, most probably".to_owned(),
+            format!("the peer's certificate is not valid before {}", date(*not_before)),
+            "set the clocks: ours, or that of the authority that made it".to_owned(),
         ),
         AuthError::UntrustedCa { issuer } => (
             "ca",
@@ -248,7 +284,7 @@ fn traffic_selectors(
         ),
         key: "local-ts",
         remedy:
-            "let local-ts and remote-ts be what the peer has the other way round (AWS: local and remote IPv4 \
+            "let local-ts and remote-ts be what the peer has the other way round (AWS: Local and Remote IPv4 \
                  network CIDR, which should be 0.0.0.0/0)"
                 .to_owned(),
     }
@@ -275,6 +311,22 @@ fn broken(violation: Violation) -> String {
     }
 }
 
+/// A day of the Gregorian calendar and the time of day, UTC, of seconds since 1970; earlier is 1970.
+fn date(unix: i64) -> String {
+    const DAY: u64 = 86_400;
+    // Days since 1 March of the year 0, in eras of 400 years that are alike.
+    let unix = u64::try_from(unix).unwrap_or_default();
+    let days = unix / DAY + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = era * 400 + year + u64::from(month <= 2);
+    let time = unix % DAY;
+    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", time / 3600, time / 60 % 60)
+}
+
 fn group(number: u16) -> String {
     KeMethod::from_number(number)
         .map_or_else(|| format!("group {number}"), |it| format!("{} ({number})", it.name()))
@@ -289,4 +341,22 @@ fn join<T: ToString>(items: &[T]) -> String {
         return "nothing".to_owned();
     }
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_are_those_of_the_calendar() {
+        for (unix, text) in [
+            (0, "1970-01-01 00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59 UTC"),
+            (951_782_400, "2000-02-29 00:00 UTC"),
+            (1_583_020_800, "2020-03-01 00:00 UTC"),
+            (4_107_542_400, "2100-03-01 00:00 UTC"),
+        ] {
+            assert_eq!(date(unix), text);
+        }
+    }
 }

@@ -13,7 +13,8 @@ use super::{Asked, Control, Loaded, Pending, Token, load, lookups_of};
 use crate::{
     admin::{Request, Response},
     config::Remote,
-    doctor, status,
+    doctor::Look,
+    status,
     turn::{Event, State},
 };
 
@@ -84,16 +85,16 @@ impl Control {
     }
 
     /// The core has answered.
-    pub(super) fn pass_answer(&self, pending: Pending, answer: Answer) {
+    pub(super) fn pass_answer(&mut self, pending: Pending, answer: Answer) {
         match (pending, answer) {
             (Pending::Status(to), Answer::Stats(stats)) => self.send_status(to, Some(&stats)),
-            (Pending::Doctor(tunnel, to), Answer::Stats(stats)) => {
-                self.send_report(to, tunnel.as_deref(), Some(&stats));
-            }
+            (Pending::Doctor(tunnel, to), Answer::Stats(stats)) => self.begin_checkup(tunnel, to, stats),
+            (Pending::Checkup(checkup), Answer::Stats(stats)) => self.conclude(checkup, Some(&stats)),
+            (Pending::Checkup(checkup), _) => self.conclude(checkup, None),
             (Pending::Path(flow, to), Answer::Path(answer)) => {
                 let _ = to.send(document(&status::way(&self.turn, &flow, &answer, self.now())));
             }
-            (Pending::Turn | Pending::Stash(_) | Pending::Ages(_), _) => {}
+            (Pending::Turn | Pending::Stash(_) | Pending::Ages(_) | Pending::Echo, _) => {}
             (Pending::Status(to) | Pending::Path(_, to) | Pending::Doctor(_, to), _) => {
                 let _ = to.send(Response::failed("braid: the forwarding core answered another question"));
             }
@@ -103,9 +104,10 @@ impl Control {
     /// There is no core that could.
     pub(super) fn answer_without_core(&self, pending: Pending) {
         match pending {
-            Pending::Turn | Pending::Stash(_) | Pending::Ages(_) => {}
+            Pending::Turn | Pending::Stash(_) | Pending::Ages(_) | Pending::Echo => {}
             Pending::Status(to) => self.send_status(to, None),
-            Pending::Doctor(tunnel, to) => self.send_report(to, tunnel.as_deref(), None),
+            Pending::Doctor(tunnel, to) => self.send_report(to, tunnel.as_deref(), &Look::default()),
+            Pending::Checkup(checkup) => self.conclude(checkup, None),
             Pending::Path(_, to) => {
                 let _ = to.send(Response::failed("braid: the forwarding core does not answer"));
             }
@@ -115,16 +117,6 @@ impl Control {
     fn send_status(&self, to: oneshot::Sender<Response>, stats: Option<&Stats>) {
         // Whoever hung up does not want to know.
         let _ = to.send(document(&status::status(&self.turn, &self.ike, stats, self.now())));
-    }
-
-    fn send_report(&self, to: oneshot::Sender<Response>, tunnel: Option<&str>, stats: Option<&Stats>) {
-        let report =
-            doctor::report(&self.turn, &self.ike, stats, tunnel, self.now(), std::time::Instant::now());
-        // Whoever hung up does not want to know.
-        let _ = to.send(match report {
-            Some(report) => document(&report),
-            None => Response::failed(format!("braid: no tunnel is named {:?}", tunnel.unwrap_or_default())),
-        });
     }
 
     /// Reads the configuration again, beside the loop: a large one takes a while.
@@ -214,7 +206,7 @@ impl Control {
     }
 }
 
-fn document<T: Serialize>(document: &T) -> Response {
+pub(super) fn document<T: Serialize>(document: &T) -> Response {
     match serde_json::to_value(document) {
         Ok(value) => Response::Ok(value),
         Err(error) => Response::failed(format!("braid: {error}")),

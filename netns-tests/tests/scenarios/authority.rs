@@ -25,6 +25,11 @@ pub(crate) struct Authority {
 
 impl Authority {
     pub(crate) fn new(kind: KeyKind, between: usize) -> Result<Self> {
+        Self::of("Braid", kind, between)
+    }
+
+    /// Of another organisation.
+    pub(crate) fn of(organisation: &str, kind: KeyKind, between: usize) -> Result<Self> {
         let made = Self { directory: temp_dir("ca")?, kind, between };
         for number in 0..=between {
             made.key(&format!("ca{number}.key"))?;
@@ -33,11 +38,34 @@ impl Authority {
                 None => String::new(),
             };
             made.openssl(&format!(
-                "req -x509 {by} -key ca{number}.key -out ca{number}.pem -days 2 -subj /O=Braid/CN=ca{number} \
+                "req -x509 {by} -key ca{number}.key -out ca{number}.pem -days 2 -subj /O={organisation}/CN=ca{number} \
                  -addext basicConstraints=critical,CA:true -addext keyUsage=critical,keyCertSign,cRLSign"
             ))?;
         }
         Ok(made)
+    }
+
+    /// A certificate of the root's for other times than now, as OpenSSL writes them: `20200101000000Z`.
+    pub(crate) fn issue_for(&self, name: &str, from: &str, until: &str) -> Result<Certificate> {
+        let settings = format!(
+            "[ca]\ndefault_ca = this\n[this]\ndatabase = index.txt\nnew_certs_dir = .\ndefault_md = sha256\n\
+             policy = any\nrand_serial = yes\nunique_subject = no\nx509_extensions = leaf\n\
+             [any]\norganizationName = optional\ncommonName = supplied\n\
+             [leaf]\nbasicConstraints = critical,CA:false\nkeyUsage = critical,digitalSignature\n\
+             subjectAltName = DNS:{name}\n"
+        );
+        for (file, text) in [("ca.cnf", settings.as_str()), ("index.txt", "")] {
+            fs::write(self.file(file), text).map_err(Error::io("cannot write openssl's settings"))?;
+        }
+        let key = format!("{name}.key");
+        self.key(&key)?;
+        self.openssl(&format!("req -new -key {key} -out {name}.csr -subj /O=Braid/CN={name}"))?;
+        self.openssl(&format!(
+            "ca -batch -notext -config ca.cnf -cert ca0.pem -keyfile ca0.key -in {name}.csr -out {name}.pem \
+             -startdate {from} -enddate {until}"
+        ))?;
+        let certificate = self.file(&format!("{name}.pem"));
+        Ok(Certificate { certificate, key: self.file(&key), ca: self.file("ca0.pem"), between: Vec::new() })
     }
 
     /// Its file holds those above it as well, but for the root.

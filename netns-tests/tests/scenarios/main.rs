@@ -7,6 +7,7 @@ mod change;
 mod collide;
 mod demo;
 mod dissect;
+mod doctor;
 mod failover;
 mod hostile;
 mod ike;
@@ -39,6 +40,7 @@ const GROUPS: &[&[Scenario]] = &[
     lan::ALL,
     survival::ALL,
     ike::ALL,
+    doctor::ALL,
     failover::ALL,
     change::ALL,
     spread::ALL,
