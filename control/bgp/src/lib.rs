@@ -1,5 +1,6 @@
 //! BGP-4 (RFC 4271) as pure state machines: [`Neighbor`] is the session with one peer, from bytes and deadlines
-//! to routes and back.
+//! to routes and back; [`rib::Rib`] holds what all peers sent and chooses; [`adj_out::AdjOut`] is what one peer is
+//! told. The caller carries [`Event`]s from sessions to tables and what the tables yield back to sessions.
 //!
 //! Nothing here opens a socket or reads a clock: the caller passes `now` and what was received, and carries out
 //! [`Effect`]s. Jitter is drawn from a seed that the caller gives. Messages and the states of RFC 4271 section 8
@@ -16,11 +17,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adj_out;
 pub mod attributes;
 pub mod config;
 mod connection;
 pub mod effect;
 pub mod neighbor;
+pub mod policy;
+pub mod rib;
 pub mod update;
 
 pub use attributes::{Attributes, Origin};

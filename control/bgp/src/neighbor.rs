@@ -26,6 +26,9 @@ use crate::{
 
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A connection that comes so soon after the session was established was under way before: a collision, and not
+/// a peer that has restarted.
+const SETTLING: Duration = Duration::from_secs(5);
 
 /// Why a connection is not accepted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -393,10 +396,10 @@ impl Neighbor {
             return true;
         }
         let initiated = self.find(id).is_some_and(|connection| connection.initiated);
-        if let Some((established, _, negotiated)) = &self.established
+        if let Some((established, since, negotiated)) = &self.established
             && *established != id
         {
-            if negotiated.graceful_restart.is_some() {
+            if negotiated.graceful_restart.is_some() && now >= *since + SETTLING {
                 // RFC 4724 section 5: the peer has restarted, although TCP did not notice.
                 let established = *established;
                 self.drive(now, established, fsm::Event::TcpConnectionFails, Cause::Replaced);

@@ -1,6 +1,6 @@
 //! What a peer may do wrong (RFC 4271 section 6, RFC 7606), and what it costs.
 
-use braid_bgp::{Cause, Effect, Event, Family, Handling, NeighborConfig, SessionState};
+use braid_bgp::{Cause, Effect, Event, Family, Handling, Neighbor, NeighborConfig, SessionState};
 use proptest::prelude::*;
 
 use crate::{
@@ -194,6 +194,61 @@ fn opens_that_are_refused() {
             "{what}"
         );
     }
+}
+
+/// Both ends have connected, and the peer of this identifier sends its OPEN on both connections, on ours first
+/// or not. Which connection was closed: ours?
+fn collision(peer_id: [u8; 4], ours_first: bool) -> bool {
+    let now = crate::origin();
+    let mut neighbor = Neighbor::new(config(0), 1);
+    neighbor.start(now);
+    let Some(Effect::Connect(ours)) = neighbor.poll_effect() else { panic!("no attempt") };
+    neighbor.handle_connected(now, ours);
+    let theirs = neighbor.handle_accepted(now).unwrap();
+    let mut effects = Vec::new();
+    for id in if ours_first { [ours, theirs] } else { [theirs, ours] } {
+        neighbor.handle_bytes(now, id, &open(65001, 30, peer_id, EVERYTHING));
+        effects.extend(std::iter::from_fn(|| neighbor.poll_effect()));
+    }
+    // RFC 4486: Connection Collision Resolution.
+    assert_eq!(notification(&effects), Some((6, 7)));
+    let closed = effects.iter().filter_map(|effect| match effect {
+        Effect::Close(id) => Some(*id),
+        _ => None,
+    });
+    let closed: Vec<_> = closed.collect();
+    assert_eq!(closed.len(), 1);
+    let left = if closed == [ours] { theirs } else { ours };
+    neighbor.handle_bytes(now, left, &keepalive());
+    assert_eq!(neighbor.state(), SessionState::Established);
+    closed == [ours]
+}
+
+#[test]
+fn of_two_connections_that_of_the_higher_identifier_survives() {
+    for ours_first in [true, false] {
+        assert!(collision([10, 0, 0, 2], ours_first));
+        assert!(!collision([9, 9, 9, 9], ours_first));
+        // RFC 6286: of equal identifiers, that of the higher AS number.
+        assert!(collision([10, 0, 0, 1], ours_first));
+    }
+}
+
+#[test]
+fn an_open_that_is_refused_ends_its_own_connection_only() {
+    let now = crate::origin();
+    let mut neighbor = Neighbor::new(config(0), 1);
+    neighbor.start(now);
+    let Some(Effect::Connect(ours)) = neighbor.poll_effect() else { panic!("no attempt") };
+    neighbor.handle_connected(now, ours);
+    neighbor.handle_bytes(now, ours, &open(65001, 30, [10, 0, 0, 2], EVERYTHING));
+    let theirs = neighbor.handle_accepted(now).unwrap();
+    neighbor.handle_bytes(now, theirs, &open(65009, 30, [10, 0, 0, 2], &[IPV4]));
+    let effects: Vec<_> = std::iter::from_fn(|| neighbor.poll_effect()).collect();
+    assert_eq!(notification(&effects), Some((2, 2)));
+    assert!(effects.contains(&Effect::Close(theirs)) && !effects.contains(&Effect::Close(ours)));
+    neighbor.handle_bytes(now, ours, &keepalive());
+    assert_eq!(neighbor.state(), SessionState::Established);
 }
 
 #[test]

@@ -45,6 +45,7 @@ fn announced(net: &Net, end: usize) -> Vec<(String, Attributes)> {
 
 #[test]
 fn both_ends_connect_and_one_session_comes_of_it() {
+    let mut rounds = 0;
     for seed in 1..300 {
         let mut net = Net::new(seed, [config(0), config(1)]);
         // From both connecting at once to one far ahead of the other.
@@ -55,10 +56,15 @@ fn both_ends_connect_and_one_session_comes_of_it() {
         net.run(10 * SECOND);
         assert!(net.both_established(), "seed {seed}: {:?}", net.events);
         assert_eq!(net.connections(), 1, "seed {seed}");
+        // RFC 4271 section 6.8 leaves a race: one end may be established on the connection that the other, which
+        // is not yet, gives up for one with the higher identifier. Then both begin once more.
+        assert!(net.ends.iter().all(|end| end.counters().established <= 2), "seed {seed}");
+        rounds += net.ends[0].counters().established;
         net.events.clear();
         net.run(3600 * SECOND);
         assert_eq!(net.events, [], "seed {seed}");
     }
+    assert!(rounds < 330, "{rounds}: seldom, among 299");
 }
 
 #[test]

@@ -1,0 +1,551 @@
+//! The routing tables: what every neighbor sent (adj-RIB-in), and what was chosen of it (loc-RIB).
+//!
+//! One tree holds both: a prefix with its paths, each marked with what became of it. Attributes are shared, by
+//! all routes of all neighbors that have the same. A change marks prefixes; [`Rib::decide`] looks at the marked
+//! ones and yields what is different for whoever forwards. Work is proportional to what has changed.
+//!
+//! Invariants: a neighbor's `routes` are exactly its paths in the tree; a prefix in the tree has a path or is
+//! marked; a path that is chosen stays in the forwarder's table until a [`Change`] says otherwise.
+
+pub mod decision;
+mod interner;
+mod path;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Instant,
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    attributes::Attributes,
+    config::RouteLimit,
+    policy::PrefixFilter,
+    update::{Family, Nlri, Update},
+};
+use decision::{Candidate, DEFAULT_LOCAL_PREF, DecisionSettings, Reason, decide};
+use interner::Interner;
+use path::{Entry, Path};
+
+/// A neighbor, by the number that the caller has given it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct NeighborId(pub u32);
+
+/// Tells whether next hops can be reached.
+pub trait Resolver {
+    /// What it costs to reach the next hop that this neighbor named; `None` if it cannot be reached. Lower is
+    /// nearer; an own address cannot be reached.
+    fn cost(&self, neighbor: NeighborId, next_hop: IpAddr) -> Option<u32>;
+}
+
+/// What is configured of a neighbor, as far as its routes are concerned.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ImportSettings {
+    /// It is in another AS.
+    pub external: bool,
+    /// Which prefixes pass.
+    pub filter: PrefixFilter,
+    /// The preference of what it sends, if it is external.
+    pub local_pref: u32,
+    /// Its share of the traffic among equal paths.
+    pub weight: u32,
+    /// How many routes it may send.
+    pub limit: Option<RouteLimit>,
+}
+
+impl ImportSettings {
+    /// An external neighbor whose routes all pass.
+    pub fn external() -> Self {
+        ImportSettings {
+            external: true,
+            filter: PrefixFilter::all(),
+            local_pref: DEFAULT_LOCAL_PREF,
+            weight: 1,
+            limit: None,
+        }
+    }
+}
+
+/// A path that carries traffic.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Chosen {
+    /// Who sent it.
+    pub neighbor: NeighborId,
+    /// Where packets go.
+    pub next_hop: IpAddr,
+    /// Its share, relative to the others.
+    pub weight: u32,
+    /// Its attributes.
+    pub attributes: Arc<Attributes>,
+}
+
+/// Another choice for a prefix: the best path first, then those that share its traffic; none: it is gone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Change {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// The paths.
+    pub paths: Vec<Chosen>,
+}
+
+/// A path, and what became of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Explained {
+    /// Who sent it.
+    pub neighbor: NeighborId,
+    /// Which of its paths.
+    pub path_id: u32,
+    /// Its attributes.
+    pub attributes: Arc<Attributes>,
+    /// Its sender has gone and may come back (RFC 4724).
+    pub stale: bool,
+    /// What became of it, and why.
+    pub reason: Reason,
+}
+
+/// How many routes a neighbor has sent.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counts {
+    /// All that it holds up.
+    pub received: usize,
+    /// Those that passed the filter and have no loop.
+    pub accepted: usize,
+    /// Those that are kept although it has gone.
+    pub stale: usize,
+}
+
+/// Something about a neighbor's number of routes that its user should know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// It nears its limit. Said once, and again only after the number has fallen.
+    NearLimit {
+        /// Routes it holds up.
+        received: u32,
+        /// And may.
+        most: u32,
+    },
+    /// It went beyond. What was beyond was not taken: the session is to be ended (RFC 4486 subcode 1).
+    BeyondLimit {
+        /// Routes it may hold up.
+        most: u32,
+    },
+}
+
+struct Source {
+    settings: ImportSettings,
+    id: Ipv4Addr,
+    address: IpAddr,
+    routes: BTreeSet<Nlri>,
+    accepted: usize,
+    stale: usize,
+    warned: bool,
+}
+
+/// After a restart of ours, nothing is chosen before those who had sessions have said all (RFC 4724 section
+/// 4.1), or until the deadline.
+struct Deferral {
+    until: Instant,
+    waiting: BTreeSet<(NeighborId, Family)>,
+}
+
+/// All routes.
+pub struct Rib {
+    local_as: u32,
+    router_id: Ipv4Addr,
+    settings: DecisionSettings,
+    sources: BTreeMap<NeighborId, Source>,
+    table: BTreeMap<IpNet, Entry>,
+    marked: BTreeSet<IpNet>,
+    interner: Interner,
+    deferral: Option<Deferral>,
+}
+
+impl Rib {
+    /// An empty table of a speaker with this AS number and identifier.
+    pub fn new(local_as: u32, router_id: Ipv4Addr, settings: DecisionSettings) -> Self {
+        Rib {
+            local_as,
+            router_id,
+            settings,
+            sources: BTreeMap::new(),
+            table: BTreeMap::new(),
+            marked: BTreeSet::new(),
+            interner: Interner::default(),
+            deferral: None,
+        }
+    }
+
+    /// A neighbor's numbers.
+    pub fn counts(&self, neighbor: NeighborId) -> Counts {
+        self.sources.get(&neighbor).map_or(Counts::default(), |source| Counts {
+            received: source.routes.len(),
+            accepted: source.accepted,
+            stale: source.stale,
+        })
+    }
+
+    /// How many prefixes there are.
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// Whether [`Rib::decide`] has something to do.
+    pub fn pending(&self) -> bool {
+        !self.marked.is_empty() && self.deferral.is_none()
+    }
+
+    /// When [`Rib::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.deferral.as_ref().map(|deferral| deferral.until)
+    }
+
+    /// What a neighbor sent, as it sent it.
+    pub fn received(&self, neighbor: NeighborId) -> impl Iterator<Item = (Nlri, &Arc<Attributes>)> {
+        let routes = self.sources.get(&neighbor).into_iter().flat_map(|source| &source.routes);
+        routes.filter_map(move |nlri| {
+            let path = self.table.get(&nlri.prefix)?.find(neighbor, nlri.path_id)?;
+            Some((*nlri, &path.attributes))
+        })
+    }
+
+    /// The prefixes with their best paths, as last decided.
+    pub fn best(&self) -> impl Iterator<Item = (&IpNet, NeighborId, &Arc<Attributes>)> {
+        self.table.iter().filter_map(|(prefix, entry)| {
+            let best = entry.paths.iter().find(|path| path.outcome == Reason::Best)?;
+            Some((prefix, best.neighbor, &best.attributes))
+        })
+    }
+
+    /// All paths to a prefix, and what becomes of each now.
+    pub fn explain(&self, prefix: &IpNet, resolver: &dyn Resolver) -> Vec<Explained> {
+        let Some(entry) = self.table.get(prefix) else { return Vec::new() };
+        let reasons = judge(&self.sources, &self.settings, entry, resolver);
+        let explain = |(path, reason): (&Path, Reason)| Explained {
+            neighbor: path.neighbor,
+            path_id: path.path_id,
+            attributes: path.attributes.clone(),
+            stale: path.stale,
+            reason,
+        };
+        let mut explained: Vec<_> = entry.paths.iter().zip(reasons).map(explain).collect();
+        explained.sort_by_key(|path| std::cmp::Reverse(path.reason));
+        explained
+    }
+
+    /// Makes a neighbor known, or gives it other settings, under which all its routes are judged anew.
+    pub fn put_neighbor(&mut self, neighbor: NeighborId, settings: ImportSettings) {
+        let source = self.sources.entry(neighbor).or_insert_with(|| Source {
+            settings: settings.clone(),
+            id: Ipv4Addr::UNSPECIFIED,
+            address: Ipv4Addr::UNSPECIFIED.into(),
+            routes: BTreeSet::new(),
+            accepted: 0,
+            stale: 0,
+            warned: false,
+        });
+        if source.settings == settings {
+            return;
+        }
+        source.settings = settings;
+        source.accepted = 0;
+        let routes: Vec<_> = source.routes.iter().copied().collect();
+        for nlri in routes {
+            let Some(entry) = self.table.get_mut(&nlri.prefix) else { continue };
+            let Some(path) = entry.find_mut(neighbor, nlri.path_id) else { continue };
+            let Some(source) = self.sources.get_mut(&neighbor) else { return };
+            path.barred = bar(source, self.local_as, self.router_id, &nlri.prefix, &path.attributes);
+            source.accepted += usize::from(path.barred.is_none());
+            // Its weight may be another.
+            entry.changed |= path.outcome.chosen();
+            self.marked.insert(nlri.prefix);
+        }
+    }
+
+    /// Forgets a neighbor and its routes.
+    pub fn remove_neighbor(&mut self, neighbor: NeighborId) {
+        self.clear(neighbor, &[]);
+        self.sources.remove(&neighbor);
+        if let Some(deferral) = &mut self.deferral {
+            deferral.waiting.retain(|(waiting, _)| *waiting != neighbor);
+        }
+        self.settle();
+    }
+
+    /// The session is established: the peer's identifier and address break ties.
+    pub fn established(&mut self, neighbor: NeighborId, id: Ipv4Addr, address: IpAddr) {
+        if let Some(source) = self.sources.get_mut(&neighbor) {
+            (source.id, source.address) = (id, address);
+            let routes: Vec<_> = source.routes.iter().map(|nlri| nlri.prefix).collect();
+            self.marked.extend(routes);
+        }
+    }
+
+    /// The session has ended: routes of the families in `retain` become stale, all others go.
+    pub fn down(&mut self, neighbor: NeighborId, retain: &[Family]) {
+        self.clear(neighbor, retain);
+        let Some(source) = self.sources.get_mut(&neighbor) else { return };
+        source.stale = source.routes.len();
+        for nlri in &source.routes {
+            let path =
+                self.table.get_mut(&nlri.prefix).and_then(|entry| entry.find_mut(neighbor, nlri.path_id));
+            if let Some(path) = path {
+                path.stale = true;
+            }
+        }
+    }
+
+    /// What is still stale of these families goes.
+    pub fn sweep_stale(&mut self, neighbor: NeighborId, families: &[Family]) {
+        let Some(source) = self.sources.get(&neighbor) else { return };
+        if source.stale == 0 {
+            return;
+        }
+        let routes: Vec<_> = source.routes.iter().copied().collect();
+        for nlri in routes.into_iter().filter(|nlri| families.contains(&Family::of(&nlri.prefix))) {
+            let path = self.table.get(&nlri.prefix).and_then(|entry| entry.find(neighbor, nlri.path_id));
+            if path.is_some_and(|path| path.stale) {
+                self.withdraw(neighbor, nlri);
+            }
+        }
+    }
+
+    /// The peer has sent all of a family: what is stale goes, and our own restart waits for it no longer.
+    pub fn end_of_rib(&mut self, neighbor: NeighborId, family: Family) {
+        self.sweep_stale(neighbor, &[family]);
+        if let Some(deferral) = &mut self.deferral {
+            deferral.waiting.remove(&(neighbor, family));
+        }
+        self.settle();
+    }
+
+    /// We have restarted: nothing is chosen until all of these have sent all, at most until the deadline.
+    pub fn defer(&mut self, until: Instant, waiting: impl IntoIterator<Item = (NeighborId, Family)>) {
+        self.deferral = Some(Deferral { until, waiting: waiting.into_iter().collect() });
+        self.settle();
+    }
+
+    /// The neighbor is not waited for: it has no graceful restart, or restarts itself.
+    pub fn do_not_wait(&mut self, neighbor: NeighborId) {
+        if let Some(deferral) = &mut self.deferral {
+            deferral.waiting.retain(|(waiting, _)| *waiting != neighbor);
+        }
+        self.settle();
+    }
+
+    /// Ends the deferral if its deadline has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.deferral = self.deferral.take().filter(|deferral| deferral.until > now);
+    }
+
+    /// Takes what a neighbor sent.
+    pub fn update(&mut self, neighbor: NeighborId, update: &Update) -> Option<Notice> {
+        for nlri in &update.withdrawn {
+            self.withdraw(neighbor, *nlri);
+        }
+        let mut notice = None;
+        for announcement in &update.announced {
+            let attributes = self.interner.intern(&announcement.attributes);
+            for nlri in &announcement.nlri {
+                notice = self.announce(neighbor, *nlri, &attributes).or(notice);
+                if matches!(notice, Some(Notice::BeyondLimit { .. })) {
+                    return notice;
+                }
+            }
+        }
+        notice
+    }
+
+    /// Next hops have come within reach or gone out of it, or have become nearer or farther: prefixes with a
+    /// path of which `concerned` says so are judged anew.
+    pub fn next_hops_changed(&mut self, mut concerned: impl FnMut(NeighborId, IpAddr) -> bool) {
+        for (prefix, entry) in &self.table {
+            if entry.paths.iter().any(|path| concerned(path.neighbor, path.attributes.next_hop)) {
+                self.marked.insert(*prefix);
+            }
+        }
+    }
+
+    /// Chooses paths for at most `budget` of the prefixes that have changed; yields those where the choice is
+    /// another.
+    pub fn decide(&mut self, resolver: &dyn Resolver, budget: usize) -> Vec<Change> {
+        let mut changes = Vec::new();
+        if self.deferral.is_some() {
+            return changes;
+        }
+        for _ in 0..budget {
+            let Some(prefix) = self.marked.pop_first() else { break };
+            let Some(entry) = self.table.get_mut(&prefix) else { continue };
+            let reasons = judge(&self.sources, &self.settings, entry, resolver);
+            let mut changed = std::mem::take(&mut entry.changed);
+            for (path, reason) in entry.paths.iter_mut().zip(reasons) {
+                // Whoever forwards does not care why a path is not chosen.
+                changed |= path.outcome != reason && (path.outcome.chosen() || reason.chosen());
+                path.outcome = reason;
+            }
+            let gone = entry.paths.is_empty();
+            if changed {
+                changes.push(Change { prefix, paths: chosen(entry, &self.sources) });
+            }
+            if gone {
+                self.table.remove(&prefix);
+            }
+        }
+        changes
+    }
+
+    fn announce(&mut self, neighbor: NeighborId, nlri: Nlri, attributes: &Arc<Attributes>) -> Option<Notice> {
+        let source = self.sources.get_mut(&neighbor)?;
+        let limit = source.settings.limit;
+        if let Some(limit) = limit
+            && source.routes.len() >= limit.most as usize
+            && !source.routes.contains(&nlri)
+        {
+            return Some(Notice::BeyondLimit { most: limit.most });
+        }
+        let known = !source.routes.insert(nlri);
+        let barred = bar(source, self.local_as, self.router_id, &nlri.prefix, attributes);
+        source.accepted += usize::from(barred.is_none());
+        let entry = self.table.entry(nlri.prefix).or_default();
+        match entry.find_mut(neighbor, nlri.path_id).filter(|_| known) {
+            Some(path) => {
+                source.accepted -= usize::from(path.barred.is_none());
+                source.stale -= usize::from(path.stale);
+                path.stale = false;
+                if path.barred == barred && path.attributes == *attributes {
+                    return None;
+                }
+                path.attributes = attributes.clone();
+                path.barred = barred;
+                entry.changed |= path.outcome.chosen();
+            }
+            None => entry.push(Path::new(neighbor, nlri.path_id, attributes.clone(), barred)),
+        }
+        self.marked.insert(nlri.prefix);
+        let received = source.routes.len() as u32;
+        let limit = limit.filter(|limit| received >= limit.warn_at && !source.warned)?;
+        source.warned = true;
+        Some(Notice::NearLimit { received, most: limit.most })
+    }
+
+    fn withdraw(&mut self, neighbor: NeighborId, nlri: Nlri) {
+        let Some(source) = self.sources.get_mut(&neighbor) else { return };
+        if !source.routes.remove(&nlri) {
+            return;
+        }
+        if let Some(entry) = self.table.get_mut(&nlri.prefix)
+            && let Some(path) = entry.remove(neighbor, nlri.path_id)
+        {
+            source.accepted -= usize::from(path.barred.is_none());
+            source.stale -= usize::from(path.stale);
+            entry.changed |= path.outcome.chosen();
+            if entry.paths.is_empty() && !entry.changed {
+                // Nobody was ever told of it.
+                self.table.remove(&nlri.prefix);
+                self.marked.remove(&nlri.prefix);
+            } else {
+                self.marked.insert(nlri.prefix);
+            }
+        }
+        let limit = source.settings.limit;
+        source.warned &= limit.is_some_and(|limit| source.routes.len() >= limit.warn_at as usize);
+    }
+
+    /// Withdraws all routes of a neighbor, but those of some families.
+    fn clear(&mut self, neighbor: NeighborId, keep: &[Family]) {
+        let Some(source) = self.sources.get(&neighbor) else { return };
+        let gone = source.routes.iter().filter(|nlri| !keep.contains(&Family::of(&nlri.prefix)));
+        for nlri in gone.copied().collect::<Vec<_>>() {
+            self.withdraw(neighbor, nlri);
+        }
+    }
+
+    fn settle(&mut self) {
+        self.deferral = self.deferral.take().filter(|deferral| !deferral.waiting.is_empty());
+    }
+}
+
+/// What becomes of each path to a prefix.
+fn judge(
+    sources: &BTreeMap<NeighborId, Source>,
+    settings: &DecisionSettings,
+    entry: &Entry,
+    resolver: &dyn Resolver,
+) -> Vec<Reason> {
+    let mut reasons = vec![Reason::Unreachable; entry.paths.len()];
+    let (mut candidates, mut indices) = (Vec::new(), Vec::new());
+    for (index, path) in entry.paths.iter().enumerate() {
+        if let Some(barred) = path.barred {
+            reasons[index] = barred;
+            continue;
+        }
+        let Some(source) = sources.get(&path.neighbor) else { continue };
+        let Some(cost) = resolver.cost(path.neighbor, path.attributes.next_hop) else { continue };
+        indices.push(index);
+        candidates.push(Candidate {
+            attributes: &path.attributes,
+            external: source.settings.external,
+            local_pref: source.settings.local_pref,
+            cost,
+            peer_id: source.id,
+            peer_address: source.address,
+            path_id: path.path_id,
+            neighbor: path.neighbor.0,
+        });
+    }
+    if let [only] = indices[..] {
+        reasons[only] = Reason::Best;
+    } else {
+        for (index, reason) in indices.into_iter().zip(decide(&candidates, settings)) {
+            reasons[index] = reason;
+        }
+    }
+    reasons
+}
+
+/// Why a route cannot be chosen, whatever the others are.
+fn bar(
+    source: &Source,
+    local_as: u32,
+    router_id: Ipv4Addr,
+    prefix: &IpNet,
+    attributes: &Attributes,
+) -> Option<Reason> {
+    // RFC 4271 section 9.1.2: a route whose AS_PATH contains our AS is not used; RFC 4456 section 8: nor is
+    // one that we have originated.
+    if attributes.as_path.contains(&local_as) || attributes.originator == Some(router_id) {
+        return Some(Reason::Looped);
+    }
+    (!source.settings.filter.permits(prefix)).then_some(Reason::Filtered)
+}
+
+/// The paths that carry traffic, and how much each.
+fn chosen(entry: &Entry, sources: &BTreeMap<NeighborId, Source>) -> Vec<Chosen> {
+    let mut paths: Vec<&Path> = entry.paths.iter().filter(|path| path.outcome.chosen()).collect();
+    paths.sort_by_key(|path| (std::cmp::Reverse(path.outcome), path.neighbor, path.path_id));
+    let bandwidths: Option<Vec<f32>> = paths.iter().map(|path| path.attributes.link_bandwidth()).collect();
+    // One path needs no share; where one of several says nothing, what is configured counts.
+    let bandwidths = bandwidths.filter(|bandwidths| bandwidths.len() > 1);
+    let most = bandwidths.iter().flatten().copied().fold(0.0, f32::max);
+    let share = |index: usize, path: &Path| match &bandwidths {
+        Some(bandwidths) => ((bandwidths[index] / most * WHOLE).round() as u32).max(1),
+        None => sources.get(&path.neighbor).map_or(1, |source| source.settings.weight),
+    };
+    let chosen = paths.iter().enumerate().map(|(index, path)| Chosen {
+        neighbor: path.neighbor,
+        next_hop: path.attributes.next_hop,
+        weight: share(index, path),
+        attributes: path.attributes.clone(),
+    });
+    chosen.collect()
+}
+
+/// The weight of the path with the highest bandwidth.
+const WHOLE: f32 = 1000.0;
