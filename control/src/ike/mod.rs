@@ -8,7 +8,9 @@
 //!   overtake: a tunnel that is down is masked in the turn in which that is known.
 //! - Nothing survives the core but what its stash holds: another core means another endpoint.
 //!
-//! Not done: Diffie-Hellman beside the loop; many tunnels that connect at once delay each other.
+//! Not done: Diffie-Hellman beside the loop; many tunnels that connect at once delay each other. A responder
+//! computes 0.1 ms for ecp256, 0.4 for ecp384, 0.03 more for ML-KEM-768, but 2.6 ms for modp2048, 11 for
+//! modp4096 and 77 for modp8192.
 
 mod adopt;
 mod peers;

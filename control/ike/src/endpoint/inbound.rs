@@ -71,6 +71,7 @@ impl Endpoint {
         }
         // Who ends says no more to strangers: a refusal would tell the peer of a configuration that does not fit.
         if self.is_closing {
+            self.counters.unknown_peer += 1;
             return;
         }
         let parts = Parts::of(&message.payloads);

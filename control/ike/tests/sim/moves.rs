@@ -128,6 +128,23 @@ fn with_mobike_dpd_alone_brings_traffic_back_after_a_new_mapping() {
     }
 }
 
+/// What the other side asked by the old path is asked again by the new one at once.
+#[test]
+fn a_request_that_went_by_the_old_path_is_sent_by_the_new_one() {
+    let mut net = pair_behind_nat(20, Encapsulation::Udp, true);
+    behind_nat(&mut net, 20_000);
+    net.act(1, |e, now, rng| e.probe(now, rng, PeerId(0)));
+    // Between two retransmissions.
+    net.run(Duration::from_millis(3_600));
+    let waits = |net: &Net| net.nodes[1].endpoint.status(net.now, PeerId(0)).unwrap().waiting_for.is_some();
+    assert!(waits(&net));
+    net.act(0, |e, now, rng| e.probe(now, rng, PeerId(1)));
+    net.run(Duration::from_millis(60));
+    assert_eq!(remote(&net), "203.0.113.9:20001");
+    assert!(!waits(&net), "asked again and answered");
+    never_down(&net);
+}
+
 /// The core follows ESP to its new source (RFC 4555 section 3.8 leaves that open), and IKE goes there too.
 #[test]
 fn with_mobike_esp_alone_is_followed() {

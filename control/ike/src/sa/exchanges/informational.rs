@@ -191,6 +191,10 @@ impl IkeSa {
             payloads.push(Payload::Notify(Notify::bare(NotifyType::UNEXPECTED_NAT_DETECTED)));
             return;
         }
+        if path != self.path {
+            // RFC 4555 section 3.5: what waits for an answer went by the old path.
+            self.window.hurry(cx.now, cx.settings);
+        }
         self.change_way(cx, path, if nat.supported { nat } else { self.nat });
     }
 }
