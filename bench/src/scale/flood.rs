@@ -6,7 +6,7 @@ use braid_netns::capture::Capture;
 use braid_netns::paced::{Load, Paced};
 use braid_netns::raw::{self, RawSocket};
 use braid_netns::topology::{CLIENT, SERVER};
-use braid_netns::{Error, Family, Netns, Result};
+use braid_netns::{Error, Family, Netns, Result, fault};
 use serde::Serialize;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,9 +50,12 @@ pub struct Flood {
     pub rate: f64,
     /// First messages sent.
     pub messages: u64,
-    /// Traffic without it, and beside it.
+    /// Traffic without it.
     pub idle: Traffic,
-    /// Beside it.
+    /// Traffic beside it when the attacked gateway's kernel drops it: what sending it on the same
+    /// processors does.
+    pub unheard: Traffic,
+    /// Traffic beside it.
     pub flooded: Traffic,
     /// Packets lost beside it.
     pub lost: Target,
@@ -61,7 +64,7 @@ pub struct Flood {
     /// What its processes used, and grew by, in that time.
     pub usage: Usage,
     /// The attacked gateway's answers to the spoofed addresses.
-    pub answers: usize,
+    pub answers: u64,
     /// Times that a tunnel was taken out, at both ends.
     pub failovers: u64,
 }
@@ -79,25 +82,33 @@ pub fn flood(rate: u32, time: Duration) -> Result<Flood> {
     let template = first_message(capture)?;
     let internet = pair.internet()?;
     internet.ip(&format!("route add blackhole {SPOOFED_NET}"))?;
+    internet.nft(&format!(
+        "table ip answers {{ counter seen {{ }}\n chain c {{ type filter hook prerouting priority -300; \
+         udp sport {IKE_PORT} ip daddr {SPOOFED_NET} counter name seen; }}\n}}"
+    ))?;
     pair.topology.gateway_b.ip("route add default via 198.51.100.2 dev wan0")?;
     let target = pair.topology.paths[0].b;
 
     let idle = traffic(&pair, time)?;
+    let beside = || {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| spoof(internet, target, &template, rate, &stop));
+            let traffic = traffic(&pair, time);
+            stop.store(true, Ordering::Relaxed);
+            match sender.join() {
+                Ok(sent) => Ok::<_, Error>((traffic?, sent?)),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    };
+    let drop = fault::drop_matching(&pair.topology.gateway_b, &["wan0"], &format!("ip saddr {SPOOFED_NET}"))?;
+    let (unheard, _) = beside()?;
+    drop.undo()?;
     let before = pair.usage(Side::B)?;
-    let answers = Capture::start(internet, "b0", &format!("udp src port 500 and dst net {SPOOFED_NET}"), 64)?;
-    let stop = AtomicBool::new(false);
-    let (flooded, sent) = std::thread::scope(|scope| {
-        let sender = scope.spawn(|| spoof(internet, target, &template, rate, &stop));
-        let flooded = traffic(&pair, time);
-        stop.store(true, Ordering::Relaxed);
-        let sent = match sender.join() {
-            Ok(sent) => sent,
-            Err(panic) => std::panic::resume_unwind(panic),
-        };
-        (flooded, sent)
-    });
-    let (flooded, (messages, elapsed)) = (flooded?, sent?);
-    let answers = answers.stop()?.len();
+    let answers = answers_of(internet)?;
+    let (flooded, (messages, elapsed)) = beside()?;
+    let answers = answers_of(internet)? - answers;
     let usage = pair.usage(Side::B)?.since(&before);
     let mut failovers = 0;
     for side in [Side::A, Side::B] {
@@ -112,11 +123,19 @@ pub fn flood(rate: u32, time: Duration) -> Result<Flood> {
         lost: Target::most(flooded.lost as f64, 0.0),
         grown_kib: Target::most(usage.total().resident_kib, MOST_GROWTH_KIB),
         idle,
+        unheard,
         flooded,
         usage,
         answers,
         failovers,
     })
+}
+
+fn answers_of(internet: &Netns) -> Result<u64> {
+    let listed = internet.nft("list counter ip answers seen")?;
+    let mut words = listed.split_whitespace().skip_while(|word| *word != "packets").skip(1);
+    let count = words.next().and_then(|word| word.parse().ok());
+    count.ok_or_else(|| Error::parse("nft list counter", format!("no count in {listed:?}")))
 }
 
 /// What A began with: its payloads are what a peer would send.
