@@ -84,7 +84,8 @@ impl Directory {
         wants: Option<&Identity>,
         suite: &IkeSuite,
     ) -> Result<(PeerId, Arc<PeerConfig>), Fault> {
-        let mut expected = Vec::new();
+        // The first that is not called so, and whether there are more: most callers have thousands beside them.
+        let (mut expected, mut several) = (None, false);
         for (peer, config) in self.candidates(path) {
             let is_theirs = config.remote_id.as_ref().is_none_or(|expected| expected.matches(id));
             let is_ours = wants.is_none_or(|wants| config.local_id.matches(wants));
@@ -92,13 +93,14 @@ impl Directory {
                 return Ok((peer, config.clone()));
             }
             if !is_theirs {
-                expected.extend(config.remote_id.clone());
+                several |= expected.is_some();
+                expected = expected.or(config.remote_id.as_ref());
             }
         }
         // With one peer at that address the difference is worth telling.
-        match (expected.pop(), expected.is_empty()) {
-            (Some(expected), true) => Err(Fault::PeerIdMismatch { expected, received: id.clone() }),
-            _ => Err(Fault::UnknownPeer { identity: Some(id.clone()), wants: wants.cloned() }),
+        match expected.filter(|_| !several) {
+            Some(expected) => Err(Fault::PeerIdMismatch { expected: expected.clone(), received: id.clone() }),
+            None => Err(Fault::UnknownPeer { identity: Some(id.clone()), wants: wants.cloned() }),
         }
     }
 }

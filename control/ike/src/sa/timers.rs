@@ -39,9 +39,7 @@ impl IkeSa {
             Phase::Established => {
                 at(self.rekey_at.min(self.expires_at), TimerKind::Rekey);
                 if self.window.outstanding().is_none() {
-                    self.config
-                        .iter()
-                        .for_each(|config| at(self.last_heard + config.dpd_interval, TimerKind::Dpd));
+                    self.silent_at().into_iter().for_each(|due| at(due, TimerKind::Dpd));
                 }
                 if self.childless_since.is_some() {
                     at(self.childless_at, TimerKind::Queue);
@@ -102,8 +100,7 @@ impl IkeSa {
                     self.rekey_at = now + Duration::from_secs(30);
                     self.want(now, Want::RekeyIke);
                 }
-                let interval = self.config.as_ref().map(|config| config.dpd_interval);
-                let silent = interval.is_some_and(|interval| now >= self.last_heard + interval);
+                let silent = self.silent_at().is_some_and(|at| now >= at);
                 if silent && self.window.outstanding().is_none() {
                     self.want(now, Want::Probe);
                 }
@@ -128,6 +125,14 @@ impl IkeSa {
             Phase::Closed { until } if now >= *until => self.phase = Phase::Dead,
             Phase::Closed { .. } | Phase::Dead => {}
         }
+    }
+
+    /// When the peer's silence is to be asked about. Both sides fell silent for each other at the same time:
+    /// the one that made the SA asks, and is heard, before the other would.
+    fn silent_at(&self) -> Option<Instant> {
+        let interval = self.config.as_ref()?.dpd_interval;
+        let patience = if self.initiator { Duration::ZERO } else { interval / 8 };
+        Some(self.last_heard + interval + patience)
     }
 
     fn handle_request_timeout(&mut self, cx: &mut Cx<'_>) {

@@ -1,7 +1,10 @@
 //! What two sides can agree on beyond the plain case.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
+use braid_ike::wire::{ExchangeType, Header};
 use braid_ike::{
     Encapsulation, EndpointSettings, EspTransport, Event, PeerConfig, PeerId, Ppk, Role, SecretBytes,
 };
@@ -238,4 +241,24 @@ fn control_comes_back_and_renegotiates_nothing() {
         assert!((2.9..3.2).contains(&passed), "{planned:?} became {rekey_in:?}: the age counts");
         rekey_all(&mut net);
     }
+}
+
+/// Both have been silent for as long: the one that made the SA asks, the other has its answer in that.
+#[test]
+fn of_two_idle_sides_one_asks() {
+    let mut net = pair(5);
+    up(&mut net);
+    let asked = Rc::new(RefCell::new([0; 2]));
+    let counted = asked.clone();
+    net.censor = Some(Box::new(move |from, bytes| {
+        let Ok((header, ..)) = Header::decode(bytes) else { return false };
+        let asks = header.exchange == ExchangeType::Informational && !header.response;
+        counted.borrow_mut()[from] += u32::from(asks);
+        false
+    }));
+    net.run(Duration::from_secs(300));
+    let asked = *asked.borrow();
+    assert!(asked.contains(&0), "{asked:?}");
+    assert!((28..=31).contains(&(asked[0] + asked[1])), "every ten seconds: {asked:?}");
+    assert!(net.connected(0, 1));
 }
