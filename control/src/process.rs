@@ -42,6 +42,8 @@ use names::Names;
 const EXIT_USAGE: u8 = 2;
 /// Questions that wait.
 const QUEUE: usize = 64;
+/// IKE datagrams that are taken before anything else is looked at.
+const DATAGRAMS_PER_ROUND: usize = 32;
 /// At rest the loop looks at the names of peers this often.
 const NAMES_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -273,7 +275,10 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
             }),
             // Without a tunnel that negotiates nobody listens, and the core counts it so.
             received = control.punt.next(), if control.ike.has_peers() => {
-                control.ike.handle_datagram(&received, Instant::now());
+                let now = Instant::now();
+                control.ike.handle_datagram(&received, now);
+                let together = core::iter::from_fn(|| control.punt.received()).take(DATAGRAMS_PER_ROUND);
+                together.for_each(|received| control.ike.handle_datagram(&received, now));
                 None
             }
             () = control.watch.changed() => Some(Event::Outer(control.look())),

@@ -105,10 +105,14 @@ impl Watch {
                 tokio::time::sleep_until(self.next_look.into()).await;
                 return;
             }
+            // The buffer is made once there is something to read: this is called for every event of any kind.
+            let ready = self.notices.readable().await;
             let mut buffer = vec![0; BUFFER_LEN];
-            let received = self.notices.async_io(Interest::READABLE, || self.receive(&mut buffer)).await;
+            let receive = || self.receive(&mut buffer);
+            let received = ready.and_then(|()| self.notices.try_io(Interest::READABLE, receive));
             self.changed = match received {
                 Ok(len) => concerns_outer_paths(buffer.get(..len).unwrap_or_default(), &self.device),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
                 // Notices were lost: look.
                 Err(_) => true,
             };

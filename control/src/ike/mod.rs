@@ -32,7 +32,7 @@ use braid_api::{
 };
 use braid_ike::{
     ChildId, ChildSa, DownCause, Effect, Endpoint, EndpointSettings, EspTransport, Event, Path, PeerConfig,
-    PeerId, PeerStatus, StashUpdate,
+    PeerId, PeerStatus, StashUpdate, TimerKind,
 };
 use ipnet::IpNet;
 
@@ -46,6 +46,10 @@ use adopt::SaNote;
 
 /// Most changes of the core's tables in one transaction.
 const MAX_OPS: usize = 64;
+/// How long a look at a silent peer may wait for others...
+const TOGETHER: Duration = Duration::from_millis(100);
+/// ...and the share of the shortest interval between such looks that it may be.
+const TOGETHER_SHARE: u32 = 16;
 /// Strangers that are remembered.
 const MAX_STRANGERS: usize = 8;
 
@@ -80,6 +84,8 @@ pub struct Ike {
     states: BTreeMap<String, IkeState>,
     out: Vec<PuntOut>,
     seen_changes: Option<u64>,
+    /// [`TOGETHER`], or less.
+    together: Option<Duration>,
     /// Tunnels that were up with the last core, and by which path: their peers do not know yet that it is gone.
     lost: BTreeMap<String, Path>,
     /// Who called and belongs to no tunnel, the last ones.
@@ -147,7 +153,11 @@ impl Ike {
 
     /// When [`Ike::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        Some(self.endpoint.as_ref()?.poll_timeout()?.0)
+        let (at, kind) = self.endpoint.as_ref()?.poll_timeout()?;
+        // Nobody waits for these to the millisecond, and thousands of tunnels have them: those that are due
+        // in a row are done together, which wakes every process on their way once.
+        let may_wait = matches!(kind, TimerKind::Dpd | TimerKind::Keepalive);
+        Some(if may_wait { at + self.together.unwrap_or(TOGETHER) } else { at })
     }
 
     /// What is known of a tunnel.

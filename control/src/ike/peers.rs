@@ -48,6 +48,8 @@ impl Ike {
             return;
         };
         let config = Arc::new(config);
+        let together = self.together.unwrap_or(TOGETHER).min(config.dpd_interval / TOGETHER_SHARE);
+        self.together = Some(together);
         let id = known.unwrap_or(PeerId(self.next_peer));
         if known.is_none() {
             self.next_peer += 1;

@@ -87,6 +87,12 @@ impl PuntClient {
         }
     }
 
+    /// A datagram that is there already, without waiting. What goes wrong shows again in [`PuntClient::next`].
+    pub fn received(&mut self) -> Option<PuntIn> {
+        let FromPunt::Received(received) = self.receive().ok()??;
+        Some(received)
+    }
+
     fn connect(&mut self) -> io::Result<()> {
         let address = SocketAddrUnix::new(&self.path)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

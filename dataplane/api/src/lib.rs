@@ -18,6 +18,7 @@ mod codec;
 mod event;
 mod ids;
 pub mod launcher;
+mod octets;
 mod op;
 pub mod punt;
 mod query;

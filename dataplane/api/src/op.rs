@@ -107,7 +107,7 @@ pub enum Op {
 
 /// Opaque bytes of the stash; they may hold keys, hence zeroized.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, zeroize::Zeroize, zeroize::ZeroizeOnDrop)]
-pub struct StashValue(pub Vec<u8>);
+pub struct StashValue(#[serde(with = "crate::octets")] pub Vec<u8>);
 
 impl core::fmt::Debug for StashValue {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {

@@ -47,6 +47,7 @@ pub struct PuntOut {
     /// The peer.
     pub remote: SocketAddr,
     /// As on the wire: the non-ESP marker, where one belongs, included. Empty: only the stash is kept.
+    #[serde(with = "crate::octets")]
     pub bytes: Vec<u8>,
     /// Stored before the datagram is sent. When it cannot be stored, nothing is sent.
     pub stash: Option<(u64, StashValue)>,
@@ -67,6 +68,7 @@ pub struct PuntIn {
     /// The sender's.
     pub remote: SocketAddr,
     /// The IKE message, without the non-ESP marker.
+    #[serde(with = "crate::octets")]
     pub bytes: Vec<u8>,
 }
 
