@@ -17,6 +17,7 @@ mod mobile;
 mod order;
 #[allow(dead_code, reason = "part of it is for groups that are not listed yet")]
 mod pair;
+mod rekey;
 mod sizes;
 mod smoke;
 mod spread;
@@ -41,6 +42,7 @@ const GROUPS: &[&[Scenario]] = &[
     survival::ALL,
     ike::ALL,
     doctor::ALL,
+    rekey::ALL,
     failover::ALL,
     change::ALL,
     spread::ALL,
