@@ -1,7 +1,7 @@
 //! What a gateway does to the kernel it runs on, and that it undoes it: routes, rules, addresses,
 //! sysctls; and that nothing of a protected prefix ever leaves in clear, whatever is killed.
 
-use crate::pair::{START, Setup, Side};
+use crate::pair::{START, Setup, Side, patient};
 use braid_netns::capture::Capture;
 use braid_netns::gateway::{Gateway, binary};
 use braid_netns::leak::State;
@@ -55,7 +55,7 @@ fn network() -> Result<Topology> {
 
 fn start(topology: &Topology, side: Side, more: &str) -> Result<Gateway> {
     let netns = if side == Side::A { &topology.gateway_a } else { &topology.gateway_b };
-    let text = setup().configuration(side, &topology.paths) + more;
+    let text = patient(setup().configuration(side, &topology.paths)) + more;
     let mut gateway = Gateway::start(netns, &text)?;
     gateway.wait_up(START)?;
     Ok(gateway)
@@ -207,7 +207,7 @@ fn nothing_from_a_tunnel_into_a_tunnel() -> Outcome {
     let refused = topology.client.output(&["ping", "-n", "-c", "2", "-W", "1", ELSEWHERE])?;
     assert!(refused.stdout.contains("Unreachable"), "{}", refused.stdout);
 
-    let text = setup().configuration(Side::B, &topology.paths) + DEFAULT_ROUTES;
+    let text = patient(setup().configuration(Side::B, &topology.paths)) + DEFAULT_ROUTES;
     b.write_configuration(&text.replacen("[gateway]\n", "[gateway]\ntransit = true\n", 1))?;
     let reload = b.braid(&["reload"])?;
     assert!(reload.status.success(), "{}", reload.stderr);

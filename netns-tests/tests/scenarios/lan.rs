@@ -1,7 +1,7 @@
 //! Networks that are not the plain one: jumbo frames inside and outside, devices without offloads,
 //! loss, congestion marks, a NAT in the middle. What crosses is compared byte by byte.
 
-use crate::pair::{PROBE_INTERVAL, PROBE_MULTIPLIER, Pair, Setup, Side};
+use crate::pair::{PROBE_INTERVAL, PROBE_MULTIPLIER, Pair, Setup, Side, patient};
 use braid_netns::capture::{Capture, Packet};
 use braid_netns::content::{self, Echo};
 use braid_netns::runner::{Outcome, Scenario};
@@ -36,7 +36,7 @@ fn probe_off(text: &str) -> String {
 fn jumbo_inside() -> Outcome {
     // One path with IPv6 outside: it leaves less, and the clamp is for both.
     let setup = Setup { outer6: Some(1), ..Setup::default() };
-    let pair = Pair::start_on(&setup, &Topology::builder().lan_mtu(9000))?;
+    let pair = Pair::start_patient_on(&setup, &Topology::builder().lan_mtu(9000))?;
     crosses(&pair.topology, &[1, 1400, 1411, 4000, 8972, 30_000, 65_507], 5)?;
     assert_eq!(clamped(&pair.topology)?, [1418 - 40, 1418 - 60]);
     Ok(())
@@ -45,7 +45,7 @@ fn jumbo_inside() -> Outcome {
 fn jumbo_outside() -> Outcome {
     // Outer IPv4, UDP and ESP take 62 bytes of 9000.
     const MTU: u32 = 8938;
-    let pair = Pair::start_on(&one_tunnel(), &Topology::builder().lan_mtu(9000).outer_mtu(9000))?;
+    let pair = Pair::start_patient_on(&one_tunnel(), &Topology::builder().lan_mtu(9000).outer_mtu(9000))?;
     let client = &pair.topology.client;
     let status = pair.a.status()?;
     assert_eq!(status["tunnels"][0]["mtu"].as_u64(), Some(u64::from(MTU)));
@@ -121,6 +121,7 @@ fn without_offloads() -> Outcome {
     let off = |text: &str| format!("[core]\noffload = \"off\"\n\n{text}");
     for (a_off, b_off) in [(false, false), (true, false), (false, true), (true, true)] {
         let pair = Pair::start_edited(&one_tunnel(), Topology::builder().build()?, |side, text| {
+            let text = patient(text);
             if (side == Side::A && a_off) || (side == Side::B && b_off) { off(&text) } else { text }
         })?;
         let topology = &pair.topology;

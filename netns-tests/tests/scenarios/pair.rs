@@ -124,17 +124,17 @@ pub(crate) struct Pair {
 impl Pair {
     /// Builds the network for these tunnels and starts both gateways.
     pub(crate) fn start(setup: &Setup) -> Result<Self> {
-        Self::start_on(setup, &Topology::builder())
-    }
-
-    /// As [`Pair::start`], on a network of this kind.
-    pub(crate) fn start_on(setup: &Setup, builder: &TopologyBuilder) -> Result<Self> {
-        Self::start_edited(setup, builder.clone().paths(setup.tunnels).build()?, |_, text| text)
+        Self::start_edited(setup, Topology::builder().paths(setup.tunnels).build()?, |_, text| text)
     }
 
     /// As [`Pair::start`], with [`patient`] probes, for what is not about failures.
     pub(crate) fn start_patient(setup: &Setup) -> Result<Self> {
-        Self::start_edited(setup, Topology::builder().paths(setup.tunnels).build()?, |_, text| patient(text))
+        Self::start_patient_on(setup, &Topology::builder())
+    }
+
+    /// As [`Pair::start_patient`], on a network of this kind.
+    pub(crate) fn start_patient_on(setup: &Setup, builder: &TopologyBuilder) -> Result<Self> {
+        Self::start_edited(setup, builder.clone().paths(setup.tunnels).build()?, |_, text| patient(text))
     }
 
     /// On a network that is there, each side with its configuration edited.

@@ -1,6 +1,6 @@
 //! Packets of every size, whole, fragmented, too big, and what their senders are told.
 
-use crate::pair::{Pair, Setup};
+use crate::pair::{Pair, Setup, patient};
 use braid_netns::capture::{Capture, Packet};
 use braid_netns::content::{self, Echo};
 use braid_netns::raw::{self, RawSocket};
@@ -31,7 +31,7 @@ fn one_tunnel() -> Setup {
 }
 
 fn one_byte_to_the_largest() -> Outcome {
-    let pair = Pair::start(&one_tunnel())?;
+    let pair = Pair::start_patient(&one_tunnel())?;
     let Topology { client, server, .. } = &pair.topology;
     let told = Capture::start(client, "eth0", TOO_BIG, 96)?;
     for (address, headers, largest) in [(SERVER, 28, 65_507), (SERVER6, 48, 65_527)] {
@@ -92,7 +92,7 @@ fn unexpected(mut drops: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
 
 fn fragments_of_a_flow_stay_together() -> Outcome {
     const SIZE: usize = 6000;
-    let pair = Pair::start(&Setup::default())?;
+    let pair = Pair::start_patient(&Setup::default())?;
     let topology = &pair.topology;
     let internet = topology.internet.as_ref().ok_or("no internet")?;
     for address in [SERVER, SERVER6] {
@@ -173,7 +173,7 @@ fn later_fragments_first(topology: &Topology) -> Outcome {
 fn df_cleared() -> Outcome {
     let topology = Topology::builder().build()?;
     let pair = Pair::start_edited(&one_tunnel(), topology, |_, text| {
-        text.replace("type = \"ipsec\"\n", "type = \"ipsec\"\ndf = \"clear\"\n")
+        patient(text).replace("type = \"ipsec\"\n", "type = \"ipsec\"\ndf = \"clear\"\n")
     })?;
     let Topology { client, server, .. } = &pair.topology;
     let told = ["eth0"; 2]
@@ -207,7 +207,7 @@ fn a_narrower_path_is_followed() -> Outcome {
     for (outer6, encapsulation, before, after) in
         [(None, "udp", 1438, 1338), (Some(0), "udp", 1418, 1318), (None, "esp", 1446, 1346)]
     {
-        let pair = Pair::start(&Setup { outer6, encapsulation, ..one_tunnel() })?;
+        let pair = Pair::start_patient(&Setup { outer6, encapsulation, ..one_tunnel() })?;
         let Topology { client, server, .. } = &pair.topology;
         let internet = pair.topology.internet.as_ref().ok_or("no internet")?;
         fits(client, before)?;

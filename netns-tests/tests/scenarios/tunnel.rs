@@ -42,7 +42,7 @@ fn raw_esp() -> Outcome {
 /// With a capture of both outer paths, and of what the hosts are told; `mtus` are the tunnels', the
 /// device's first.
 fn everything_crosses_unseen(setup: &Setup, mtus: &[u32]) -> Outcome {
-    let pair = Pair::start(setup)?;
+    let pair = Pair::start_patient(setup)?;
     let topology = &pair.topology;
     // Packets as a wire would carry them.
     topology.offloads(Offload::UdpSegmentation, false)?;
@@ -153,7 +153,7 @@ fn every_suite() -> Outcome {
     ];
     for (number, (suite, key_bytes, mtu)) in suites.into_iter().enumerate() {
         let encapsulation = if number % 2 == 0 { "udp" } else { "esp" };
-        let pair = Pair::start(&Setup { suite, key_bytes, encapsulation, tunnels: 1, outer6: None })?;
+        let pair = Pair::start_patient(&Setup { suite, key_bytes, encapsulation, tunnels: 1, outer6: None })?;
         let told = pair.a.status()?["tunnels"][0]["mtu"].as_u64();
         assert_eq!(told, Some(mtu), "{suite} over {encapsulation}");
         let Topology { client, server, .. } = &pair.topology;
