@@ -81,9 +81,6 @@ impl Netns {
         for scope in ["all", "default"] {
             made.sysctl(&format!("net/ipv6/conf/{scope}/accept_dad"), "0")?;
         }
-        // What the machine prefers is inherited, and one that paces by estimates (bbr) measures its
-        // own guesses. A kernel without cubic keeps its own.
-        let _ = made.sysctl("net/ipv4/tcp_congestion_control", "cubic");
         Ok(made)
     }
 

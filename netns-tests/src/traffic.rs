@@ -6,6 +6,11 @@ use std::time::Duration;
 /// iperf3's own default.
 const PORT: u16 = 5201;
 
+/// TCP's congestion control. What the machine prefers is inherited by namespaces, and one that paces
+/// by estimates (bbr) measures its own guesses. Asked of each connection: a namespace's default may
+/// only be one that the machine allows everybody (`tcp_allowed_congestion_control`).
+pub const CONGESTION_CONTROL: &str = "cubic";
+
 /// An iperf3 server in the background.
 #[derive(Debug)]
 pub struct IperfServer {
@@ -137,7 +142,7 @@ impl IperfServer {
     fn start_tcp(&self, client: &Netns, load: &TcpLoad, more: &[&str]) -> Result<RunningTcp> {
         let (seconds, flows) = (load.seconds.to_string(), load.flows.to_string());
         let mut argv = vec!["iperf3", "-J", "-c", &self.address, "-t", &seconds, "-P", &flows];
-        argv.extend(["--connect-timeout", "5000"]);
+        argv.extend(["--connect-timeout", "5000", "-C", CONGESTION_CONTROL]);
         argv.extend(more);
         if load.reverse {
             argv.push("-R");

@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::sockopt::{set_socket_linger, set_tcp_congestion};
 
 use super::error::Error;
 use super::net::Namespace;
@@ -88,6 +88,10 @@ fn set_up(flow: TcpStream) -> Result<TcpStream, Error> {
     flow.set_nonblocking(true).map_err(Error::system("cannot set up a flow"))?;
     // An aborted connection sends nothing more once it is closed: later steps look at the wire.
     set_socket_linger(&flow, Some(Duration::ZERO)).map_err(Error::system("cannot set up a flow"))?;
+    // What the machine prefers may pace by estimates (bbr), and then its guesses are measured. A
+    // namespace's default cannot be set to what the machine does not allow everybody; a connection's
+    // can. A kernel without cubic keeps its own.
+    let _ = set_tcp_congestion(&flow, "cubic");
     Ok(flow)
 }
 

@@ -106,9 +106,6 @@ impl Inside {
             inside.sysctl(&format!("net/ipv6/conf/{scope}/accept_dad"), "0")?;
             inside.sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
         }
-        // What the machine prefers is inherited, and one that paces by estimates (bbr) measures its
-        // own guesses. A kernel without cubic keeps its own.
-        let _ = inside.sysctl("net/ipv4/tcp_congestion_control", "cubic");
         Ok((handle, inside))
     }
 
