@@ -2,6 +2,7 @@
 
 use crate::cpu::Machine;
 use crate::measure::{Figures, Plan};
+use braid_netns::traffic::CONGESTION_CONTROL;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -106,7 +107,7 @@ impl Report {
             text,
             "\nMedians of {} runs of {} s each; the ratio is to plain forwarding with offloads on, \
              measured just before in the same topology. {processor}, {processors} processors, \
-             Linux {kernel}. Small packets: {} bytes of IP, {} flows, k packets a second delivered \
+             Linux {kernel}. TCP with {CONGESTION_CONTROL}. Small packets: {} bytes of IP, {} flows, k packets a second delivered \
              (offered). Round trips: ping every 10 ms, p50 / p99 ms and loss, from client to server (RTT) and \
              inside the tunnel from gateway to gateway (probe); overload: {} k small packets a second \
              offered.",

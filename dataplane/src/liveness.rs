@@ -22,6 +22,7 @@ use crate::{
     counters::OTHER_THREAD,
     esp::{NEXT_HEADER_IPV4, NEXT_HEADER_IPV6, write_trailer},
     forward::{ProbeReply, icmp},
+    io::batch::Outgoing,
     tables::{Reader, Tunnel, TunnelStates},
     worker::{Notice, Notices, OuterSocket, Sender, monotonic},
 };
@@ -176,7 +177,8 @@ impl Liveness {
                 Turn::Down(death) => self.died(id, death),
                 Turn::Keepalive => {
                     if let Some(to) = tunnel.live.remote() {
-                        self.sender.send(tunnel.settings.local, to, &[0xFF], 1, 0);
+                        let out = Outgoing { to, tos: 0 };
+                        self.sender.send_one(tunnel.settings.local, &[0xFF], out);
                     }
                 }
                 Turn::Nothing => {}
@@ -218,7 +220,8 @@ impl Liveness {
             Encapsulation::Udp => settings.local,
             Encapsulation::Esp => SocketAddr::new(settings.local.ip(), 0),
         };
-        self.sender.send(local, to, &esp, esp.len(), icmp::PROBE_TOS);
+        let out = Outgoing { to, tos: icmp::PROBE_TOS };
+        self.sender.send_one(local, &esp, out);
         drop(sequence);
         tunnel.live.sent(OTHER_THREAD, 1, packet.len() as u64);
         sa.counter.add(1, packet.len() as u64);

@@ -26,7 +26,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, sockopt};
 use crate::{
     drop_reason::DropReason,
     forward::{Drops, icmp},
-    io::{queue, udp},
+    io::{batch::Outgoing, queue, udp},
     tables::Writer,
     worker::{OuterSocket, Sender},
 };
@@ -123,6 +123,11 @@ impl Punt {
         self.sender.add(socket);
     }
 
+    /// The interface that packets from `local` leave by, if they may not leave by any other.
+    pub(crate) fn uplink(&self, local: SocketAddr) -> Option<u32> {
+        udp::bound_interface(self.sender.socket(local)?)
+    }
+
     pub(crate) fn remove_socket(&mut self, local: SocketAddr) {
         self.sender.remove(local);
     }
@@ -207,7 +212,8 @@ impl Punt {
         if bytes.is_empty() {
             return;
         }
-        let sent = self.sender.send(local, remote, &bytes, bytes.len(), icmp::PROBE_TOS);
+        let out = Outgoing { to: remote, tos: icmp::PROBE_TOS };
+        let sent = self.sender.send_one(local, &bytes, out);
         let reason = match sent {
             _ if sent.full > 0 => DropReason::SocketFull,
             // RFC 7296 section 2: messages up to 1280 bytes go everywhere, longer ones must be able to.

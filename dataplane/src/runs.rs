@@ -1,8 +1,8 @@
 //! Runs: packets of equal outer size and TOS for one tunnel, side by side as one GSO send.
 //!
-//! A packet is written where it will be sealed, or stays where it was read until it is sealed from
-//! there, the cipher being the copy; sequence numbers are reserved and packets sealed
-//! when the run leaves, so that wire order is sequence order whatever order runs are filled in.
+//! A whole packet is sealed where it was read and gathered from there; what is cut up is written into
+//! the run's own memory and sealed there. Sequence numbers are reserved and packets sealed when the
+//! run leaves, so that wire order is sequence order whatever order runs are filled in.
 //! Runs leave in the order in which they were opened, and no packet enters a run that is older than
 //! the last one that its flow used, which the caller remembers: no flow is ever reordered.
 
@@ -12,7 +12,7 @@ use braid_api::Encapsulation;
 
 use crate::{
     esp::{
-        NEXT_HEADER_IPV4, NEXT_HEADER_IPV6, TRAILER,
+        NEXT_HEADER_IPV4, NEXT_HEADER_IPV6,
         sa::{Exhausted, OutboundSa, Sequence},
         write_trailer,
     },
@@ -23,8 +23,10 @@ use crate::{
 pub const MAX_RUNS: usize = 16;
 /// Largest UDP payload over IPv4, in bytes; what one GSO send takes.
 const MAX_BYTES: usize = 65_507;
-/// Bytes behind a packet in the worker's buffer that its trailer may take.
-pub const MOST_TRAILER: usize = 32;
+/// Bytes before a packet in the worker's buffer that its ESP header may take: 8 and a CBC suite's IV.
+pub const HEADROOM: usize = 24;
+/// Bytes behind it for the longest padding, the trailer and the longest ICV: 15, 2 and 32.
+pub const TAILROOM: usize = 49;
 /// Most segments of one GSO send in any kernel (`UDP_MAX_SEGMENTS`).
 const MOST_SEGMENTS: usize = 128;
 const HINTS: usize = 64;
@@ -53,42 +55,57 @@ pub struct Run {
     ordinal: u64,
     closed: bool,
     memory: Box<[u8]>,
-    /// Packets that are not in `memory` yet, in their order.
-    kept: Vec<Kept>,
+    /// Bytes of `memory` that are used.
+    used: usize,
+    /// The ESP packets in their order.
+    pieces: Vec<Piece>,
 }
 
-/// A packet that stays where it was read until it is sealed.
-struct Kept {
-    /// Its number in the run.
-    index: u32,
-    /// In the worker's buffer, with its trailer.
-    at: Range<usize>,
+/// Where ESP packets lie side by side.
+#[derive(Clone, Copy)]
+struct Piece {
+    start: u32,
+    len: u32,
+    /// In the worker's buffer, one packet where it was read; else in the run's memory.
+    kept: bool,
+}
+
+impl Piece {
+    #[inline(always)]
+    fn range(self) -> Range<usize> {
+        self.start as usize..(self.start + self.len) as usize
+    }
 }
 
 impl Run {
-    /// Seals all packets under the SA's guard; the bytes to send. `buffer` is where packets that were
-    /// kept ([`Runs::keep`]) have been read.
+    /// Seals all packets under the SA's guard. `buffer` is where packets that were kept
+    /// ([`Runs::keep`]) have been read.
     ///
     /// # Errors
     /// [`Exhausted`]: nothing may be sent.
-    pub fn seal(&mut self, sequence: &mut Sequence<'_>, buffer: &[u8]) -> Result<&[u8], Exhausted> {
-        let first = sequence.reserve(self.count)?;
+    pub fn seal(&mut self, sequence: &mut Sequence<'_>, buffer: &mut [u8]) -> Result<(), Exhausted> {
+        let mut number = sequence.reserve(self.count)?;
         let sealer = sequence.sealer();
-        let mut packets = (first..).zip(self.memory[..self.len].chunks_mut(self.segment));
-        for kept in &self.kept {
-            let kept_number = first + u64::from(kept.index);
-            for (number, esp) in packets.by_ref() {
-                if number == kept_number {
-                    sealer.seal_from(esp, &buffer[kept.at.clone()], number);
-                    break;
-                }
+        for &piece in &self.pieces {
+            if piece.kept {
+                sealer.seal(&mut buffer[piece.range()], number);
+                number += 1;
+                continue;
+            }
+            for esp in self.memory[piece.range()].chunks_mut(self.segment) {
                 sealer.seal(esp, number);
+                number += 1;
             }
         }
-        for (number, esp) in packets {
-            sealer.seal(esp, number);
-        }
-        Ok(&self.memory[..self.len])
+        Ok(())
+    }
+
+    /// What is to be sent, in order: whole ESP packets of [`Run::segment`] bytes each, only the very
+    /// last may be shorter. `buffer` as for [`Run::seal`].
+    pub fn pieces<'a>(&'a self, buffer: &'a [u8]) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone {
+        self.pieces
+            .iter()
+            .map(|&piece| if piece.kept { &buffer[piece.range()] } else { &self.memory[piece.range()] })
     }
 }
 
@@ -97,7 +114,7 @@ pub struct Runs {
     /// Waiting, oldest first.
     waiting: Vec<Run>,
     /// Memory of runs that have left.
-    spare: Vec<(Box<[u8]>, Vec<Kept>)>,
+    spare: Vec<(Box<[u8]>, Vec<Piece>)>,
     /// By tunnel: the run that its last packet entered, which the next will probably enter too.
     hints: [u8; HINTS],
     /// From 1, never again.
@@ -186,16 +203,23 @@ impl Runs {
         last: &mut u64,
     ) -> Result<&mut [u8], NoPlace> {
         let layout = sa.layout;
-        let (run, start) = self.enter(tunnel, sa, kind, len, last)?;
-        let end = start + layout.sealed_len(len) - layout.icv_len;
+        let sealed = layout.sealed_len(len);
+        let run = self.enter(tunnel, sa, kind, sealed, len, last)?;
+        let start = run.used;
+        run.used += sealed;
+        match run.pieces.last_mut() {
+            Some(piece) if !piece.kept => piece.len += sealed as u32,
+            _ => run.pieces.push(Piece { start: start as u32, len: sealed as u32, kept: false }),
+        }
+        run.memory[start..start + 4].copy_from_slice(&sa.spi.0.to_be_bytes());
         let payload = start + layout.header_len();
+        let end = start + sealed - layout.icv_len;
         write_trailer(&mut run.memory[payload + len..end], layout.pad_len(len), next_header(kind));
         Ok(&mut run.memory[payload..payload + len])
     }
 
-    /// Room for the packet of `len` bytes that lies at `start` in the worker's buffer and stays there
-    /// until the run has been sealed; its trailer is written behind it ([`MOST_TRAILER`]). `last` as for
-    /// [`Self::place`].
+    /// Takes the packet that lies in the worker's buffer and stays there until the run has been sent:
+    /// header and trailer are put around it ([`HEADROOM`], [`TAILROOM`]). `last` as for [`Self::place`].
     ///
     /// # Errors
     /// [`NoPlace`].
@@ -209,25 +233,30 @@ impl Runs {
         packet: Range<usize>,
         last: &mut u64,
     ) -> Result<(), NoPlace> {
-        let pad = sa.layout.pad_len(packet.len());
-        let (run, _) = self.enter(tunnel, sa, kind, packet.len(), last)?;
-        let end = packet.end + pad + TRAILER;
-        write_trailer(&mut buffer[packet.end..end], pad, next_header(kind));
-        run.kept.push(Kept { index: run.count - 1, at: packet.start..end });
+        let layout = sa.layout;
+        let sealed = layout.sealed_len(packet.len());
+        let run = self.enter(tunnel, sa, kind, sealed, packet.len(), last)?;
+        let start = packet.start - layout.header_len();
+        run.pieces.push(Piece { start: start as u32, len: sealed as u32, kept: true });
+        let esp = &mut buffer[start..start + sealed];
+        esp[..4].copy_from_slice(&sa.spi.0.to_be_bytes());
+        let end = sealed - layout.icv_len;
+        let (_, trailer) = esp[..end].split_at_mut(layout.header_len() + packet.len());
+        write_trailer(trailer, layout.pad_len(packet.len()), next_header(kind));
         Ok(())
     }
 
-    /// The run that a packet of `len` bytes enters, and where it starts there, its SPI being written.
+    /// The run that a packet of `len` bytes, `sealed` bytes as ESP, enters.
     #[inline(always)]
     fn enter(
         &mut self,
         tunnel: &Tunnel,
         sa: &Arc<OutboundSa>,
         kind: Kind,
+        sealed: usize,
         len: usize,
         last: &mut u64,
-    ) -> Result<(&mut Run, usize), NoPlace> {
-        let sealed = sa.layout.sealed_len(len);
+    ) -> Result<&mut Run, NoPlace> {
         let hint = usize::from(self.hints[sa.tunnel.0 as usize % HINTS]);
         let wanted = Wanted { sa, tos: kind.tos, sealed, last: *last };
         let index = match self.waiting.get(hint) {
@@ -238,14 +267,12 @@ impl Runs {
         *last = run.ordinal;
         run.count += 1;
         run.inner_bytes += len as u64;
-        let start = run.len;
         run.len += sealed;
         if sealed < run.segment || run.count >= self.max_segments || run.len + run.segment > MAX_BYTES {
             run.closed = true;
             self.closed = true;
         }
-        run.memory[start..start + 4].copy_from_slice(&sa.spi.0.to_be_bytes());
-        Ok((run, start))
+        Ok(run)
     }
 
     #[inline(never)]
@@ -260,7 +287,7 @@ impl Runs {
 
     fn open(&mut self, tunnel: &Tunnel, wanted: &Wanted<'_>) -> Result<usize, NoPlace> {
         let to = tunnel.live.remote().ok_or(NoPlace::NoRemote)?;
-        let (memory, kept) = self.spare.pop().ok_or(NoPlace::Full)?;
+        let (memory, pieces) = self.spare.pop().ok_or(NoPlace::Full)?;
         self.waiting.push(Run {
             sa: Arc::clone(wanted.sa),
             live: Arc::clone(&tunnel.live),
@@ -275,7 +302,8 @@ impl Runs {
             ordinal: self.next_ordinal,
             closed: false,
             memory,
-            kept,
+            used: 0,
+            pieces,
         });
         self.next_ordinal += 1;
         Ok(self.waiting.len() - 1)
@@ -290,8 +318,8 @@ impl Runs {
         };
         for mut run in self.waiting.drain(..end) {
             leave(&mut run);
-            run.kept.clear();
-            self.spare.push((run.memory, run.kept));
+            run.pieces.clear();
+            self.spare.push((run.memory, run.pieces));
         }
         self.closed = false;
     }

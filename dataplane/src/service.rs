@@ -274,7 +274,8 @@ impl Service {
             return;
         };
         let (local, remote, configured) = ends;
-        let Ok(path_mtu) = path::path_mtu(local.ip(), remote.ip(), OUTER_MARK) else { return };
+        let uplink = self.punt.uplink(local);
+        let Ok(path_mtu) = path::path_mtu(local.ip(), remote.ip(), OUTER_MARK, uplink) else { return };
         let path_mtu = path_mtu.min(configured);
         self.lowered.insert(tunnel, Instant::now());
         self.writer.set_path_mtu(tunnel, Some(path_mtu));

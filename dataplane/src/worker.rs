@@ -20,7 +20,7 @@ use crate::{
     drop_reason::DropReason,
     forward::{Arrival, Departure, Drops, Forwarder, Now, Progress, Wire},
     io::{
-        batch::{MAX_MESSAGES, Outgoing, ReceivePool, SendBatch},
+        batch::{Outgoing, ReceivePool, SendBatch},
         tun::{TunDevice, TunQueue},
     },
     liveness::Input,
@@ -30,7 +30,7 @@ use crate::{
         vnet::{VNET_LEN, Vnet},
     },
     punt::PuntLine,
-    runs::{MOST_TRAILER, Run},
+    runs::{HEADROOM, Run, TAILROOM},
     tables::{IDLE_GAP, Reader, Tables, Ticks, TunnelStates},
 };
 
@@ -170,39 +170,40 @@ impl Sender {
         self.by_address.get(&local).map(|&index| self.sockets[index].fd.as_fd())
     }
 
-    /// Sends a sealed run from the socket with the address `local`.
-    pub fn send(&mut self, local: SocketAddr, to: SocketAddr, bytes: &[u8], segment: usize, tos: u8) -> Sent {
-        let packets = bytes.len().div_ceil(segment) as u32;
+    /// Sends one datagram from the socket with the address `local`.
+    pub fn send_one(&mut self, local: SocketAddr, datagram: &[u8], out: Outgoing) -> Sent {
+        self.send(local, core::iter::once(datagram), datagram.len(), 1, out)
+    }
+
+    /// Sends what lies in `pieces`, one after the other, from the socket with the address `local`:
+    /// packets of `segment` bytes, `packets` in all, of which only the last may be shorter.
+    pub fn send<'a>(
+        &mut self,
+        local: SocketAddr,
+        pieces: impl Iterator<Item = &'a [u8]> + Clone,
+        segment: usize,
+        packets: u32,
+        out: Outgoing,
+    ) -> Sent {
         let Some(&index) = self.by_address.get(&local) else {
             return Sent { failed: packets, ..Sent::default() };
         };
         let socket = self.sockets[index].fd.as_fd();
         let mut sent = Sent::default();
         if self.gso && local.port() != 0 {
-            let mut refused = None;
-            self.batch
-                .send(socket, &[Outgoing { bytes, to, segment, tos }], |_, error| refused = Some(error));
-            match refused {
-                None => return sent,
+            match self.batch.send_gso(socket, pieces.clone(), segment, out) {
+                Ok(()) => return sent,
                 // A device without checksum offload takes no GSO: one by one then, for this run.
-                Some(error)
+                Err(error)
                     if packets > 1 && matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) => {}
-                Some(error) => {
+                Err(error) => {
                     sent.count(&error, packets);
                     return sent;
                 }
             }
         }
-        let empty = Outgoing { bytes: &[], to, segment, tos };
-        for chunk in bytes.chunks(segment * MAX_MESSAGES) {
-            let mut messages = [empty; MAX_MESSAGES];
-            let mut count = 0;
-            for (message, bytes) in messages.iter_mut().zip(chunk.chunks(segment)) {
-                message.bytes = bytes;
-                count += 1;
-            }
-            self.batch.send(socket, &messages[..count], |_, error| sent.count(&error, 1));
-        }
+        let datagrams = pieces.flat_map(|piece| piece.chunks(segment));
+        self.batch.send_each(socket, datagrams, out, |error| sent.count(&error, 1));
         sent
     }
 }
@@ -285,7 +286,7 @@ impl Worker {
             device: None,
             sender: Sender::new(setup.max_segments > 1),
             pool: ReceivePool::new(SLOTS),
-            buffer: vec![0; KEEP_BYTES + MOST_TRAILER + MAX_READ],
+            buffer: vec![0; KEEP_BYTES + TAILROOM + HEADROOM + MAX_READ],
             used: 0,
             commands: setup.commands,
             wake: setup.wake,
@@ -470,7 +471,8 @@ impl Worker {
         while bytes < TRANSMIT_BYTES && packets < TRANSMIT_PACKETS {
             let Some(device) = &self.device else { break };
             let head = if device.vnet_hdr() { VNET_LEN } else { 0 };
-            let len = match device.read(&mut self.buffer[self.used..]) {
+            let start = self.used + HEADROOM;
+            let len = match device.read(&mut self.buffer[start..]) {
                 Ok(Some(len)) => len,
                 Ok(None) => break,
                 Err(error) => {
@@ -481,7 +483,7 @@ impl Worker {
             };
             bytes += len;
             packets += 1;
-            let read = self.used..self.used + len;
+            let read = start..start + len;
             let vnet =
                 if head == 0 { Some(Vnet::default()) } else { decode_vnet(&self.buffer[read.clone()]) };
             match vnet {
@@ -503,7 +505,7 @@ impl Worker {
             self.flush(true);
         }
         if departure.is_kept() {
-            self.used = end + MOST_TRAILER;
+            self.used = end + TAILROOM;
         }
         if self.forwarder.runs.has_closed() || self.used > KEEP_BYTES {
             self.flush(self.used > KEEP_BYTES);
@@ -531,20 +533,28 @@ impl Worker {
 }
 
 /// Seals a run and sends it, under the SA's guard, so that wire order is sequence order.
-fn leave(run: &mut Run, buffer: &[u8], sender: &mut Sender, drops: &Drops, number: usize, notices: &Notices) {
+fn leave(
+    run: &mut Run,
+    buffer: &mut [u8],
+    sender: &mut Sender,
+    drops: &Drops,
+    number: usize,
+    notices: &Notices,
+) {
     let sa = Arc::clone(&run.sa);
     let mut sequence = sa.lock();
-    let (to, segment, tos, count) = (run.to, run.segment, run.tos, run.count);
+    let count = run.count;
     let local = match run.encapsulation {
         Encapsulation::Udp => run.local,
         Encapsulation::Esp => SocketAddr::new(run.local.ip(), 0),
     };
-    let Ok(bytes) = run.seal(&mut sequence, buffer) else {
+    if run.seal(&mut sequence, buffer).is_err() {
         drops.add(number, DropReason::Exhausted as usize, u64::from(count));
         notices.send(Notice::Exhausted(sa.id));
         return;
-    };
-    let sent = sender.send(local, to, bytes, segment, tos);
+    }
+    let out = Outgoing { to: run.to, tos: run.tos };
+    let sent = sender.send(local, run.pieces(buffer), run.segment, count, out);
     drop(sequence);
     if sent.all() > 0 {
         for (reason, packets) in [

@@ -20,7 +20,7 @@ use braid_dataplane::{
         vnet::{Gso, Vnet},
     },
     packet,
-    runs::MOST_TRAILER,
+    runs::{HEADROOM, TAILROOM},
     tables::{Reader, Writer},
 };
 use etherparse::PacketBuilder;
@@ -144,7 +144,8 @@ impl Pair {
 
     fn send(&mut self, write: &Write) {
         let now = Now::from_nanos(1);
-        let at = self.used..self.used + write.bytes.len();
+        let start = self.used + HEADROOM;
+        let at = start..start + write.bytes.len();
         self.buffer[at.clone()].copy_from_slice(&write.bytes);
         let mut departure = Departure::new(at.clone(), write.vnet);
         loop {
@@ -157,7 +158,7 @@ impl Pair {
             }
         }
         if departure.is_kept() {
-            self.used = at.end + MOST_TRAILER;
+            self.used = at.end + TAILROOM;
         }
         if self.a.forwarder.runs.has_closed() {
             self.flush(false);
@@ -173,7 +174,8 @@ impl Pair {
             let sa = Arc::clone(&run.sa);
             let from = run.local;
             let segment = run.segment;
-            let sealed = run.seal(&mut sa.lock(), buffer).unwrap().to_vec();
+            run.seal(&mut sa.lock(), buffer).unwrap();
+            let sealed: Vec<u8> = run.pieces(buffer).flatten().copied().collect();
             let mut arrival = Arrival::new(0, sealed.len(), segment, from, 0, Wire::Udp);
             let mut slots = Datagram(sealed);
             let tables = b.reader.enter();

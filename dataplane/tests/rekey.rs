@@ -15,6 +15,7 @@ use braid_dataplane::{
     esp::Engine,
     forward::{Arrival, Departure, Drops, Forwarder, Now, Progress, Wire},
     offload::{coalesce::Slots, vnet::Vnet},
+    runs::HEADROOM,
     tables::{Reader, Writer},
 };
 use etherparse::PacketBuilder;
@@ -121,7 +122,8 @@ impl Gateway {
         self.forwarder.runs.flush(true, |run| {
             let sa = Arc::clone(&run.sa);
             let segment = run.segment;
-            sealed.push((run.seal(&mut sa.lock(), buffer).unwrap().to_vec(), segment));
+            run.seal(&mut sa.lock(), buffer).unwrap();
+            sealed.push((run.pieces(buffer).flatten().copied().collect(), segment));
         });
         sealed
     }
@@ -172,8 +174,9 @@ fn number_of(packet: &[u8]) -> u32 {
 fn sealed(a: &mut Gateway, number: u32) -> Vec<u8> {
     let mut buffer = vec![0; 4096];
     let bytes = packet(number);
-    buffer[..bytes.len()].copy_from_slice(&bytes);
-    a.take(&mut buffer, 0..bytes.len());
+    let at = HEADROOM..HEADROOM + bytes.len();
+    buffer[at.clone()].copy_from_slice(&bytes);
+    a.take(&mut buffer, at);
     a.seal(&mut buffer).remove(0).0
 }
 
@@ -201,7 +204,7 @@ fn a_rekey_under_traffic_loses_and_reorders_nothing() {
     for number in 2..30 {
         // Packets of the old SA are open in a run, sealed, and on the wire while the SA changes.
         let mut buffer = vec![0; 64 * 1024];
-        let mut used = 0;
+        let mut used = HEADROOM;
         for step in 0..40 {
             let bytes = packet(next);
             next += 1;

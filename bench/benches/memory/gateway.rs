@@ -15,7 +15,7 @@ use braid_dataplane::{
     esp::Engine,
     forward::{Arrival, Departure, Drops, Forwarder, Progress, Wire},
     offload::{coalesce::Slots, vnet::Vnet},
-    runs::MOST_TRAILER,
+    runs::{HEADROOM, Run, TAILROOM},
     tables::{Reader, Writer},
     worker::{KEEP_BYTES, monotonic},
 };
@@ -64,14 +64,14 @@ impl Gateway {
         Gateway { reader: writer.reader(), forwarder, drops, _writer: writer }
     }
 
-    /// Takes a batch from the source as far as sealed runs, each of which `leave` gets with the bytes of
-    /// each packet, as the worker does between device and socket.
-    pub(crate) fn outward(&mut self, source: &mut Source, mut leave: impl FnMut(&[u8], usize)) {
+    /// Takes a batch from the source as far as sealed runs, each of which `leave` gets with the buffer that
+    /// it lies in, as the worker does between device and socket.
+    pub(crate) fn outward(&mut self, source: &mut Source, mut leave: impl FnMut(&Run, &[u8])) {
         let now = monotonic();
         let tables = self.reader.enter();
         let Source { len, buffer, .. } = source;
         let mut kept = 0;
-        for at in (0..buffer.len()).step_by(*len + MOST_TRAILER) {
+        for at in (HEADROOM..buffer.len()).step_by(HEADROOM + *len + TAILROOM) {
             let mut departure = Departure::new(at..at + *len, Vnet::default());
             while self.forwarder.outward(&tables, buffer, &mut departure, now) == Progress::Full {
                 flush(&mut self.forwarder, true, buffer, &mut leave);
@@ -112,15 +112,16 @@ impl Gateway {
 }
 
 #[inline]
-fn flush(forwarder: &mut Forwarder, all: bool, buffer: &[u8], leave: &mut impl FnMut(&[u8], usize)) {
+fn flush(forwarder: &mut Forwarder, all: bool, buffer: &mut [u8], leave: &mut impl FnMut(&Run, &[u8])) {
     forwarder.runs.flush(all, |run| {
         let sa = Arc::clone(&run.sa);
         let mut sequence = sa.lock();
-        let (segment, count, inner_bytes) = (run.segment, u64::from(run.count), run.inner_bytes);
-        leave(run.seal(&mut sequence, buffer).expect("far below 2^32 packets"), segment);
+        run.seal(&mut sequence, buffer).expect("far below 2^32 packets");
+        leave(run, buffer);
         drop(sequence);
-        run.live.sent(0, count, inner_bytes);
-        sa.counter.add(count, inner_bytes);
+        let count = u64::from(run.count);
+        run.live.sent(0, count, run.inner_bytes);
+        sa.counter.add(count, run.inner_bytes);
     });
 }
 
@@ -136,13 +137,13 @@ impl Source {
     /// Packets of `len` bytes, one flow to each destination.
     pub(crate) fn new(len: usize, destinations: impl Iterator<Item = Ipv4Addr>) -> Self {
         let headers = destinations.enumerate().map(|(flow, to)| header(len, flow as u16, to)).collect();
-        Source { headers, next: 0, len, buffer: vec![0xA5; BATCH * (len + MOST_TRAILER)] }
+        Source { headers, next: 0, len, buffer: vec![0xA5; BATCH * (HEADROOM + len + TAILROOM)] }
     }
 
     /// Reads the next batch.
     pub(crate) fn refill(&mut self) {
-        for place in self.buffer.chunks_exact_mut(self.len + MOST_TRAILER) {
-            place[..HEADER].copy_from_slice(&self.headers[self.next]);
+        for place in self.buffer.chunks_exact_mut(HEADROOM + self.len + TAILROOM) {
+            place[HEADROOM..HEADROOM + HEADER].copy_from_slice(&self.headers[self.next]);
             self.next = (self.next + 1) % self.headers.len();
         }
     }
@@ -176,10 +177,14 @@ impl Pool {
     pub(crate) fn refill(&mut self, from: &mut Gateway, source: &mut Source) {
         self.arrivals.clear();
         source.refill();
-        from.outward(source, |run, segment| {
+        from.outward(source, |run, buffer| {
             let slot = self.arrivals.len();
-            self.slots.0[slot][..run.len()].copy_from_slice(run);
-            self.arrivals.push(Arrival::new(slot, run.len(), segment, outer(Side::Ours, 0), 0, Wire::Udp));
+            let mut len = 0;
+            for piece in run.pieces(buffer) {
+                self.slots.0[slot][len..len + piece.len()].copy_from_slice(piece);
+                len += piece.len();
+            }
+            self.arrivals.push(Arrival::new(slot, len, run.segment, outer(Side::Ours, 0), 0, Wire::Udp));
         });
     }
 }

@@ -109,7 +109,9 @@ fn against_bare(criterion: &mut Criterion, summary: &mut Vec<String>) {
         let source = std::cell::RefCell::new(source);
         let outward = Work {
             prepare: Box::new(|| source.borrow_mut().refill()),
-            run: Box::new(|| ours.outward(&mut source.borrow_mut(), |run, _| consume(run))),
+            run: Box::new(|| {
+                ours.outward(&mut source.borrow_mut(), |run, buffer| run.pieces(buffer).for_each(consume))
+            }),
         };
         let works = [("outward", outward), ("bare", Work::new(|| bare.seal()))];
         summary.extend(compare(&mut group, &format!("seal/{suite}/{len}"), works));
@@ -161,12 +163,18 @@ fn at_scale(criterion: &mut Criterion, summary: &mut Vec<String>) {
             let big = Work {
                 prepare: Box::new(|| for_large.borrow_mut().refill()),
                 run: Box::new(|| {
-                    large.borrow_mut().outward(&mut for_large.borrow_mut(), |run, _| consume(run));
+                    large.borrow_mut().outward(&mut for_large.borrow_mut(), |run, buffer| {
+                        run.pieces(buffer).for_each(consume)
+                    });
                 }),
             };
             let little = Work {
                 prepare: Box::new(|| for_small.borrow_mut().refill()),
-                run: Box::new(|| small.outward(&mut for_small.borrow_mut(), |run, _| consume(run))),
+                run: Box::new(|| {
+                    small.outward(&mut for_small.borrow_mut(), |run, buffer| {
+                        run.pieces(buffer).for_each(consume)
+                    })
+                }),
             };
             let works = [("1M prefixes", big), ("1 prefix", little)];
             summary.extend(compare(&mut group, &format!("{name}/{len}"), works));

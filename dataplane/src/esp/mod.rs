@@ -29,7 +29,6 @@ pub use engine::Engine;
 pub use open::{OpenError, Opened, Opener};
 pub use replay::{Replay, ReplayError};
 pub use seal::{Sealer, write_trailer};
-pub(crate) use suite::TRAILER;
 pub use suite::{KeyError, Layout};
 
 /// Next Header of an IPv4 packet inside (tunnel mode).

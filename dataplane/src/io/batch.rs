@@ -190,21 +190,19 @@ fn control_messages<'a>(
     })
 }
 
-/// A datagram, or several of equal size but the last, to one receiver.
+/// Where datagrams go, and how.
 #[derive(Clone, Copy, Debug)]
-pub struct Outgoing<'a> {
-    /// The bytes, without outer headers.
-    pub bytes: &'a [u8],
+pub struct Outgoing {
     /// The receiver.
     pub to: SocketAddr,
-    /// Bytes of each datagram but the last.
-    pub segment: usize,
     /// Outer TOS or traffic class.
     pub tos: u8,
 }
 
-/// Most messages of one [`SendBatch::send`].
-pub const MAX_MESSAGES: usize = 64;
+/// Most messages of one system call.
+const MAX_MESSAGES: usize = 64;
+/// Most pieces of one message (`UIO_MAXIOV` is above).
+const MAX_PIECES: usize = 256;
 
 /// Memory for sendmmsg.
 pub struct SendBatch {
@@ -224,7 +222,7 @@ impl Default for SendBatch {
         let header: mmsghdr = unsafe { core::mem::zeroed() };
         SendBatch {
             headers: vec![header; MAX_MESSAGES],
-            vectors: vec![iovec { iov_base: core::ptr::null_mut(), iov_len: 0 }; MAX_MESSAGES],
+            vectors: vec![iovec { iov_base: core::ptr::null_mut(), iov_len: 0 }; MAX_PIECES],
             names: vec![RawAddress::EMPTY; MAX_MESSAGES],
             controls: vec![Control([0; CONTROL_LEN]); MAX_MESSAGES],
         }
@@ -238,34 +236,78 @@ impl core::fmt::Debug for SendBatch {
 }
 
 impl SendBatch {
-    /// Sends at most [`MAX_MESSAGES`] in order. `failed(index, error)` is called for each that the
-    /// kernel did not take; the others are sent.
-    pub fn send(
+    /// Sends pieces, one after the other, as datagrams of `segment` bytes of which only the last may be
+    /// shorter: one system call, cut up by the kernel (`UDP_SEGMENT`).
+    ///
+    /// # Errors
+    /// The kernel took nothing of it.
+    pub fn send_gso<'a>(
         &mut self,
         socket: BorrowedFd<'_>,
-        messages: &[Outgoing<'_>],
-        mut failed: impl FnMut(usize, io::Error),
-    ) {
-        let count = messages.len().min(MAX_MESSAGES);
-        for (index, message) in messages[..count].iter().enumerate() {
-            self.names[index].set(message.to);
-            let control_len = write_control(&mut self.controls[index], message);
-            self.vectors[index] = iovec {
-                iov_base: message.bytes.as_ptr().cast_mut().cast::<c_void>(),
-                iov_len: message.bytes.len(),
+        pieces: impl Iterator<Item = &'a [u8]>,
+        segment: usize,
+        out: Outgoing,
+    ) -> io::Result<()> {
+        let (mut count, mut len) = (0, 0);
+        for piece in pieces {
+            let Some(vector) = self.vectors.get_mut(count) else {
+                return Err(io::ErrorKind::InvalidInput.into());
             };
-            let header: &mut msghdr = &mut self.headers[index].msg_hdr;
-            header.msg_name = (&raw mut self.names[index].bytes).cast::<c_void>();
-            header.msg_namelen = self.names[index].len;
-            header.msg_iov = &raw mut self.vectors[index];
-            header.msg_iovlen = 1;
-            header.msg_control = self.controls[index].0.as_mut_ptr().cast::<c_void>();
-            header.msg_controllen = control_len as _;
+            *vector = vector_of(piece);
+            count += 1;
+            len += piece.len();
         }
+        self.prepare(0, 0..count, (len > segment).then_some(segment), out);
+        let mut result = Ok(());
+        self.submit(socket, 1, |_, error| result = Err(error));
+        result
+    }
+
+    /// Sends each datagram by itself, in order. `failed(error)` is called for each that the kernel did
+    /// not take; the others are sent.
+    pub fn send_each<'a>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        datagrams: impl Iterator<Item = &'a [u8]>,
+        out: Outgoing,
+        mut failed: impl FnMut(io::Error),
+    ) {
+        let mut datagrams = datagrams.peekable();
+        while datagrams.peek().is_some() {
+            let mut count = 0;
+            for datagram in datagrams.by_ref().take(MAX_MESSAGES) {
+                self.vectors[count] = vector_of(datagram);
+                self.prepare(count, count..count + 1, None, out);
+                count += 1;
+            }
+            self.submit(socket, count, |_, error| failed(error));
+        }
+    }
+
+    /// Points message `index` to its pieces, receiver and options.
+    fn prepare(
+        &mut self,
+        index: usize,
+        vectors: core::ops::Range<usize>,
+        segment: Option<usize>,
+        out: Outgoing,
+    ) {
+        self.names[index].set(out.to);
+        let control_len = write_control(&mut self.controls[index], segment, out);
+        let header: &mut msghdr = &mut self.headers[index].msg_hdr;
+        header.msg_name = (&raw mut self.names[index].bytes).cast::<c_void>();
+        header.msg_namelen = self.names[index].len;
+        header.msg_iov = self.vectors[vectors.clone()].as_mut_ptr();
+        header.msg_iovlen = vectors.len() as _;
+        header.msg_control = self.controls[index].0.as_mut_ptr().cast::<c_void>();
+        header.msg_controllen = control_len as _;
+    }
+
+    fn submit(&mut self, socket: BorrowedFd<'_>, count: usize, mut failed: impl FnMut(usize, io::Error)) {
         let mut next = 0;
         while next < count {
-            // SAFETY: headers `next..count` were filled above; sendmmsg only reads the bytes, which
-            // `messages` borrows until the call returns.
+            // SAFETY: headers `next..count` were filled by `prepare` since the last call; sendmmsg only
+            // reads the bytes, which the callers' slices borrow until they return.
             let sent = unsafe {
                 libc::sendmmsg(
                     socket.as_raw_fd(),
@@ -288,6 +330,10 @@ impl SendBatch {
     }
 }
 
+fn vector_of(bytes: &[u8]) -> iovec {
+    iovec { iov_base: bytes.as_ptr().cast_mut().cast::<c_void>(), iov_len: bytes.len() }
+}
+
 /// Sends one message.
 pub(super) fn send_one(
     socket: BorrowedFd<'_>,
@@ -296,14 +342,11 @@ pub(super) fn send_one(
     segment: usize,
     tos: u8,
 ) -> io::Result<()> {
-    let mut result = Ok(());
-    let mut batch = SendBatch::default();
-    batch.send(socket.as_fd(), &[Outgoing { bytes, to, segment, tos }], |_, error| result = Err(error));
-    result
+    SendBatch::default().send_gso(socket.as_fd(), core::iter::once(bytes), segment, Outgoing { to, tos })
 }
 
 /// Writes `UDP_SEGMENT` and TOS as far as they are needed; bytes used.
-fn write_control(control: &mut Control, message: &Outgoing<'_>) -> usize {
+fn write_control(control: &mut Control, segment: Option<usize>, message: Outgoing) -> usize {
     const HEAD: usize = size_of::<cmsghdr>();
     let mut at = 0;
     let mut put = |level: c_int, kind: c_int, value: &[u8]| {
@@ -314,8 +357,8 @@ fn write_control(control: &mut Control, message: &Outgoing<'_>) -> usize {
         control.0[at + HEAD..at + len].copy_from_slice(value);
         at += len.next_multiple_of(8);
     };
-    if message.bytes.len() > message.segment {
-        put(libc::SOL_UDP, libc::UDP_SEGMENT, &(message.segment as u16).to_ne_bytes());
+    if let Some(segment) = segment {
+        put(libc::SOL_UDP, libc::UDP_SEGMENT, &(segment as u16).to_ne_bytes());
     }
     if message.tos != 0 {
         let (level, kind) = match message.to {
@@ -339,11 +382,11 @@ mod tests {
         let to = udp::local_address(&sockets[1]).unwrap();
         let bytes: Vec<u8> = (0..3500_u32).map(|i| (i % 251) as u8).collect();
         let mut batch = SendBatch::default();
-        let messages = [
-            Outgoing { bytes: &bytes, to, segment: 1000, tos: 0x2A },
-            Outgoing { bytes: b"x", to, segment: 1, tos: 0 },
-        ];
-        batch.send(sockets[0].as_fd(), &messages, |index, error| panic!("{index}: {error}"));
+        // Pieces of any number: what counts are the bytes in a row.
+        let pieces = [&bytes[..1000], &bytes[1000..3000], &bytes[3000..]];
+        batch.send_gso(sockets[0].as_fd(), pieces.into_iter(), 1000, Outgoing { to, tos: 0x2A }).unwrap();
+        let out = Outgoing { to, tos: 0 };
+        batch.send_each(sockets[0].as_fd(), [&b"x"[..]].into_iter(), out, |error| panic!("{error}"));
         let mut pool = ReceivePool::new(16);
         let mut arrived = Vec::new();
         let mut tos = Vec::new();
@@ -373,14 +416,11 @@ mod tests {
         let sockets = [0; 2].map(|_| udp::bind(local, None, 0, 1).unwrap().remove(0));
         let to = udp::local_address(&sockets[1]).unwrap();
         let huge = vec![0; 70_000];
-        let messages = [
-            Outgoing { bytes: b"a", to, segment: 1, tos: 0 },
-            Outgoing { bytes: &huge, to, segment: 70_000, tos: 0 },
-            Outgoing { bytes: b"b", to, segment: 1, tos: 0 },
-        ];
-        let mut failures = Vec::new();
-        SendBatch::default().send(sockets[0].as_fd(), &messages, |index, _| failures.push(index));
-        assert_eq!(failures, [1]);
+        let messages = [&b"a"[..], &huge, b"b"];
+        let mut failures = 0;
+        let out = Outgoing { to, tos: 0 };
+        SendBatch::default().send_each(sockets[0].as_fd(), messages.into_iter(), out, |_| failures += 1);
+        assert_eq!(failures, 1);
         let mut pool = ReceivePool::new(4);
         while pool.free() > 2 {
             pool.receive(sockets[1].as_fd(), 4).unwrap();

@@ -19,12 +19,12 @@ const RTA_METRICS: u16 = 8;
 const RTA_MARK: u16 = 16;
 
 /// The MTU of the path from one address to another, in bytes, outer IP header included, by the
-/// routes of packets with this mark.
+/// routes of packets with this mark, which leave by interface `oif` if there is one.
 ///
 /// # Errors
 /// There is no route.
-pub fn path_mtu(local: IpAddr, remote: IpAddr, mark: u32) -> io::Result<u16> {
-    let route = ask(libc::RTM_GETROUTE, libc::RTM_NEWROUTE, &route_request(local, remote, mark))?;
+pub fn path_mtu(local: IpAddr, remote: IpAddr, mark: u32, oif: Option<u32>) -> io::Result<u16> {
+    let route = ask(libc::RTM_GETROUTE, libc::RTM_NEWROUTE, &route_request(local, remote, mark, oif))?;
     let attributes = route.get(ROUTE_LEN..).unwrap_or_default();
     let learned = attribute(attributes, RTA_METRICS).and_then(|metrics| number(attribute(metrics, RTAX_MTU)));
     let mtu = match learned {
@@ -42,7 +42,7 @@ fn link_mtu(index: u32) -> io::Result<u32> {
     mtu.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-fn route_request(local: IpAddr, remote: IpAddr, mark: u32) -> Vec<u8> {
+fn route_request(local: IpAddr, remote: IpAddr, mark: u32, oif: Option<u32>) -> Vec<u8> {
     let mut request = vec![0; ROUTE_LEN];
     let octets = |address: IpAddr| match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
@@ -54,6 +54,9 @@ fn route_request(local: IpAddr, remote: IpAddr, mark: u32) -> Vec<u8> {
     put(&mut request, libc::RTA_DST, &octets(remote));
     put(&mut request, libc::RTA_SRC, &octets(local));
     put(&mut request, RTA_MARK, &mark.to_ne_bytes());
+    if let Some(oif) = oif {
+        put(&mut request, libc::RTA_OIF, &oif.to_ne_bytes());
+    }
     request
 }
 
@@ -112,23 +115,35 @@ fn ask(kind: u16, expected: u16, body: &[u8]) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::{net::Ipv4Addr, os::fd::AsFd};
 
     use super::*;
+    use crate::io::udp;
 
     #[test]
     fn loopback_has_a_path_mtu_with_and_without_a_mark() {
         let local: IpAddr = Ipv4Addr::LOCALHOST.into();
         for mark in [0, 77] {
-            assert!(path_mtu(local, local, mark).unwrap() >= 1500);
+            assert!(path_mtu(local, local, mark, None).unwrap() >= 1500);
         }
+    }
+
+    #[test]
+    fn a_path_is_asked_for_by_the_interface_that_a_socket_is_bound_to() {
+        let local: IpAddr = Ipv4Addr::LOCALHOST.into();
+        let socket = udp::bind((local, 0).into(), Some("lo"), 0, 1).unwrap().remove(0);
+        let lo = udp::bound_interface(socket.as_fd()).unwrap();
+        assert!(path_mtu(local, local, 0, Some(lo)).unwrap() >= 1500);
+        assert!(path_mtu(local, local, 0, Some(lo + 1_000_000)).is_err());
+        let free = udp::bind((local, 0).into(), None, 0, 1).unwrap().remove(0);
+        assert_eq!(udp::bound_interface(free.as_fd()), None);
     }
 
     #[test]
     fn what_the_kernel_refuses_is_an_error() {
         // A documentation address, which no machine has.
         let foreign: IpAddr = Ipv4Addr::new(192, 0, 2, 77).into();
-        assert!(path_mtu(foreign, Ipv4Addr::LOCALHOST.into(), 0).is_err());
+        assert!(path_mtu(foreign, Ipv4Addr::LOCALHOST.into(), 0, None).is_err());
     }
 
     #[test]

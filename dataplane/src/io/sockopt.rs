@@ -39,6 +39,26 @@ pub(super) fn set_bytes(fd: BorrowedFd<'_>, level: c_int, name: c_int, value: &[
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+// asm-generic/socket.h; not in libc.
+const SO_BINDTOIFINDEX: c_int = 62;
+
+/// The interface that a socket's packets leave by, if it is bound to one.
+pub fn bound_interface(fd: BorrowedFd<'_>) -> Option<u32> {
+    let mut index: c_int = 0;
+    let mut len = size_of::<c_int>() as socklen_t;
+    // SAFETY: pointer and length describe `index`, which lives across the call.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_BINDTOIFINDEX,
+            (&raw mut index).cast::<c_void>(),
+            &raw mut len,
+        )
+    };
+    u32::try_from(index).ok().filter(|index| result == 0 && *index != 0)
+}
+
 /// Options that every outer socket has: mark, interface, buffers, TOS, DF.
 pub(super) fn prepare(fd: BorrowedFd<'_>, v6: bool, uplink: Option<&str>, mark: u32) -> io::Result<()> {
     /// Holds what arrives while a batch is worked on; a smaller one costs TCP a fifth.

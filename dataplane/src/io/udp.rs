@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
+pub use super::sockopt::bound_interface;
 use super::{batch, sockopt};
 
 /// `count` sockets bound to one address, one for each worker.
