@@ -32,6 +32,10 @@ pub struct EndpointSettings {
     pub retransmit_max: Duration,
     /// An initial exchange is given up when it has had no answer for this long.
     pub connect_timeout: Duration,
+    /// First requests of ours that may be unanswered at once, unless they were sent again.
+    pub max_opening: usize,
+    /// Of them, to one remote address. Below `cookie_threshold` two of a kind cost each other no cookie.
+    pub max_opening_of_one: usize,
     /// Pause before the second attempt at a peer; doubles up to `retry_max`, with jitter.
     pub retry_first: Duration,
     /// Longest pause between two attempts.
@@ -56,6 +60,8 @@ impl Default for EndpointSettings {
             retransmit_first: Duration::from_millis(500),
             retransmit_max: Duration::from_secs(8),
             connect_timeout: Duration::from_secs(15),
+            max_opening: 64,
+            max_opening_of_one: 32,
             retry_first: Duration::from_millis(500),
             retry_max: Duration::from_secs(30),
             keepalive: Duration::from_secs(20),

@@ -11,6 +11,7 @@
 pub(crate) mod cookies;
 pub(crate) mod directory;
 mod inbound;
+pub(crate) mod openings;
 mod peers;
 pub(crate) mod timers;
 
@@ -28,6 +29,7 @@ use crate::status::Counters;
 use crate::wire::IkeSpi;
 use cookies::Cookies;
 use directory::Directory;
+use openings::Openings;
 use peers::Peer;
 use timers::{Owner, Timers};
 
@@ -43,6 +45,7 @@ pub struct Endpoint {
     half_open: BTreeMap<(IkeSpi, SocketAddr), IkeSaId>,
     esp_spis: BTreeSet<u32>,
     timers: Timers,
+    openings: Openings,
     effects: VecDeque<Effect>,
     cookies: Cookies,
     ids: Ids,
@@ -76,6 +79,7 @@ impl Endpoint {
             half_open: BTreeMap::new(),
             esp_spis: BTreeSet::new(),
             timers: Timers::default(),
+            openings: Openings::default(),
             effects: VecDeque::new(),
             cookies: Cookies::new(rng),
             ids: Ids::default(),
@@ -351,6 +355,7 @@ impl Endpoint {
     /// Puts an SA back, or forgets it, and does what it asks of the endpoint.
     fn settle(&mut self, now: Instant, rng: &mut dyn Random, mut sa: Box<IkeSa>, upcalls: Vec<Upcall>) {
         let (id, peer) = (sa.id, sa.peer);
+        self.openings.note(&self.settings, id, sa.path.remote.ip(), sa.opening());
         if let Some(end) = sa.end.take_if(|_| !matches!(sa.phase, Phase::Handshake(_))) {
             self.note_end(now, &sa, end);
         }
@@ -380,6 +385,7 @@ impl Endpoint {
             self.refresh_peer(now, rng, peer);
         }
         self.set_sa_timer(id);
+        self.open_next(now, rng);
     }
 
     fn keep(&mut self, sa: Box<IkeSa>) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Endpoint;
+use super::openings::Ticket;
 use super::timers::Owner;
 use crate::diagnosis::{Diagnosis, Fault, Step};
 use crate::effect::{DownCause, Effect, Event, IkeSaId, Path, PeerId, TimerKind};
@@ -34,6 +35,8 @@ pub(super) struct Peer {
     cause: DownCause,
     attempts: u32,
     next_try: Option<Instant>,
+    /// It is due and waits for its turn.
+    ticket: Option<Ticket>,
     /// The owner was asked for addresses.
     asked: bool,
     last_failure: Option<(Instant, Diagnosis)>,
@@ -50,6 +53,7 @@ impl Peer {
             cause: DownCause::Deleted,
             attempts: 0,
             next_try: None,
+            ticket: None,
             asked: false,
             last_failure: None,
         }
@@ -94,10 +98,14 @@ impl Endpoint {
             let end = End { cause: DownCause::Deleted, diagnosis: None };
             self.with_sa(now, rng, sa, |sa, cx| sa.delete(cx, end));
         }
-        if let Some(peer) = self.peers.remove(&id)
-            && peer.up_since.is_some()
-        {
-            self.effects.push_back(Effect::Event(Event::PeerDown { peer: id, cause: DownCause::Deleted }));
+        if let Some(peer) = self.peers.remove(&id) {
+            if let Some(ticket) = peer.ticket {
+                self.openings.leave(&self.settings, ticket);
+            }
+            if peer.up_since.is_some() {
+                let event = Event::PeerDown { peer: id, cause: DownCause::Deleted };
+                self.effects.push_back(Effect::Event(event));
+            }
         }
         self.timers.set(Owner::Peer(id), None);
     }
@@ -141,7 +149,7 @@ impl Endpoint {
         self.refresh_peer(now, rng, id);
     }
 
-    /// Tries a peer now, whatever its backoff.
+    /// Tries a peer now, whatever its backoff, as soon as it is its turn.
     pub fn initiate(&mut self, now: Instant, rng: &mut dyn Random, id: PeerId) {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.next_try = Some(now);
@@ -150,8 +158,6 @@ impl Endpoint {
     }
 
     pub(super) fn try_peer(&mut self, now: Instant, rng: &mut dyn Random, id: PeerId) {
-        let contact =
-            !self.sas_of(id).iter().any(|sa| self.sas.get(sa).is_some_and(|sa| sa.is_established()));
         let Some(peer) = self.peers.get_mut(&id) else { return };
         if peer.next_try.is_none_or(|at| at > now) {
             return self.set_peer_timer(id);
@@ -168,8 +174,37 @@ impl Endpoint {
             return self.set_peer_timer(id);
         }
         peer.asked = config.remote_is_name && peer.asked;
+        if let (Some(remote), None) = (peer.addresses.1, peer.ticket) {
+            peer.ticket = Some(self.openings.wait(&self.settings, id, remote));
+        }
+        self.set_peer_timer(id);
+        self.open_next(now, rng);
+    }
+
+    /// Tries those whose turn it is.
+    pub(super) fn open_next(&mut self, now: Instant, rng: &mut dyn Random) {
+        // What is opened settles, and comes here again.
+        if !self.openings.begin_serving() {
+            return;
+        }
+        while let Some(id) = self.openings.next(&self.settings) {
+            self.open(now, rng, id);
+        }
+        self.openings.end_serving();
+    }
+
+    fn open(&mut self, now: Instant, rng: &mut dyn Random, id: PeerId) {
+        let contact =
+            !self.sas_of(id).iter().any(|sa| self.sas.get(sa).is_some_and(|sa| sa.is_established()));
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.ticket = None;
+        let (Some(local), Some(remote)) = peer.addresses else {
+            // The configuration changed meanwhile: they are asked for.
+            peer.next_try = Some(now);
+            return self.set_peer_timer(id);
+        };
         peer.attempts = peer.attempts.saturating_add(1);
-        let (Some(local), Some(remote)) = peer.addresses else { return };
+        let config = peer.config.clone();
         let port = self.settings.port;
         let path = Path { local: SocketAddr::new(local, port), remote: SocketAddr::new(remote, port) };
         let (sa, upcalls) = self.with_cx(now, rng, |cx| IkeSa::connect(cx, id, config, path, contact));
@@ -216,10 +251,14 @@ impl Endpoint {
             // On its way out; if a successor exists, it counts itself.
             Phase::Replaced | Phase::Deleting | Phase::Closed { .. } | Phase::Dead => false,
         });
-        if peer.config.role == Role::Initiate && !hopeful && peer.next_try.is_none() {
+        let is_due = peer.next_try.is_some() || peer.ticket.is_some();
+        if peer.config.role == Role::Initiate && !hopeful && !is_due {
             peer.next_try = Some(now + backoff(&self.settings, peer.attempts, rng));
         } else if hopeful && !peer.asked {
             peer.next_try = None;
+            if let Some(ticket) = peer.ticket.take() {
+                self.openings.leave(&self.settings, ticket);
+            }
         }
         self.set_peer_timer(id);
     }
@@ -369,7 +408,9 @@ impl Endpoint {
         let working = sas.iter().find(|sa| sa.usable_child().is_some());
         let established = working.or_else(|| sas.iter().find(|sa| sa.is_established()));
         let waiting = sas.iter().find_map(|sa| sa.current_exchange());
-        let state = match (working.is_some(), sas.is_empty() && peer.next_try.is_none()) {
+        // It is its turn any moment.
+        let next_try = peer.next_try.or(peer.ticket.map(|_| now));
+        let state = match (working.is_some(), sas.is_empty() && next_try.is_none()) {
             (true, _) => PeerState::Up,
             (false, true) => PeerState::Idle,
             (false, false) => PeerState::Connecting,
@@ -402,7 +443,7 @@ impl Endpoint {
             child,
             waiting_for: waiting,
             attempts: peer.attempts,
-            retry_in: peer.next_try.map(|at| at.saturating_duration_since(now)),
+            retry_in: next_try.map(|at| at.saturating_duration_since(now)),
             last_failure: peer.last_failure.clone(),
         })
     }

@@ -29,6 +29,7 @@ use crate::crypto::{CryptoError, IkeKeys, Opener, Sealer};
 use crate::diagnosis::{Diagnosis, Fault, Step};
 use crate::effect::{ChildId, DownCause, Effect, EspTransport, Event, IkeSaId, Path, PeerId, StashUpdate};
 use crate::endpoint::directory::Directory;
+use crate::endpoint::openings::Opening;
 use crate::random::random_u64;
 use crate::settings::{EndpointSettings, Lifetime, PeerConfig};
 use crate::status::Counters;
@@ -323,6 +324,21 @@ impl IkeSa {
 
     pub(crate) fn is_handshake(&self) -> bool {
         matches!(self.phase, Phase::Handshake(_))
+    }
+
+    /// Where our first request stands; of an SA that began otherwise, that it is answered.
+    pub(crate) fn opening(&self) -> Opening {
+        match (&self.phase, self.window.outstanding()) {
+            (Phase::Handshake(handshake), Some(out)) if out.exchange == ExchangeType::IkeSaInit => {
+                match out.sent {
+                    _ if handshake.claimed.is_some() => Opening::Answered,
+                    0 | 1 => Opening::Fresh,
+                    _ => Opening::Late,
+                }
+            }
+            _ if self.spi_r.is_zero() => Opening::Over,
+            _ => Opening::Answered,
+        }
     }
 
     /// How ESP of this SA travels now.

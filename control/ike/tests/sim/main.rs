@@ -9,6 +9,7 @@ mod faults;
 mod features;
 mod moves;
 mod net;
+mod openings;
 #[path = "../../fuzz/bodies/operations.rs"]
 mod operations;
 mod schedules;
