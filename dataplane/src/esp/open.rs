@@ -125,36 +125,6 @@ impl Opener {
         }
     }
 
-    /// Like [`Self::open`], but decrypts to the start of `out` and leaves `esp` as it is; the inner packet and its
-    /// trailer, `esp.len()` less header and ICV, are written. Saves the copy with AWS-LC, and only there.
-    ///
-    /// # Errors
-    /// As [`OpenError`] says. Unless the error is [`OpenError::BadPadding`] no plaintext is left in `out`.
-    ///
-    /// # Panics
-    /// If `out` is too short.
-    #[inline]
-    pub fn open_into(&self, esp: &[u8], seq: u64, out: &mut [u8]) -> Result<Opened, OpenError> {
-        match &self.cipher {
-            Cipher::Aead { key, salt } => {
-                check_aead_len(esp.len())?;
-                let (packet, icv) = esp.split_at(esp.len() - AEAD_ICV);
-                let (header, text) = packet.split_at(AEAD_HEADER);
-                let out = &mut out[..text.len()];
-                let opening = aead_parameters(header, salt, seq, self.esn);
-                key.open_into(opening.nonce, opening.aad(), text, icv, out).map_err(|_| OpenError::BadIcv)?;
-                opened(out, 0)
-            }
-            Cipher::Cbc(cbc) => {
-                let (header, text) = self.verified_cbc(cbc, esp, seq)?;
-                let out = &mut out[..text.len()];
-                out.copy_from_slice(text);
-                cbc.decrypt(cbc_iv(header), out);
-                opened(out, 0)
-            }
-        }
-    }
-
     /// Header and encrypted part of a packet whose ICV is right: it is verified before anything is decrypted
     /// (RFC 4303 section 3.4.4.1).
     #[inline(never)]

@@ -83,31 +83,6 @@ impl Sealer {
         }
     }
 
-    /// Seals `text`, the inner packet with its trailer ([`write_trailer`]), into `esp`, whose first four bytes are
-    /// the SPI; the rest of `esp` may hold anything. AWS-LC encrypts from one place to the other; otherwise the text
-    /// is copied first.
-    ///
-    /// `seq` as for [`Self::seal`].
-    ///
-    /// # Panics
-    /// If `esp` is not as long as header, text and ICV.
-    #[inline]
-    pub fn seal_from(&self, esp: &mut [u8], text: &[u8], seq: u64) {
-        let header_len = self.layout.header_len();
-        assert_eq!(esp.len(), header_len + text.len() + self.layout.icv_len);
-        match &self.cipher {
-            Cipher::Aead { key, salt } => {
-                let sealing = self.aead_header(esp, salt, seq, seq);
-                let (out, tag) = esp[AEAD_HEADER..].split_at_mut(text.len());
-                key.seal_from(sealing.nonce, sealing.aad(), text, out, tag);
-            }
-            Cipher::Cbc(cbc) => {
-                esp[header_len..header_len + text.len()].copy_from_slice(text);
-                self.seal_cbc(cbc, esp, seq, cbc.iv(seq));
-            }
-        }
-    }
-
     /// Writes sequence number and explicit IV, and makes nonce and additional data of them.
     #[inline]
     fn aead_header(&self, esp: &mut [u8], salt: &Salt, seq: u64, iv: u64) -> AeadParameters {
