@@ -19,7 +19,7 @@ pub(crate) const ALL: &[Scenario] = &[
 ];
 
 /// Each way: every flow has a packet each 16 ms.
-const LOAD: Load = Load::told_apart(64, 4);
+const LOAD: Load = Load::told_apart(64, 2);
 /// Which tunnel.
 const CUT: usize = 0;
 /// A probe's interval until the first one meets the cut, the detection time, and for a machine with
