@@ -5,6 +5,7 @@ mod checkup;
 mod ike;
 mod names;
 mod serve;
+mod worker;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -37,6 +38,7 @@ use crate::{
 
 use checkup::Checkup;
 use names::Names;
+use worker::Worker;
 
 /// Wrong usage or configuration.
 const EXIT_USAGE: u8 = 2;
@@ -180,6 +182,7 @@ struct Control {
     loaded: mpsc::UnboundedSender<Loaded>,
     ike: Ike,
     punt: PuntClient,
+    worker: Worker,
     /// The core's count of our adoptions.
     generation: braid_api::Generation,
 }
@@ -251,6 +254,7 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
         loaded,
         ike: Ike::new(),
         punt: PuntClient::new(&args.run_dir),
+        worker: Worker::start().map_err(system("cannot start a thread"))?,
         generation: braid_api::Generation(0),
         args,
     };
@@ -279,6 +283,10 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
                 control.ike.handle_datagram(&received, now);
                 let together = core::iter::from_fn(|| control.punt.received()).take(DATAGRAMS_PER_ROUND);
                 together.for_each(|received| control.ike.handle_datagram(&received, now));
+                None
+            }
+            (life, computed) = control.worker.next() => {
+                control.ike.handle_computed(life, computed, Instant::now());
                 None
             }
             () = control.watch.changed() => Some(Event::Outer(control.look())),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::SecretBytes;
-use crate::crypto::EspSuite;
+use crate::crypto::{Computation, EspSuite};
 use crate::diagnosis::Diagnosis;
 
 /// A configured peer: one tunnel.
@@ -116,6 +116,9 @@ pub enum Effect {
     Stash(StashUpdate),
     /// Forgets the stored state of an IKE SA.
     ForgetStash(u64),
+    /// Computes beside everything else, and brings the result to [`crate::Endpoint::handle_computed`]. It has no
+    /// place in the order; there are never more under way than the settings say.
+    Compute(Computation),
     /// Tells.
     Event(Event),
 }

@@ -22,6 +22,7 @@ pub mod settings;
 pub mod status;
 pub mod wire;
 
+pub use crypto::{Computation, ComputationId, Computed};
 pub use diagnosis::{Diagnosis, Fault, Step, Violation};
 pub use effect::{
     ChildId, ChildSa, Direction, DownCause, Effect, EspTransport, Event, IkeSaId, Path, PeerId, StashUpdate,

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use crate::SecretBytes;
 use crate::auth::{Credential, Verifier};
+use crate::crypto::KeMethod;
 use crate::proposal::{EspProposal, IkeProposal};
 use crate::wire::Identity;
 
@@ -36,6 +37,11 @@ pub struct EndpointSettings {
     pub max_opening: usize,
     /// Of them, to one remote address. Below `cookie_threshold` two of a kind cost each other no cookie.
     pub max_opening_of_one: usize,
+    /// Key exchanges that the owner computes beside its loop ([`crate::Effect::Compute`]); others are computed at
+    /// once.
+    pub beside: &'static [KeMethod],
+    /// Computations that the owner has at one time.
+    pub max_computations: usize,
     /// Pause before the second attempt at a peer; doubles up to `retry_max`, with jitter.
     pub retry_first: Duration,
     /// Longest pause between two attempts.
@@ -62,6 +68,8 @@ impl Default for EndpointSettings {
             connect_timeout: Duration::from_secs(15),
             max_opening: 64,
             max_opening_of_one: 32,
+            beside: &KeMethod::MODP,
+            max_computations: 2,
             retry_first: Duration::from_millis(500),
             retry_max: Duration::from_secs(30),
             keepalive: Duration::from_secs(20),

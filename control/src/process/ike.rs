@@ -91,6 +91,7 @@ impl Control {
         let now = self.both_clocks();
         let datagrams = self.ike.drive(&mut self.turn, now);
         datagrams.into_iter().for_each(|datagram| self.punt.send(datagram));
+        self.ike.take_computations().into_iter().for_each(|task| self.worker.compute(task));
         self.run_effects().await
     }
 
@@ -111,6 +112,9 @@ impl Control {
                         self.handle(event);
                         self.run_effects().await?;
                     }
+                }
+                (life, computed) = self.worker.next() => {
+                    self.ike.handle_computed(life, computed, Instant::now());
                 }
                 received = self.punt.next() => self.ike.handle_datagram(&received, Instant::now()),
                 () = sleep_until(Some(deadline)) => self.ike.handle_timeout(Instant::now()),

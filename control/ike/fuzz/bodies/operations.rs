@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-use braid_ike::{Lifetime, PeerConfig, PeerId, Role};
+use braid_ike::crypto::KeMethod;
+use braid_ike::{EndpointSettings, Lifetime, PeerConfig, PeerId, Role};
 
 use super::config::{A, B, peer};
 use super::net::{Net, Weather};
@@ -63,7 +64,12 @@ impl<'a> Game<'a> {
         });
         let mut choices = Choices(input.iter());
         let (both_initiate, short) = (choices.below(10) < 3, choices.below(10) < 3);
-        let net = Net::new(seed, &[A, B]);
+        // In every second game key exchanges are computed beside, and take their time.
+        let is_beside = seed & 1 != 0;
+        let beside: &'static [KeMethod] = if is_beside { &KeMethod::ALL } else { &[] };
+        let settings = EndpointSettings { beside, ..EndpointSettings::default() };
+        let mut net = Net::with_settings(seed, &[A, B], settings);
+        net.computed_in = Duration::from_millis(seed >> 1 & 0xff);
         let mut game = Self { net, choices, both_initiate, short, generation: 0, trace: Vec::new() };
         game.storm();
         for node in [0, 1] {

@@ -4,6 +4,8 @@
 //! answers with one call, the initiator finishes. Private scalars come from the caller's [`Random`], except
 //! for ML-KEM, whose key pairs and encapsulations aws-lc-rs draws from the system by itself.
 
+use std::sync::Arc;
+
 use aws_lc_rs::{agreement, kem};
 use zeroize::Zeroizing;
 
@@ -57,7 +59,7 @@ pub type SharedSecret = SecretBytes;
 pub struct KePrivate {
     method: KeMethod,
     public: Vec<u8>,
-    secret: Secret,
+    secret: Arc<Secret>,
 }
 
 impl KeMethod {
@@ -104,6 +106,20 @@ impl KeMethod {
             Self::MlKem1024 => 37,
         }
     }
+
+    /// The finite-field groups: an exponentiation takes from half a millisecond to many.
+    pub const MODP: [Self; 10] = [
+        Self::Modp1024,
+        Self::Modp1536,
+        Self::Modp2048,
+        Self::Modp3072,
+        Self::Modp4096,
+        Self::Modp6144,
+        Self::Modp8192,
+        Self::Modp1024s160,
+        Self::Modp2048s224,
+        Self::Modp2048s256,
+    ];
 
     /// From its number.
     pub fn from_number(number: u16) -> Option<Self> {
@@ -157,7 +173,7 @@ impl KeMethod {
                 (public.map_err(|_| CryptoError::Library)?, Secret::Kem(Box::new(key)))
             }
         };
-        Ok(KePrivate { method: self, public, secret })
+        Ok(KePrivate { method: self, public, secret: Arc::new(secret) })
     }
 
     /// Answers a peer's public value: our public value (or ciphertext) and the shared secret. ML-KEM
@@ -184,6 +200,16 @@ impl KeMethod {
                 let (ciphertext, shared) = key.encapsulate().map_err(|_| CryptoError::InvalidPublicValue)?;
                 Ok((ciphertext.as_ref().to_vec(), SecretBytes::from_slice(shared.as_ref())))
             }
+        }
+    }
+
+    /// Random octets that [`KeMethod::initiate`] and [`KeMethod::respond`] need, with some to spare where a
+    /// draw may have to be repeated.
+    pub(crate) fn octets_to_draw(self) -> usize {
+        match self.family() {
+            Family::Modp(group) => group.exponent_len(),
+            Family::Curve(curve) => SPARE_DRAWS * curve.scalar_len(),
+            Family::Kem(_) => 0,
         }
     }
 
@@ -221,11 +247,16 @@ impl KePrivate {
         &self.public
     }
 
+    /// The same, for a computation beside; the secret is wiped with the last of them.
+    pub(crate) fn share(&self) -> Self {
+        Self { method: self.method, public: self.public.clone(), secret: self.secret.clone() }
+    }
+
     /// Combines with the responder's value, which is checked first (RFC 6989).
-    pub fn finish(self, peer_public: &[u8]) -> Result<SharedSecret, CryptoError> {
-        match self.secret {
-            Secret::Modp(group, exponent) => group.agree(&exponent, peer_public),
-            Secret::Curve(curve, private) => curve.agree(&private, peer_public),
+    pub fn finish(&self, peer_public: &[u8]) -> Result<SharedSecret, CryptoError> {
+        match &*self.secret {
+            Secret::Modp(group, exponent) => group.agree(exponent, peer_public),
+            Secret::Curve(curve, private) => curve.agree(private, peer_public),
             Secret::Kem(key) => {
                 let shared = key
                     .decapsulate(kem::Ciphertext::from(peer_public))
@@ -333,3 +364,5 @@ impl std::fmt::Debug for KePrivate {
 
 const UNCOMPRESSED: u8 = 4;
 const DRAWS: usize = 128;
+/// That all of them lie outside [1, n) has a chance below 2^-120 for any curve.
+const SPARE_DRAWS: usize = 4;

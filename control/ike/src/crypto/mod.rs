@@ -3,6 +3,7 @@
 //! Secrets live in [`SecretBytes`]; comparisons of secrets take constant time. Not done: AES-192, AES-CCM,
 //! XCBC and CMAC, brainpool groups, Curve448.
 
+pub(crate) mod beside;
 pub mod ke;
 mod keys;
 mod modp;
@@ -13,6 +14,7 @@ mod suite;
 
 use std::net::SocketAddr;
 
+pub use beside::{Computation, ComputationId, Computed};
 pub use ke::{KeMethod, KePrivate, SharedSecret};
 pub use keys::{ChildKeys, Contribution, IkeKeys};
 pub use sk::{Opener, Sealer};

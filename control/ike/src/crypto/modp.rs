@@ -53,9 +53,14 @@ impl Group {
         self.bits() as usize / 8
     }
 
+    /// Octets of a private exponent.
+    pub(super) fn exponent_len(self) -> usize {
+        self.exponent_bits() as usize / 8
+    }
+
     /// A fresh private exponent.
     pub(super) fn exponent(self, rng: &mut dyn Random) -> Exponent {
-        let mut octets = Zeroizing::new(vec![0; self.exponent_bits() as usize / 8]);
+        let mut octets = Zeroizing::new(vec![0; self.exponent_len()]);
         rng.fill(&mut octets);
         self.exponent_from(&octets)
     }

@@ -3,6 +3,9 @@
 use std::time::Instant;
 
 use super::Endpoint;
+use super::computations::{Asker, First, FirstKey};
+use crate::crypto::KeMethod;
+use crate::crypto::beside::{Drawn, Made, Task};
 use crate::effect::{Effect, Path};
 use crate::proposal::IkeProposal;
 use crate::random::Random;
@@ -69,13 +72,17 @@ impl Endpoint {
             self.with_sa(now, rng, id, |sa, cx| sa.repeat_init(cx, path, bytes));
             return;
         }
+        if self.firsts.contains_key(&(spi, path.remote)) {
+            self.counters.retransmitted_requests += 1;
+            return;
+        }
         // Who ends says no more to strangers: a refusal would tell the peer of a configuration that does not fit.
         if self.is_closing {
             self.counters.unknown_peer += 1;
             return;
         }
         let parts = Parts::of(&message.payloads);
-        let (Some(offered), Some(ke), Some(nonce)) = (parts.sa, parts.ke, parts.nonce) else {
+        let (Some(_), Some(ke), Some(nonce)) = (parts.sa, parts.ke, parts.nonce) else {
             self.counters.malformed += 1;
             return;
         };
@@ -84,7 +91,9 @@ impl Endpoint {
             self.refuse(path, &message.header, Notify::bare(NotifyType::NO_PROPOSAL_CHOSEN));
             return;
         }
-        if self.half_open.len() >= self.settings.cookie_threshold {
+        let is_slow = KeMethod::from_number(ke.group).is_some_and(|ke| self.settings.beside.contains(&ke));
+        let is_crowded = is_slow && self.computations.is_crowded();
+        if is_crowded || self.half_open() >= self.settings.cookie_threshold {
             let cookie = parts.notify(NotifyType::COOKIE).map(|notify| notify.data.as_slice());
             let right = cookie.is_some_and(|c| self.cookies.check(c, path.remote, spi, nonce));
             if !right {
@@ -95,12 +104,35 @@ impl Endpoint {
                 return;
             }
         }
-        let of_one = self.half_open.keys().filter(|(_, remote)| remote.ip() == path.remote.ip()).count();
-        if self.half_open.len() >= self.settings.max_half_open || of_one >= self.settings.max_half_open_of_one
-        {
+        let all = self.half_open.keys().chain(self.firsts.keys());
+        let of_one = all.filter(|(_, remote)| remote.ip() == path.remote.ip()).count();
+        if self.half_open() >= self.settings.max_half_open || of_one >= self.settings.max_half_open_of_one {
             self.counters.half_open_refused += 1;
             return;
         }
+        self.accept_first(now, rng, path, bytes, message, None);
+    }
+
+    /// The answer to a first request is computed.
+    pub(super) fn answer_first(&mut self, now: Instant, rng: &mut dyn Random, key: FirstKey, made: Made) {
+        let Some(First { path, bytes }) = self.firsts.remove(&key) else { return };
+        if let Ok(Parsed::Plain(message)) = parse(&bytes) {
+            self.accept_first(now, rng, path, &bytes, &message, Some(made));
+        }
+    }
+
+    /// Chooses and answers; with a slow key exchange, only once its result is there.
+    fn accept_first(
+        &mut self,
+        now: Instant,
+        rng: &mut dyn Random,
+        path: Path,
+        bytes: &[u8],
+        message: &Message,
+        made: Option<Made>,
+    ) {
+        let parts = Parts::of(&message.payloads);
+        let (Some(offered), Some(ke), Some(nonce)) = (parts.sa, parts.ke, parts.nonce) else { return };
         let found = self.directory.candidates(path).find_map(|(_, config)| {
             IkeProposal::select(&config.ike_proposals, offered).map(|selected| (selected, config.clone()))
         });
@@ -116,9 +148,21 @@ impl Endpoint {
             self.refuse(path, &message.header, notify);
             return;
         }
+        let method = selected.suite.ke;
+        if made.is_none() && self.settings.beside.contains(&method) {
+            let (key, peer) = ((message.header.initiator_spi, path.remote), ke.data.clone());
+            let task = Task::Answer { method, drawn: Drawn::for_method(method, rng), peer };
+            if self.computations.ask(Asker::First(key), task).is_some() {
+                self.firsts.insert(key, First { path, bytes: bytes.to_vec() });
+                self.compute();
+            } else {
+                self.counters.half_open_refused += 1;
+            }
+            return;
+        }
         let acceptable = Acceptable { selected, config: &config, ke, nonce };
         let (made, upcalls) =
-            self.with_cx(now, rng, |cx| IkeSa::accept(cx, path, bytes, message, acceptable));
+            self.with_made(now, rng, made, |cx| IkeSa::accept(cx, path, bytes, message, acceptable));
         match made {
             Some(sa) => self.settle(now, rng, Box::new(sa), upcalls),
             None => self.counters.malformed += 1,

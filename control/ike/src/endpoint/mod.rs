@@ -8,6 +8,7 @@
 //! cost the caller a round trip first (cookies); what nobody vouches for is answered at most once and with
 //! fewer octets than it had, or with IKE_SA_INIT's own answer.
 
+pub(crate) mod computations;
 pub(crate) mod cookies;
 pub(crate) mod directory;
 mod inbound;
@@ -19,6 +20,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use crate::crypto::Computed;
+use crate::crypto::beside::Made;
 use crate::effect::{ChildId, DownCause, Effect, Event, IkeSaId, PeerId, TimerKind};
 use crate::random::Random;
 use crate::sa::stash::AdoptError;
@@ -27,6 +30,7 @@ use crate::secret::SecretBytes;
 use crate::settings::EndpointSettings;
 use crate::status::Counters;
 use crate::wire::IkeSpi;
+use computations::{Asker, Computations, First, FirstKey};
 use cookies::Cookies;
 use directory::Directory;
 use openings::Openings;
@@ -43,6 +47,9 @@ pub struct Endpoint {
     by_spi: BTreeMap<IkeSpi, IkeSaId>,
     /// SAs of others' making that are not authenticated, by the initiator's SPI and address.
     half_open: BTreeMap<(IkeSpi, SocketAddr), IkeSaId>,
+    /// First requests of others whose answer is being computed.
+    firsts: BTreeMap<FirstKey, First>,
+    computations: Computations,
     esp_spis: BTreeSet<u32>,
     timers: Timers,
     openings: Openings,
@@ -77,6 +84,8 @@ impl Endpoint {
             sas: BTreeMap::new(),
             by_spi: BTreeMap::new(),
             half_open: BTreeMap::new(),
+            firsts: BTreeMap::new(),
+            computations: Computations::default(),
             esp_spis: BTreeSet::new(),
             timers: Timers::default(),
             openings: Openings::default(),
@@ -106,7 +115,7 @@ impl Endpoint {
 
     /// IKE SAs of others' making that are not authenticated.
     pub fn half_open(&self) -> usize {
-        self.half_open.len()
+        self.half_open.len() + self.firsts.len()
     }
 
     /// IKE SAs of any kind.
@@ -128,6 +137,35 @@ impl Endpoint {
                 Owner::Sa(id) => self.with_sa(now, rng, id, |sa, cx| sa.handle_timeout(cx)),
                 Owner::Peer(id) => self.try_peer(now, rng, id),
             }
+        }
+    }
+
+    /// A computation that [`Effect::Compute`] asked for is done. One that nobody awaits any more changes nothing.
+    pub fn handle_computed(&mut self, now: Instant, rng: &mut dyn Random, computed: Computed) {
+        let Computed { id, made } = computed;
+        match self.computations.done(id) {
+            Some(Asker::Sa(sa) | Asker::HalfOpen(sa, _)) => {
+                let is_awaited = self.sas.get(&sa).is_some_and(|sa| sa.aside.awaits(id));
+                if let Some(mut sa) = is_awaited.then(|| self.sas.remove(&sa)).flatten() {
+                    let ((), upcalls) = self.with_made(now, rng, Some(made), |cx| sa.computed(cx, id));
+                    self.settle(now, rng, sa, upcalls);
+                }
+            }
+            Some(Asker::First(key)) => self.answer_first(now, rng, key, made),
+            None => {}
+        }
+        self.compute();
+    }
+
+    /// Hands out what is to be computed, as much as may be at one time.
+    fn compute(&mut self) {
+        let Self { computations, sas, firsts, settings, effects, .. } = self;
+        let is_awaited = |asker, id| match asker {
+            Asker::Sa(sa) | Asker::HalfOpen(sa, _) => sas.get(&sa).is_some_and(|sa| sa.aside.awaits(id)),
+            Asker::First(key) => firsts.contains_key(&key),
+        };
+        while let Some(computation) = computations.next(settings, is_awaited) {
+            effects.push_back(Effect::Compute(computation));
         }
     }
 
@@ -221,6 +259,7 @@ impl Endpoint {
     /// answered any more.
     pub fn close(&mut self, now: Instant, rng: &mut dyn Random) {
         self.is_closing = true;
+        self.firsts.clear();
         // Nobody waits long for the answers.
         self.settings.retransmit_first = self.settings.retransmit_first.min(CLOSING_RETRANSMIT);
         self.settings.retransmit_max = self.settings.retransmit_max.min(CLOSING_RETRANSMIT);
@@ -321,6 +360,17 @@ impl Endpoint {
         rng: &mut dyn Random,
         act: impl FnOnce(&mut Cx<'_>) -> T,
     ) -> (T, Vec<Upcall>) {
+        self.with_made(now, rng, None, act)
+    }
+
+    /// The same, with what was computed.
+    fn with_made<T>(
+        &mut self,
+        now: Instant,
+        rng: &mut dyn Random,
+        made: Option<Made>,
+        act: impl FnOnce(&mut Cx<'_>) -> T,
+    ) -> (T, Vec<Upcall>) {
         let unix_time = self.unix_time(now);
         let mut upcalls = Vec::new();
         let mut cx = Cx {
@@ -334,6 +384,8 @@ impl Endpoint {
             upcalls: &mut upcalls,
             directory: &self.directory,
             counters: &mut self.counters,
+            computations: &mut self.computations,
+            made,
         };
         let out = act(&mut cx);
         (out, upcalls)
@@ -386,6 +438,7 @@ impl Endpoint {
         }
         self.set_sa_timer(id);
         self.open_next(now, rng);
+        self.compute();
     }
 
     fn keep(&mut self, sa: Box<IkeSa>) {

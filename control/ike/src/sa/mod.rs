@@ -7,6 +7,7 @@
 //! Invariants: one request of ours at a time; nothing that was not authenticated changes state after
 //! IKE_SA_INIT; every queue is bounded; a child is in exactly one IKE SA.
 
+pub(crate) mod beside;
 pub(crate) mod child;
 pub(crate) mod children;
 pub(crate) mod contest;
@@ -25,9 +26,11 @@ use std::time::{Duration, Instant};
 
 use crate::Random;
 use crate::auth::PeerSignatureSupport;
+use crate::crypto::beside::Made;
 use crate::crypto::{CryptoError, IkeKeys, Opener, Sealer};
 use crate::diagnosis::{Diagnosis, Fault, Step};
 use crate::effect::{ChildId, DownCause, Effect, EspTransport, Event, IkeSaId, Path, PeerId, StashUpdate};
+use crate::endpoint::computations::Computations;
 use crate::endpoint::directory::Directory;
 use crate::endpoint::openings::Opening;
 use crate::random::random_u64;
@@ -35,6 +38,7 @@ use crate::settings::{EndpointSettings, Lifetime, PeerConfig};
 use crate::status::Counters;
 use crate::wire::fragment::seal_fragmented;
 use crate::wire::{Delete, ExchangeType, Header, IkeSpi, Message, Payload};
+use beside::Aside;
 use child::{Child, Lingering};
 use contest::Contest;
 use exchanges::auth::AuthTask;
@@ -65,6 +69,9 @@ pub(crate) struct Cx<'a> {
     pub(crate) upcalls: &'a mut Vec<Upcall>,
     pub(crate) directory: &'a Directory,
     pub(crate) counters: &'a mut Counters,
+    pub(crate) computations: &'a mut Computations,
+    /// What was computed, for the one who asked for it.
+    pub(crate) made: Option<Made>,
 }
 
 /// Numbers that are given out once.
@@ -228,6 +235,8 @@ pub(crate) struct IkeSa {
     pub(crate) crypt: Option<Crypt>,
     pub(crate) window: Window,
     pub(crate) task: Option<Task>,
+    /// What waits for a computation.
+    pub(crate) aside: Aside,
     pub(crate) queue: VecDeque<(Instant, Want)>,
     pub(crate) children: Vec<Child>,
     pub(crate) lingering: Vec<Lingering>,
@@ -284,6 +293,7 @@ impl IkeSa {
             crypt: None,
             window: Window::default(),
             task: None,
+            aside: Aside::default(),
             queue: VecDeque::new(),
             children: Vec::new(),
             lingering: Vec::new(),
@@ -329,9 +339,10 @@ impl IkeSa {
     /// Where our first request stands; of an SA that began otherwise, that it is answered.
     pub(crate) fn opening(&self) -> Opening {
         match (&self.phase, self.window.outstanding()) {
+            (Phase::Handshake(_), None) if self.aside.is_first() => Opening::Fresh,
             (Phase::Handshake(handshake), Some(out)) if out.exchange == ExchangeType::IkeSaInit => {
                 match out.sent {
-                    _ if handshake.claimed.is_some() => Opening::Answered,
+                    _ if handshake.claimed.is_some() || self.aside.is_first_answer() => Opening::Answered,
                     0 | 1 => Opening::Fresh,
                     _ => Opening::Late,
                 }
@@ -358,6 +369,7 @@ impl IkeSa {
     /// What waits and concerns the children: it goes where they go.
     pub(crate) fn take_child_wants(&mut self) -> VecDeque<(Instant, Want)> {
         let mut queue = std::mem::take(&mut self.queue);
+        queue.extend(self.aside.take_child_want().map(|want| (self.created, want)));
         queue.retain(|(_, want)| !matches!(want, Want::RekeyIke | Want::DeleteIke | Want::Probe));
         queue
     }
@@ -386,6 +398,7 @@ impl IkeSa {
     /// Starts the next exchange, if none is under way.
     pub(crate) fn pump(&mut self, cx: &mut Cx<'_>) {
         while self.window.outstanding().is_none()
+            && !self.aside.is_ours()
             && matches!(self.phase, Phase::Established | Phase::Replaced)
         {
             let due = self.queue.iter().position(|(at, want)| self.free_at(*at, *want) <= cx.now);
@@ -505,6 +518,7 @@ impl IkeSa {
         self.drop_children(cx);
         cx.upcalls.extend(self.heir.map(Upcall::Release));
         self.window.settle();
+        self.aside = Aside::default();
         let unused = match self.task.take() {
             Some(Task::Auth(task)) => task.spi_in,
             Some(Task::Child(task)) => Some(task.spi_in),
@@ -554,6 +568,7 @@ impl IkeSa {
                 // A request under way is given up: its answer no longer matters, and a Delete waits for no one.
                 self.queue.clear();
                 self.phase = Phase::Replaced;
+                self.drop_ours(cx);
                 self.expires_at = cx.now + CLOSED_FOR * 2;
                 self.want(cx.now, Want::DeleteIke);
                 self.pump(cx);

@@ -2,6 +2,7 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use super::beside::Ours;
 use super::nat::Nat;
 use super::parts::Parts;
 use super::window::RequestAge;
@@ -36,7 +37,10 @@ impl IkeSa {
         let awaited = message.header.response
             && message.header.exchange == ExchangeType::IkeSaInit
             && self.window.awaits(message.header.message_id, ExchangeType::IkeSaInit);
-        if awaited && matches!(self.task, Some(Task::Init)) {
+        if awaited && self.aside.is_ours() {
+            // The first answer is the one.
+            cx.counters.unexpected += 1;
+        } else if awaited && matches!(self.task, Some(Task::Init)) {
             self.handle_init_response(cx, path, bytes, message);
         } else {
             // Nothing else is ever accepted in clear.
@@ -46,7 +50,7 @@ impl IkeSa {
 
     fn receive_response(&mut self, cx: &mut Cx<'_>, path: Path, sealed: Sealed<'_>) {
         let header = sealed.header;
-        if !self.window.awaits(header.message_id, header.exchange) {
+        if !self.window.awaits(header.message_id, header.exchange) || self.aside.is_ours() {
             cx.counters.unexpected += 1;
             return;
         }
@@ -57,11 +61,23 @@ impl IkeSa {
             Some(position) => self.window.responses.insert(position, opened),
             None => Some(opened),
         };
-        let Some(opened) = whole else { return };
-        match opened.decode() {
-            Ok(message) => self.handle_response(cx, &opened, &message),
+        if let Some(opened) = whole {
+            self.take_answer(cx, opened);
+        }
+    }
+
+    /// Takes the authentic answer up, or puts it aside until the secret is computed.
+    pub(crate) fn take_answer(&mut self, cx: &mut Cx<'_>, opened: Opened) {
+        let message = match opened.decode() {
+            Ok(message) => message,
             // RFC 7296 section 2.21: what is authentic and malformed ends the SA.
-            Err(error) => self.fail(cx, step_of(header.exchange), malformed(error)),
+            Err(error) => return self.fail(cx, step_of(opened.header.exchange), malformed(error)),
+        };
+        let agreement = self.agreement(&Parts::of(&message.payloads));
+        let asked = agreement.and_then(|(private, peer)| self.awaits_agreement(cx, private, peer));
+        match asked {
+            Some(id) => self.put_aside(id, Ours::Answer(opened)),
+            None => self.handle_response(cx, &opened, &message),
         }
     }
 
@@ -85,6 +101,7 @@ impl IkeSa {
                 }
             }
             RequestAge::Answered => {}
+            RequestAge::Next if self.aside.is_peers() => cx.counters.retransmitted_requests += 1,
             RequestAge::Next => {
                 let fragment = sealed.fragment;
                 let Some(opened) = self.open(cx, sealed) else { return };
@@ -96,7 +113,7 @@ impl IkeSa {
                     None => Some(opened),
                 };
                 if let Some(opened) = whole {
-                    self.take_request(cx, path, &opened);
+                    self.take_request(cx, path, opened);
                 }
             }
         }
@@ -110,11 +127,11 @@ impl IkeSa {
         opened
     }
 
-    fn take_request(&mut self, cx: &mut Cx<'_>, path: Path, opened: &Opened) {
+    fn take_request(&mut self, cx: &mut Cx<'_>, path: Path, opened: Opened) {
         self.heard(cx, path);
         let header = opened.header;
         match opened.decode() {
-            Ok(message) => self.handle_request(cx, path, opened, &message),
+            Ok(message) => self.admit_request(cx, path, opened, &message),
             // RFC 7296 section 2.5: the request is refused, the SA stays.
             Err(DecodeError::UnsupportedCritical(kind)) => {
                 let notify = Notify::new(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD, vec![kind]);
@@ -130,7 +147,14 @@ impl IkeSa {
         }
     }
 
-    fn handle_request(&mut self, cx: &mut Cx<'_>, path: Path, opened: &Opened, message: &Message) {
+    /// The answer to what was put aside is computed.
+    pub(crate) fn answer_request(&mut self, cx: &mut Cx<'_>, path: Path, opened: Opened) {
+        if let Ok(message) = opened.decode() {
+            self.handle_request(cx, path, &opened, &message);
+        }
+    }
+
+    pub(crate) fn handle_request(&mut self, cx: &mut Cx<'_>, path: Path, opened: &Opened, message: &Message) {
         let header = message.header;
         match &self.phase {
             Phase::Handshake(_) => self.handle_handshake_request(cx, path, opened, message),

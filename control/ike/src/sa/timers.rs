@@ -27,7 +27,9 @@ impl IkeSa {
                 first = Some((instant, kind));
             }
         };
-        if let Some(out) = self.window.outstanding() {
+        // What is computed is answered, or goes on by itself.
+        let is_busy = self.window.outstanding().is_some() || self.aside.is_ours();
+        if let Some(out) = self.window.outstanding().filter(|_| !self.aside.is_ours()) {
             at(out.next_at, TimerKind::Retransmit);
             if let Some(end) = self.patience_ends(cx_settings) {
                 at(end, TimerKind::Retransmit);
@@ -38,7 +40,7 @@ impl IkeSa {
             Phase::Handshake(_) => at(self.created + cx_settings.half_open_lifetime, TimerKind::Expiry),
             Phase::Established => {
                 at(self.rekey_at.min(self.expires_at), TimerKind::Rekey);
-                if self.window.outstanding().is_none() {
+                if !is_busy {
                     self.silent_at().into_iter().for_each(|due| at(due, TimerKind::Dpd));
                 }
                 if self.childless_since.is_some() {
@@ -53,7 +55,7 @@ impl IkeSa {
             Phase::Closed { until } => at(*until, TimerKind::Expiry),
             Phase::Dead => {}
         }
-        if self.window.outstanding().is_none() && matches!(self.phase, Phase::Established | Phase::Replaced) {
+        if !is_busy && matches!(self.phase, Phase::Established | Phase::Replaced) {
             self.queue.iter().for_each(|(due, want)| at(self.free_at(*due, *want), TimerKind::Queue));
         }
         if self.is_established() {
@@ -101,7 +103,7 @@ impl IkeSa {
                     self.want(now, Want::RekeyIke);
                 }
                 let silent = self.silent_at().is_some_and(|at| now >= at);
-                if silent && self.window.outstanding().is_none() {
+                if silent && self.window.outstanding().is_none() && !self.aside.is_ours() {
                     self.want(now, Want::Probe);
                 }
                 if let (Some(_), Some(peer)) = (self.childless_since, self.peer)
@@ -136,7 +138,7 @@ impl IkeSa {
     }
 
     fn handle_request_timeout(&mut self, cx: &mut Cx<'_>) {
-        let Some(out) = self.window.outstanding() else { return };
+        let Some(out) = self.window.outstanding().filter(|_| !self.aside.is_ours()) else { return };
         let (exchange, sent) = (out.exchange, out.sent);
         if self.patience_ends(cx.settings).is_some_and(|end| cx.now >= end) {
             match &self.phase {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use braid_ike::{
-    ChildId, ChildSa, Direction, Effect, Endpoint, EndpointSettings, EspTransport, Event, Path, PeerConfig,
-    PeerId, Random,
+    ChildId, ChildSa, Computed, Direction, Effect, Endpoint, EndpointSettings, EspTransport, Event, Path,
+    PeerConfig, PeerId, Random,
 };
 
 /// Splitmix64.
@@ -154,6 +154,11 @@ pub(crate) struct Net {
     pub(crate) nat: Nat,
     pub(crate) rng: Seeded,
     queue: BTreeMap<(Instant, u64), (usize, Path, Packet)>,
+    /// What nodes compute beside, by when it is done.
+    computing: BTreeMap<(Instant, u64), (usize, Computed)>,
+    /// How long a computation takes at most.
+    pub(crate) computed_in: Duration,
+    settings: EndpointSettings,
     sequence: u64,
     /// Events since time last moved.
     still: u32,
@@ -200,6 +205,9 @@ impl Net {
             nat: Nat::new(),
             rng: Seeded(seed ^ 0xfeed),
             queue: BTreeMap::new(),
+            computing: BTreeMap::new(),
+            computed_in: Duration::ZERO,
+            settings,
             sequence: 0,
             still: 0,
             censor: None,
@@ -209,8 +217,9 @@ impl Net {
     /// The node loses all that it knew: its endpoint, its core and its stash.
     pub(crate) fn restart(&mut self, index: usize) {
         let now = self.now;
+        self.computing.retain(|_, (node, _)| *node != index);
         let node = &mut self.nodes[index];
-        node.endpoint = Endpoint::new(now, UNIX_TIME, EndpointSettings::default(), &mut node.rng);
+        node.endpoint = Endpoint::new(now, UNIX_TIME, self.settings.clone(), &mut node.rng);
         node.core = Core::default();
         node.stash.clear();
         node.installed.clear();
@@ -219,8 +228,9 @@ impl Net {
     /// The node's control dies and comes back: the core and the stash stay.
     pub(crate) fn restart_control(&mut self, index: usize, generation: u32, peer: u32, config: PeerConfig) {
         let (now, config) = (self.now, Arc::new(config));
+        self.computing.retain(|_, (node, _)| *node != index);
         let node = &mut self.nodes[index];
-        node.endpoint = Endpoint::new(now, UNIX_TIME, EndpointSettings::default(), &mut node.rng);
+        node.endpoint = Endpoint::new(now, UNIX_TIME, self.settings.clone(), &mut node.rng);
         node.endpoint.put_peer(now, &mut node.rng, PeerId(peer), config);
         let highest = node.installed.keys().last().copied().unwrap_or(ChildId(0));
         node.endpoint.reserve_child_ids(highest);
@@ -287,6 +297,14 @@ impl Net {
                 Effect::ForgetStash(key) => {
                     node.stash.remove(&key);
                 }
+                Effect::Compute(computation) => {
+                    let under_way = self.computing.values().filter(|(node, _)| *node == index).count();
+                    assert!(under_way < self.settings.max_computations);
+                    let bound = self.computed_in.as_micros() as u64 + 1;
+                    let done = self.now + Duration::from_micros(self.rng.below(bound));
+                    self.sequence += 1;
+                    self.computing.insert((done, self.sequence), (index, computation.run()));
+                }
                 Effect::Event(event) => {
                     if let Event::EndpointMoved { peer, path, transport } = &event {
                         node.core.follow(*peer, *path, *transport);
@@ -340,7 +358,8 @@ impl Net {
         let timer = (0..self.nodes.len())
             .filter_map(|index| self.nodes[index].endpoint.poll_timeout().map(|(at, _)| (at, index)))
             .min();
-        let next = packet.into_iter().chain(timer.map(|(at, _)| at)).min();
+        let computed = self.computing.first_key_value().map(|((at, _), _)| *at);
+        let next = packet.into_iter().chain(computed).chain(timer.map(|(at, _)| at)).min();
         let Some(at) = next.filter(|at| *at <= until) else {
             self.now = self.now.max(until);
             return false;
@@ -352,6 +371,10 @@ impl Net {
         if packet.is_some_and(|packet| packet <= at) {
             if let Some((_, (to, path, packet))) = self.queue.pop_first() {
                 self.deliver(to, path, packet);
+            }
+        } else if computed.is_some_and(|computed| computed <= at) {
+            if let Some((_, (index, computed))) = self.computing.pop_first() {
+                self.act(index, |endpoint, now, rng| endpoint.handle_computed(now, rng, computed));
             }
         } else if let Some((_, index)) = timer {
             self.act(index, |endpoint, now, rng| endpoint.handle_timeout(now, rng));

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::beside::Ours;
 use super::super::child::{Child, ChildState, ChildTerms};
 use super::super::parts::Parts;
 use super::super::{After, Cx, IkeSa, Task, Want};
@@ -74,6 +75,24 @@ impl IkeSa {
         self.send_create_child(cx, &config, Some(id), group, false);
     }
 
+    /// The key pair is there. What it was for may have come about otherwise.
+    pub(crate) fn go_on_with_child(
+        &mut self,
+        cx: &mut Cx<'_>,
+        replaces: Option<ChildId>,
+        group: KeMethod,
+        retried: bool,
+    ) {
+        let Some(config) = self.config.clone().filter(|_| self.is_established()) else { return };
+        let is_missed = match replaces {
+            Some(old) => self.child_mut(old).is_some_and(|child| child.state == ChildState::Rekeying),
+            None => self.usable_child().is_none(),
+        };
+        if is_missed {
+            self.send_create_child(cx, &config, replaces, Some(group), retried);
+        }
+    }
+
     fn send_create_child(
         &mut self,
         cx: &mut Cx<'_>,
@@ -82,7 +101,12 @@ impl IkeSa {
         group: Option<KeMethod>,
         retried: bool,
     ) {
-        let ke = match group.map(|group| group.initiate(cx.rng)).transpose() {
+        if let Some(group) = group
+            && self.awaits_key_pair(cx, group, Ours::Child { replaces, group, retried })
+        {
+            return;
+        }
+        let ke = match group.map(|group| cx.key_pair(group)).transpose() {
             Ok(ke) => ke,
             Err(_) => {
                 return self.retry_child(cx, replaces, Fault::Violation(Violation::BadPublicValue), RETRY);
@@ -127,7 +151,7 @@ impl IkeSa {
             (Some(method), Some(private), Some(ke))
                 if ke.group == method.number() && private.method() == method =>
             {
-                private.finish(&ke.data).ok().map(|secret| vec![secret])
+                cx.agree(&private, &ke.data).ok().map(|secret| vec![secret])
             }
             (Some(_), _, _) => None,
         };
@@ -320,7 +344,7 @@ impl IkeSa {
             Some(method) => {
                 let ke = parts.ke.filter(|ke| ke.group == method.number());
                 let ke = ke.ok_or(Notify::invalid_ke(method.number()))?;
-                let answer = method.respond(cx.rng, &ke.data);
+                let answer = cx.answer_ke(method, &ke.data);
                 let (public, secret) = answer.map_err(|_| Notify::bare(NotifyType::INVALID_SYNTAX))?;
                 (Some(KePayload { group: method.number(), data: public }), vec![secret])
             }

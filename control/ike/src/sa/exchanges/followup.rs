@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::beside::Ours;
 use super::super::parts::Parts;
 use super::super::{Cx, IkeSa, Task};
 use super::create_child::PendingChild;
@@ -60,11 +61,16 @@ impl AwaitedFollowup {
     pub(crate) fn spi_in(&self) -> Option<u32> {
         self.followup.spi_in()
     }
+
+    /// Key exchanges still to be made.
+    pub(crate) fn additional(&self) -> &[(u8, KeMethod)] {
+        &self.followup.additional
+    }
 }
 
 impl IkeSa {
     /// Initiator: makes the next key exchange, or the SA.
-    pub(crate) fn continue_exchange(&mut self, cx: &mut Cx<'_>, mut followup: Followup, parts: &Parts<'_>) {
+    pub(crate) fn continue_exchange(&mut self, cx: &mut Cx<'_>, followup: Followup, parts: &Parts<'_>) {
         let Some(&(_, method)) = followup.additional.first() else {
             return match followup.kind {
                 FollowupKind::Child(pending) => self.finish_our_child(cx, *pending, &followup.shared),
@@ -72,13 +78,27 @@ impl IkeSa {
             };
         };
         let link = parts.notify(NotifyType::ADDITIONAL_KEY_EXCHANGE).filter(|n| n.data.len() <= MAX_LINK);
-        let (Some(link), Ok(private)) = (link, method.initiate(cx.rng)) else {
+        let Some(link) = link else {
             let missing = Violation::MissingPayload("ADDITIONAL_KEY_EXCHANGE");
             return self.abandon(cx, &followup, Fault::Violation(missing));
         };
+        if self.awaits_key_pair(cx, method, Ours::Followup(link.clone())) {
+            // It stands for what is being made, for whatever the peer does meanwhile.
+            self.task = Some(Task::Followup(Box::new(followup)));
+        } else {
+            self.send_followup(cx, followup, link.clone());
+        }
+    }
+
+    /// The next key exchange, tied to the one before.
+    pub(crate) fn send_followup(&mut self, cx: &mut Cx<'_>, mut followup: Followup, link: Notify) {
+        let made = followup.additional.first().map(|(_, method)| (*method, cx.key_pair(*method)));
+        let Some((method, Ok(private))) = made else {
+            return self.abandon(cx, &followup, Fault::Violation(Violation::BadPublicValue));
+        };
         let payloads = vec![
             Payload::Ke(KePayload { group: method.number(), data: private.public().to_vec() }),
-            Payload::Notify(link.clone()),
+            Payload::Notify(link),
         ];
         followup.ke = Some(private);
         self.start_request(cx, Task::Followup(Box::new(followup)), ExchangeType::IkeFollowupKe, payloads);
@@ -95,7 +115,7 @@ impl IkeSa {
         }
         let secret = match (followup.ke.take(), parts.ke, parts.error()) {
             (Some(private), Some(ke), None) if ke.group == private.method().number() => {
-                private.finish(&ke.data).ok()
+                cx.agree(&private, &ke.data).ok()
             }
             (_, _, Some(error)) => return self.abandon(cx, &followup, Fault::PeerError(error.kind)),
             (_, _, None) => None,
@@ -108,7 +128,7 @@ impl IkeSa {
         self.continue_exchange(cx, followup, parts);
     }
 
-    fn release(&mut self, cx: &mut Cx<'_>, followup: &Followup) {
+    pub(crate) fn release(&mut self, cx: &mut Cx<'_>, followup: &Followup) {
         if let FollowupKind::Child(pending) = &followup.kind {
             cx.esp_spis.remove(&pending.terms.spi_in);
         }
@@ -164,7 +184,7 @@ impl IkeSa {
         let AwaitedFollowup { mut followup, .. } = *known.ok_or(Notify::bare(NotifyType::STATE_NOT_FOUND))?;
         let method = followup.additional.first().map(|(_, method)| *method);
         let ke = parts.ke.filter(|ke| method.is_some_and(|method| method.number() == ke.group));
-        let answer = method.zip(ke).and_then(|(method, ke)| method.respond(cx.rng, &ke.data).ok());
+        let answer = method.zip(ke).and_then(|(method, ke)| cx.answer_ke(method, &ke.data).ok());
         let Some((public, secret)) = answer else {
             self.release(cx, &followup);
             return Err(Notify::bare(NotifyType::INVALID_SYNTAX));

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::super::beside::Ours;
 use super::super::nat::Nat;
 use super::super::parts::Parts;
 use super::super::{Crypt, Cx, IkeSa, PeerCaps, Phase, Task};
@@ -96,11 +97,15 @@ impl IkeSa {
         sa
     }
 
-    fn send_init(&mut self, cx: &mut Cx<'_>, group: KeMethod) {
+    pub(crate) fn send_init(&mut self, cx: &mut Cx<'_>, group: KeMethod) {
         let Some(config) = self.config.clone() else { return };
         let Phase::Handshake(handshake) = &mut self.phase else { return };
         let fresh = handshake.ke.take().filter(|ke| ke.method() == group);
-        let ke = match fresh.map_or_else(|| group.initiate(cx.rng), Ok) {
+        if fresh.is_none() && self.awaits_key_pair(cx, group, Ours::Init(group)) {
+            return;
+        }
+        let Phase::Handshake(handshake) = &mut self.phase else { return };
+        let ke = match fresh.map_or_else(|| cx.key_pair(group), Ok) {
             Ok(ke) => ke,
             Err(_) => {
                 self.fail(cx, Step::Init, Fault::Violation(Violation::BadPublicValue));
@@ -162,7 +167,14 @@ impl IkeSa {
             handshake.ke = Some(private);
             return;
         }
-        let Ok(shared) = private.finish(&ke.data) else {
+        if let Some(id) = self.awaits_agreement(cx, &private, &ke.data) {
+            let Phase::Handshake(handshake) = &mut self.phase else { return };
+            handshake.ke = Some(private);
+            self.put_aside(id, Ours::InitAnswer { path, bytes: bytes.to_vec() });
+            return;
+        }
+        let Phase::Handshake(handshake) = &mut self.phase else { return };
+        let Ok(shared) = cx.agree(&private, &ke.data) else {
             // The answer may be forged; the peer's own would not follow any more, so the attempt ends.
             self.fail(cx, Step::Init, Fault::Violation(Violation::BadPublicValue));
             return;
@@ -273,7 +285,7 @@ impl IkeSa {
         let parts = Parts::of(&message.payloads);
         let (spi_i, spi_r) = (message.header.initiator_spi, fresh_spi(cx));
         let nr = Nonce::generate(cx.rng);
-        let (public, shared) = selected.suite.ke.respond(cx.rng, &ke.data).ok()?;
+        let (public, shared) = cx.answer_ke(selected.suite.ke, &ke.data).ok()?;
         let with = Contribution {
             initiator_nonce: ni,
             responder_nonce: &nr,

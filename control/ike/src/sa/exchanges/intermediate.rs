@@ -1,6 +1,7 @@
 //! IKE_INTERMEDIATE (RFC 9242) as far as RFC 9370 needs it: one additional key exchange each, in the order of
 //! their slots, before IKE_AUTH. What was exchanged is authenticated by IKE_AUTH.
 
+use super::super::beside::Ours;
 use super::super::parts::Parts;
 use super::super::{Crypt, Cx, IkeSa, Phase, Task};
 use crate::crypto::{Contribution, SharedSecret};
@@ -12,9 +13,13 @@ use crate::wire::{ExchangeType, Header, KePayload, Message, Notify, NotifyType, 
 impl IkeSa {
     pub(crate) fn send_intermediate(&mut self, cx: &mut Cx<'_>) {
         let header = self.header(ExchangeType::IkeIntermediate, false, self.window.next_request());
-        let Phase::Handshake(handshake) = &mut self.phase else { return };
+        let Phase::Handshake(handshake) = &self.phase else { return };
         let Some(&(_, method)) = handshake.additional.first() else { return };
-        let Ok(private) = method.initiate(cx.rng) else {
+        if self.awaits_key_pair(cx, method, Ours::Intermediate) {
+            return;
+        }
+        let Phase::Handshake(handshake) = &mut self.phase else { return };
+        let Ok(private) = cx.key_pair(method) else {
             self.violate(cx, ExchangeType::IkeIntermediate, Violation::BadPublicValue);
             return;
         };
@@ -64,7 +69,7 @@ impl IkeSa {
             return;
         }
         handshake.additional.remove(0);
-        let Some(()) = private.finish(&ke.data).ok().and_then(|shared| self.mix(&shared)) else {
+        let Some(()) = cx.agree(&private, &ke.data).ok().and_then(|shared| self.mix(&shared)) else {
             self.violate(cx, ExchangeType::IkeIntermediate, Violation::BadPublicValue);
             return;
         };
@@ -87,7 +92,7 @@ impl IkeSa {
             self.refuse_intermediate(cx, &request, path);
             return;
         };
-        let answer = (ke.group == method.number()).then(|| method.respond(cx.rng, &ke.data).ok()).flatten();
+        let answer = (ke.group == method.number()).then(|| cx.answer_ke(method, &ke.data).ok()).flatten();
         let Some((public, shared)) = answer else {
             self.refuse_intermediate(cx, &request, path);
             return;

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::super::beside::Ours;
 use super::super::parts::Parts;
 use super::super::{Bequest, CLOSED_FOR, Crypt, Cx, End, IkeSa, Phase, Task, Upcall, Want};
 use super::followup::{Followup, FollowupKind};
@@ -23,7 +24,7 @@ use crate::wire::{ExchangeType, IkeSpi, KePayload, Nonce, Notify, NotifyType, Pa
 pub(crate) struct RekeyTask {
     spi: IkeSpi,
     ni: Nonce,
-    ke: KePrivate,
+    pub(crate) ke: KePrivate,
     retried: bool,
 }
 
@@ -53,8 +54,18 @@ impl IkeSa {
         }
     }
 
+    /// The key pair is there.
+    pub(crate) fn go_on_with_ike(&mut self, cx: &mut Cx<'_>, group: KeMethod, retried: bool) {
+        if let Some(config) = self.config.clone().filter(|_| self.is_established()) {
+            self.send_rekey_ike(cx, &config, group, retried);
+        }
+    }
+
     fn send_rekey_ike(&mut self, cx: &mut Cx<'_>, config: &PeerConfig, group: KeMethod, retried: bool) {
-        let Ok(ke) = group.initiate(cx.rng) else { return };
+        if self.awaits_key_pair(cx, group, Ours::Ike { group, retried }) {
+            return;
+        }
+        let Ok(ke) = cx.key_pair(group) else { return };
         let (spi, ni) = (IkeSpi(random_array(cx.rng)), Nonce::generate(cx.rng));
         let payloads = vec![
             Payload::Sa(offers(&config.ike_proposals, ProposalSpi::Ike(spi))),
@@ -90,7 +101,7 @@ impl IkeSa {
             _ => return self.fail(cx, Step::RekeyIke, Fault::Violation(Violation::BadSpi)),
         };
         let fits = selected.suite.ke == private.method() && ke.group == private.method().number();
-        let Some(secret) = fits.then(|| private.finish(&ke.data).ok()).flatten() else {
+        let Some(secret) = fits.then(|| cx.agree(&private, &ke.data).ok()).flatten() else {
             return self.fail(cx, Step::RekeyIke, Fault::Violation(Violation::BadPublicValue));
         };
         let additional = selected.suite.additional.clone();
@@ -208,7 +219,7 @@ impl IkeSa {
         let method = selected.suite.ke;
         let ke = parts.ke.filter(|ke| ke.group == method.number());
         let ke = ke.ok_or(Notify::invalid_ke(method.number()))?;
-        let (public, secret) = method.respond(cx.rng, &ke.data).map_err(|_| syntax())?;
+        let (public, secret) = cx.answer_ke(method, &ke.data).map_err(|_| syntax())?;
         let (spi_r, nr) = (IkeSpi(random_array(cx.rng)), Nonce::generate(cx.rng));
         let answer = IkeProposal::answer(&selected.suite, selected.number, ProposalSpi::Ike(spi_r));
         let mut payloads = vec![
