@@ -53,9 +53,9 @@ const PLAN_RETRY: Duration = Duration::from_secs(5);
 const SOCKET_RETRY: Duration = Duration::from_millis(500);
 /// How long a plan waits for the core of an earlier life to say what was negotiated with its peers.
 const PLAN_PATIENCE: Duration = Duration::from_secs(1);
-/// Between two builds of the desired state for outer paths that have changed, for each tunnel: about ten
+/// Between two builds of the desired state for outer paths that have changed, for each tunnel: about twenty
 /// times what it costs.
-const REBUILD_GAP: Duration = Duration::from_micros(50);
+const REBUILD_GAP: Duration = Duration::from_micros(100);
 /// Between looks at the counters while a tunnel is silent, should a verdict have been lost.
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -88,6 +88,8 @@ pub struct Turn {
     deadlines: BTreeSet<(Duration, usize)>,
     /// Tunnels to be looked at before this turn ends.
     touched: BTreeSet<usize>,
+    /// Those that a signal says are down.
+    silent: BTreeSet<usize>,
     stats_at: Option<Duration>,
     /// Those who asked for a reload that is not in the core yet.
     awaiting_sync: Vec<Token>,
@@ -171,6 +173,7 @@ impl Turn {
             by_name: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             touched: BTreeSet::new(),
+            silent: BTreeSet::new(),
             stats_at: None,
             awaiting_sync: Vec::new(),
             warned_manual: false,
@@ -316,6 +319,7 @@ impl Turn {
             running.insert(tunnel.name.clone(), runtime);
         }
         self.deadlines.clear();
+        self.silent.clear();
         self.by_name.clear();
         let before = core::mem::replace(&mut self.config, config.clone());
         self.forget_negotiated(&before);
@@ -459,7 +463,7 @@ impl Turn {
                 self.effects.push(Effect::Note(Note::Reloaded));
             }
         }
-        let silent = self.core.is_some() && self.tunnels.iter().any(|runtime| runtime.health.is_silent());
+        let silent = self.core.is_some() && !self.silent.is_empty();
         if silent && self.stats_at.is_none() {
             self.stats_at = Some(now + STATS_INTERVAL);
         } else if !silent {

@@ -21,6 +21,11 @@ impl Turn {
                 .get(index)
                 .is_some_and(|tunnel| self.memory.drained.contains(&tunnel.name));
             let Some(runtime) = self.tunnels.get_mut(index) else { continue };
+            if runtime.health.is_silent() {
+                self.silent.insert(index);
+            } else {
+                self.silent.remove(&index);
+            }
             match (runtime.offer, &obstacle, number) {
                 (Offer::Live | Offer::Unmasking(_), Some(_), number) => {
                     ops.extend(number.map(Op::Mask));
@@ -32,7 +37,7 @@ impl Turn {
                     ops.push(if drained { Op::Drain(id) } else { Op::Undrain(id) });
                     ops.push(Op::Unmask(id));
                     runtime.draining = drained;
-                    unmasked.push(index);
+                    unmasked.push((index, id));
                 }
                 (Offer::Live | Offer::Unmasking(_), None, Some(id)) if drained != runtime.draining => {
                     ops.push(if drained { Op::Drain(id) } else { Op::Undrain(id) });
@@ -48,9 +53,10 @@ impl Turn {
         }
         let Some(core) = &mut self.core else { return };
         let transaction = core.transaction(ops);
-        for index in unmasked {
+        for (index, id) in unmasked {
             if let Some(runtime) = self.tunnels.get_mut(index) {
                 runtime.offer = Offer::Unmasking(transaction.epoch);
+                core.unmasking.entry(transaction.epoch).or_default().push(id);
             }
         }
         self.effects.push(Effect::Transaction(transaction));

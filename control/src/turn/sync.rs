@@ -47,6 +47,8 @@ pub(super) struct Core {
     installing: BTreeSet<(TunnelId, Direction)>,
     /// Who waits for a transaction of the offers.
     waiting: BTreeMap<Epoch, Token>,
+    /// What transactions of the offers unmask.
+    pub(super) unmasking: BTreeMap<Epoch, Vec<TunnelId>>,
     /// SAs that IKE made.
     pub(super) ike: IkeSas,
 }
@@ -75,6 +77,7 @@ impl Core {
             outstanding: None,
             installing: BTreeSet::new(),
             waiting: BTreeMap::new(),
+            unmasking: BTreeMap::new(),
             ike: IkeSas::new(hello.stash_entries > 0),
         }
     }
@@ -277,10 +280,13 @@ impl Turn {
             return;
         }
         let Some(outstanding) = core.outstanding.take_if(|outstanding| outstanding.epoch == epoch) else {
-            for (index, runtime) in self.tunnels.iter_mut().enumerate() {
-                if runtime.offer == Offer::Unmasking(epoch) {
+            for tunnel in core.unmasking.remove(&epoch).unwrap_or_default() {
+                let index = core.names.get(&tunnel).and_then(|name| self.by_name.get(name)).copied();
+                if let Some(runtime) = index.and_then(|index| self.tunnels.get_mut(index))
+                    && runtime.offer == Offer::Unmasking(epoch)
+                {
                     runtime.offer = Offer::Live;
-                    self.touched.insert(index);
+                    self.touched.extend(index);
                 }
             }
             return;
@@ -332,6 +338,7 @@ impl Turn {
 
     pub(super) fn handle_rejected(&mut self, rejected: Rejected, now: Duration) {
         let Some(core) = &mut self.core else { return };
+        core.unmasking.remove(&rejected.epoch);
         let line = format!("the forwarding core refused it: {:?}", rejected.reason);
         if let Some(token) = core.waiting.remove(&rejected.epoch) {
             self.effects.push(Effect::Reply(token, Err(vec![line])));

@@ -1,6 +1,6 @@
 //! The configured peers, found by address and identity.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -11,14 +11,19 @@ use crate::proposal::IkeProposal;
 use crate::settings::PeerConfig;
 use crate::wire::{Identity, ProposalSpi};
 
-/// The peers, with an index by outer address.
+/// How an identity is found; none for peers that may call themselves anything.
+type IdentityKey = Option<(u8, Vec<u8>)>;
+
+/// The peers, with indexes by outer address and by identity.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     peers: BTreeMap<PeerId, Arc<PeerConfig>>,
     /// Peers of a known address: configured, or resolved.
-    by_remote: BTreeMap<IpAddr, Vec<PeerId>>,
+    by_remote: BTreeMap<IpAddr, BTreeSet<PeerId>>,
     /// Peers that may call from anywhere.
-    anywhere: Vec<PeerId>,
+    anywhere: BTreeSet<PeerId>,
+    /// Peers of an address, or of anywhere, by what they call themselves.
+    by_identity: BTreeMap<(Option<IpAddr>, IdentityKey), BTreeSet<PeerId>>,
     addresses: BTreeMap<PeerId, IpAddr>,
 }
 
@@ -28,13 +33,17 @@ impl Directory {
         let resolved = self.addresses.get(&id).copied();
         self.remove(id);
         let address = config.remote.or(resolved.filter(|_| config.remote_is_name));
+        let identity = (address, key_of(&config));
+        self.by_identity.entry(identity).or_default().insert(id);
         match address {
             Some(address) => {
-                self.by_remote.entry(address).or_default().push(id);
+                self.by_remote.entry(address).or_default().insert(id);
                 self.addresses.insert(id, address);
             }
             // A name that was never resolved: nobody can be told apart from it.
-            None => self.anywhere.push(id),
+            None => {
+                self.anywhere.insert(id);
+            }
         }
         self.peers.insert(id, config);
     }
@@ -50,15 +59,12 @@ impl Directory {
     }
 
     pub(crate) fn remove(&mut self, id: PeerId) {
-        self.peers.remove(&id);
-        self.anywhere.retain(|other| *other != id);
-        if let Some(address) = self.addresses.remove(&id)
-            && let Some(ids) = self.by_remote.get_mut(&address)
-        {
-            ids.retain(|other| *other != id);
-            if ids.is_empty() {
-                self.by_remote.remove(&address);
-            }
+        let Some(config) = self.peers.remove(&id) else { return };
+        self.anywhere.remove(&id);
+        let address = self.addresses.remove(&id);
+        remove_from(&mut self.by_identity, (address, key_of(&config)), id);
+        if let Some(address) = address {
+            remove_from(&mut self.by_remote, address, id);
         }
     }
 
@@ -84,25 +90,46 @@ impl Directory {
         wants: Option<&Identity>,
         suite: &IkeSuite,
     ) -> Result<(PeerId, Arc<PeerConfig>), Fault> {
-        // The first that is not called so, and whether there are more: most callers have thousands beside them.
-        let (mut expected, mut several) = (None, false);
-        for (peer, config) in self.candidates(path) {
-            let is_theirs = config.remote_id.as_ref().is_none_or(|expected| expected.matches(id));
-            let is_ours = wants.is_none_or(|wants| config.local_id.matches(wants));
-            if is_theirs && is_ours && allows(config, suite) {
+        // Most callers have thousands beside them.
+        for address in [Some(path.remote.ip()), None] {
+            let called = [Some(id.index_key()), None].map(|key| self.by_identity.get(&(address, key)));
+            let found = called.into_iter().flatten().flatten();
+            let found = found.filter_map(|peer| self.peers.get(peer).map(|config| (*peer, config)));
+            let fitting = found.filter(|(_, config)| {
+                config.local.is_none_or(|local| local == path.local.ip())
+                    && is_theirs(config, id)
+                    && wants.is_none_or(|wants| config.local_id.matches(wants))
+                    && allows(config, suite)
+            });
+            if let Some((peer, config)) = fitting.min_by_key(|(peer, _)| *peer) {
                 return Ok((peer, config.clone()));
-            }
-            if !is_theirs {
-                several |= expected.is_some();
-                expected = expected.or(config.remote_id.as_ref());
             }
         }
         // With one peer at that address the difference is worth telling.
-        match expected.filter(|_| !several) {
-            Some(expected) => Err(Fault::PeerIdMismatch { expected: expected.clone(), received: id.clone() }),
-            None => Err(Fault::UnknownPeer { identity: Some(id.clone()), wants: wants.cloned() }),
+        let mut others = self.candidates(path).filter(|(_, config)| !is_theirs(config, id));
+        match (others.next().and_then(|(_, config)| config.remote_id.clone()), others.next()) {
+            (Some(expected), None) => Err(Fault::PeerIdMismatch { expected, received: id.clone() }),
+            _ => Err(Fault::UnknownPeer { identity: Some(id.clone()), wants: wants.cloned() }),
         }
     }
+}
+
+fn key_of(config: &PeerConfig) -> IdentityKey {
+    config.remote_id.as_ref().map(Identity::index_key)
+}
+
+fn remove_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<PeerId>>, key: K, id: PeerId) {
+    if let Some(ids) = index.get_mut(&key) {
+        ids.remove(&id);
+        if ids.is_empty() {
+            index.remove(&key);
+        }
+    }
+}
+
+/// Whether the peer may call itself so.
+fn is_theirs(config: &PeerConfig, id: &Identity) -> bool {
+    config.remote_id.as_ref().is_none_or(|expected| expected.matches(id))
 }
 
 /// Whether the suite, chosen before the peer was known, is one that this peer may use.

@@ -100,6 +100,25 @@ impl Identity {
         }
     }
 
+    /// Equal for identities that match each other, by [`Identity::matches`]; for a DN, whose rules are finer, the
+    /// same for all.
+    pub(crate) fn index_key(&self) -> (u8, Vec<u8>) {
+        let key = match self {
+            Self::Fqdn(name) => name.to_ascii_lowercase().into_bytes(),
+            Self::Email(address) => match address.rsplit_once('@') {
+                Some((user, host)) => format!("{user}@{}", host.to_ascii_lowercase()).into_bytes(),
+                None => address.clone().into_bytes(),
+            },
+            Self::Dn(_) => Vec::new(),
+            Self::Ipv4(_) | Self::Ipv6(_) | Self::KeyId(_) | Self::Other { .. } => {
+                let mut data = Vec::new();
+                self.encode_data(&mut data);
+                data
+            }
+        };
+        (self.kind(), key)
+    }
+
     /// Whether a received identity is the one configured. Names compare without regard to ASCII case
     /// (RFC 4343; RFC 5280 section 7.5 for an e-mail's domain), DNs by [`crate::auth::dn`]'s rules.
     pub fn matches(&self, received: &Self) -> bool {
