@@ -278,6 +278,7 @@ fn core_tunnel(
         df: tunnel.df,
         allowed,
         probe: tunnel.probe,
+        bfd: tunnel.bfd.clone(),
     }
 }
 

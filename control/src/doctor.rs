@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use braid_api::{Stats, TunnelId, TunnelStats};
+use braid_api::{BfdState, BfdStats, Cause, Stats, TunnelId, TunnelStats, Verdict};
 use braid_ike::{Diagnosis, Fault, PeerState, PeerStatus, wire::Identity};
 use serde::{Deserialize, Serialize};
 
@@ -201,7 +201,8 @@ fn findings(
 ) -> Option<Finding> {
     match view.state {
         State::Up | State::Standby | State::Draining => {
-            seen.and_then(|seen| traffic(seen, peer)).or_else(|| flapping(view, failure))
+            let carried = seen.and_then(|seen| traffic(seen, peer)).or_else(|| flapping(view, failure));
+            carried.or_else(|| without_bfd(seen?.after))
         }
         State::Down | State::Connecting => Some(why_not_up(view, seen, peer, failure)),
     }
@@ -212,6 +213,26 @@ fn flapping(view: &TunnelView<'_>, failure: Failure<'_>) -> Option<Finding> {
     let (ago, diagnosis) = failure?;
     let at_once = matches!(diagnosis.fault, Fault::PeerDeleted { at_once: true });
     (at_once && *ago < FLAPPING).then(|| failed(view, diagnosis))
+}
+
+/// BFD that is asked for and that the peer does not speak, so that it guards nothing.
+fn without_bfd(stats: &TunnelStats) -> Option<Finding> {
+    let silent = |session: &&BfdStats| session.vote == Verdict::Withdrawn && session.state != BfdState::Up;
+    let session = stats.bfd.iter().find(silent)?;
+    let BfdStats { local, remote, .. } = session;
+    let (what, remedy) = match (session.state, session.remote_state) {
+        (BfdState::Init, _) => {
+            ("the peer is heard but does not hear us", "let UDP 3784 in at the peer".to_owned())
+        }
+        (_, BfdState::AdminDown) => ("the peer has disabled its session", "enable it there".to_owned()),
+        (_, BfdState::Down | BfdState::Init | BfdState::Up) => (
+            "the peer does not answer",
+            format!(
+                "give the peer a session from {remote} to {local}, or set bfd = false (AWS tunnels have none)"
+            ),
+        ),
+    };
+    Some(finding("BFD", format!("no session from {local} to {remote}: {what}"), "bfd", remedy))
 }
 
 /// What the counters and the echoes say of a tunnel that has SAs.
@@ -331,6 +352,12 @@ fn why_not_up(
     match view.obstacle {
         Some(Obstacle::Outer(blocked)) => return outer_path(blocked),
         Some(Obstacle::Negotiating { .. } | Obstacle::Ike { .. }) => {}
+        Some(Obstacle::Silent { cause, .. }) if *cause == Cause::Bfd => {
+            return seen.and_then(|seen| traffic(seen, peer)).unwrap_or_else(|| {
+                let remedy = "see whether the peer still has a BFD session with our inside address; bfd = false if not";
+                finding("BFD", view.reason.clone(), "bfd", remedy)
+            });
+        }
         Some(Obstacle::Silent { .. } | Obstacle::HeldDown { .. }) => {
             return seen.and_then(|seen| traffic(seen, peer)).unwrap_or_else(|| {
                 finding(

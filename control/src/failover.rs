@@ -124,7 +124,10 @@ impl fmt::Display for Obstacle {
                 let what = match cause {
                     Cause::Probe => "no answer to probes",
                     Cause::OneWay => "probes unanswered although the peer is heard (one-way)",
-                    Cause::Bfd => "BFD is down",
+                    Cause::Bfd if silent.is_zero() => {
+                        return f.write_str("BFD is down: the peer does not hear us, or begins anew");
+                    }
+                    Cause::Bfd => "BFD is down: nothing heard",
                     Cause::Exhausted => "the SA's sequence numbers are used up",
                 };
                 write!(f, "{what} for {} ms", silent.as_millis())
@@ -155,6 +158,7 @@ fn reject_reason(reason: RejectReason) -> &'static str {
         RejectReason::NoSocket => "there is no socket for the local address",
         RejectReason::BadMtu => "the path MTU leaves no room for a packet",
         RejectReason::BadProbe => "probes without an inside peer",
+        RejectReason::BadBfd => "a BFD session that cannot be",
         RejectReason::StashFull => "the stash is full",
     }
 }
@@ -246,6 +250,16 @@ impl Health {
             Cause::Probe | Cause::OneWay => self.probe = signal,
             Cause::Bfd => self.bfd = signal,
             Cause::Exhausted => self.exhausted = !up,
+        }
+        self.weigh(now);
+    }
+
+    /// A signal has no vote any more.
+    pub fn handle_withdrawn(&mut self, cause: Cause, now: Duration) {
+        match cause {
+            Cause::Probe | Cause::OneWay => self.probe = Signal::Unheard,
+            Cause::Bfd => self.bfd = Signal::Unheard,
+            Cause::Exhausted => self.exhausted = false,
         }
         self.weigh(now);
     }
@@ -353,6 +367,28 @@ mod tests {
         );
         health.handle_liveness(true, Cause::Probe, ms(0), ms(6000));
         assert_eq!(health.obstacle(ms(6000) + BASE), None);
+    }
+
+    #[test]
+    fn probes_and_bfd_must_agree_and_a_signal_that_is_withdrawn_has_no_say() {
+        let mut health = Health::new(BASE);
+        for cause in [Cause::Probe, Cause::Bfd] {
+            health.handle_liveness(true, cause, ms(0), ms(1));
+        }
+        health.handle_liveness(false, Cause::Bfd, ms(150), ms(200));
+        let obstacle = health.obstacle(ms(201)).unwrap();
+        assert_eq!(obstacle.cause(), "bfd");
+        assert_eq!(obstacle.to_string(), "BFD is down: nothing heard for 150 ms");
+        health.handle_liveness(false, Cause::Probe, ms(900), ms(1000));
+        health.handle_liveness(true, Cause::Bfd, ms(0), ms(2000));
+        assert_eq!(health.obstacle(ms(9000)).unwrap().cause(), "probe");
+        health.handle_liveness(false, Cause::Bfd, ms(0), ms(9000));
+        health.handle_liveness(true, Cause::Probe, ms(0), ms(9000));
+        let obstacle = health.obstacle(ms(9001)).unwrap();
+        assert_eq!(obstacle.to_string(), "BFD is down: the peer does not hear us, or begins anew");
+        health.handle_withdrawn(Cause::Bfd, ms(9500));
+        assert_eq!(health.obstacle(ms(9501)).unwrap().cause(), "hold-down");
+        assert_eq!(health.obstacle(ms(9500) + 2 * BASE), None);
     }
 
     #[test]

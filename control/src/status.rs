@@ -5,7 +5,10 @@
 use core::time::Duration;
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use braid_api::{Direction, Encapsulation, Flow, PathAnswer, SaStats, Spi, Stats, TunnelId, TunnelStats};
+use braid_api::{
+    BfdState, BfdStats, Direction, Encapsulation, Flow, PathAnswer, SaStats, Spi, Stats, TunnelId,
+    TunnelStats,
+};
 use braid_ike::PeerStatus;
 use serde::{Deserialize, Serialize};
 
@@ -71,8 +74,8 @@ pub struct Tunnel {
     pub ike: Option<IkeSa>,
     /// The SA pair.
     pub child: Option<Child>,
-    /// Comes with BFD.
-    pub bfd: Option<serde_json::Value>,
+    /// Its BFD session; of two, the one that is worse off.
+    pub bfd: Option<Bfd>,
     /// Comes with WireGuard.
     pub wireguard: Option<serde_json::Value>,
     /// Comes with BGP.
@@ -121,6 +124,27 @@ pub struct Child {
     pub sequence_in: u64,
 }
 
+/// A BFD session.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Bfd {
+    /// `admin-down`, `down`, `init` or `up`.
+    pub state: String,
+    /// Between two packets of ours, as both ends have agreed; a session that is not up sends once a second.
+    pub interval_ms: f64,
+    /// So many intervals of silence take it down at the peer.
+    pub multiplier: u8,
+    /// The peer's state.
+    pub remote_state: String,
+    /// After what silence it goes down here.
+    pub detection_ms: f64,
+    /// Why it last went down.
+    pub diagnostic: Option<String>,
+    /// Our address.
+    pub local: String,
+    /// The peer's.
+    pub remote: String,
+}
+
 /// A failure of the past.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Failure {
@@ -130,6 +154,10 @@ pub struct Failure {
     pub reason: String,
     /// In seconds.
     pub ago_s: f64,
+    /// When the core found it, in nanoseconds of CLOCK_MONOTONIC; nothing where control did.
+    pub detected_ns: Option<u64>,
+    /// From then until the tunnel was masked, in microseconds.
+    pub masked_us: Option<f64>,
 }
 
 /// A route.
@@ -238,9 +266,7 @@ fn tunnel_status(
         tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
         rx_packets: stats.map_or(0, |stats| stats.rx_packets),
         rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
-        latency_ms: stats
-            .and_then(|stats| stats.latency)
-            .map(|latency| (latency.as_secs_f64() * 1e6).round() / 1e3),
+        latency_ms: stats.and_then(|stats| stats.latency).map(milliseconds),
         ike: peer.and_then(|peer| peer.ike.as_ref()).map(|ike| IkeSa {
             suite: ike.suite.clone(),
             rekey_in_s: ike.rekey_in.as_secs(),
@@ -248,19 +274,55 @@ fn tunnel_status(
             nat: ike.nat_here || ike.nat_there,
         }),
         child: child.filter(|_| view.has_sas),
-        bfd: None,
+        bfd: stats.and_then(|stats| stats.bfd.iter().min_by_key(|session| rank(session))).map(bfd),
         wireguard: None,
         bgp: None,
         weight: tunnel.weight,
         priority: tunnel.priority,
         buckets: stats.map_or(0, |stats| stats.buckets),
         failovers: view.failovers,
-        last_failure: view.last_failure.map(|(ago, why)| Failure {
+        last_failure: view.last_failure.map(|(ago, why, stages)| Failure {
             cause: why.cause().to_owned(),
             reason: why.to_string(),
             ago_s: seconds(ago),
+            detected_ns: stages.map(|stages| stages.detected),
+            masked_us: stages.map(|stages| stages.masked.saturating_sub(stages.detected) as f64 / 1e3),
         }),
     }
+}
+
+/// The session that is worse off comes first.
+fn rank(session: &BfdStats) -> u8 {
+    match session.state {
+        BfdState::AdminDown => 0,
+        BfdState::Down => 1,
+        BfdState::Init => 2,
+        BfdState::Up => 3,
+    }
+}
+
+fn bfd(session: &BfdStats) -> Bfd {
+    let state = |state| match state {
+        BfdState::AdminDown => "admin-down".to_owned(),
+        BfdState::Down => "down".to_owned(),
+        BfdState::Init => "init".to_owned(),
+        BfdState::Up => "up".to_owned(),
+    };
+    let diagnostic = braid_bfd::Diagnostic::from_code(session.diagnostic);
+    Bfd {
+        state: state(session.state),
+        interval_ms: milliseconds(session.interval),
+        multiplier: session.multiplier,
+        remote_state: state(session.remote_state),
+        detection_ms: milliseconds(session.detection),
+        diagnostic: (diagnostic != braid_bfd::Diagnostic::NONE).then(|| diagnostic.to_string()),
+        local: session.local.to_string(),
+        remote: session.remote.to_string(),
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 fn outer_address(address: SocketAddr, encapsulation: Encapsulation) -> String {

@@ -129,7 +129,26 @@ struct Runtime {
     /// Since the kind of obstacle, or its absence, last changed.
     since: Duration,
     failovers: u64,
-    last_failure: Option<(Duration, Obstacle)>,
+    last_failure: Option<Failure>,
+    /// Of the core's last verdict, until it has become a failure.
+    stages: Option<Stages>,
+}
+
+/// Why a tunnel was taken out, and when.
+#[derive(Clone, Debug)]
+struct Failure {
+    at: Duration,
+    why: Obstacle,
+    stages: Option<Stages>,
+}
+
+/// When the core took a tunnel out, in nanoseconds of CLOCK_MONOTONIC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stages {
+    /// It came to the verdict.
+    pub detected: u64,
+    /// The tunnel was masked.
+    pub masked: u64,
 }
 
 /// Whether traffic may choose a tunnel.
@@ -515,6 +534,7 @@ impl Runtime {
             since: now,
             failovers: 0,
             last_failure: None,
+            stages: None,
         }
     }
 }

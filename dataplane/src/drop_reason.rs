@@ -68,6 +68,9 @@ drop_reasons! {
     NobodyListens = "nobody_listens",
     /// From the wire: an IKE datagram, while control has not read those before it.
     PuntFull = "punt_full",
+    /// From the wire: a packet for one of our BFD sessions that is not as RFC 5880 section 6.8.6 and RFC 5881
+    /// section 5 want it.
+    BfdDiscarded = "bfd_discarded",
     /// From the wire: CE marked outside a tunnel whose inner packet is not ECN-capable (RFC 6040 section 4.2).
     EcnIllegal = "ecn_illegal",
     /// To the LAN: shed in overload so that probes and control traffic live.

@@ -5,6 +5,7 @@
 //! and is repeated after the worker has emptied it. Every packet that ends here adds one to exactly
 //! one [`DropReason`].
 
+mod bfd;
 mod ecn;
 mod flow_cache;
 mod fragment;
@@ -17,6 +18,9 @@ use std::sync::Arc;
 
 use braid_api::{Event, TunnelId};
 
+pub use bfd::BfdPacket;
+#[cfg(test)]
+pub(crate) use bfd::take as take_bfd;
 pub use inward::{Arrival, Wire};
 pub use outward::Departure;
 
@@ -83,6 +87,8 @@ pub struct Forwarder {
     pub errors: Vec<Vec<u8>>,
     /// Probes' replies for the liveness thread.
     pub probe_replies: Vec<ProbeReply>,
+    /// BFD packets for the liveness thread.
+    pub bfd_packets: Vec<BfdPacket>,
     /// IKE messages in the slot of the last arrival, for control.
     pub punted: Vec<core::ops::Range<usize>>,
     /// For control.
@@ -113,6 +119,7 @@ impl Forwarder {
             lan: Coalescer::new(offload),
             errors: Vec::with_capacity(MAX_REPLIES),
             probe_replies: Vec::with_capacity(MAX_REPLIES),
+            bfd_packets: Vec::with_capacity(MAX_REPLIES),
             punted: Vec::with_capacity(MAX_REPLIES),
             events: Vec::with_capacity(MAX_REPLIES),
             overloaded: false,

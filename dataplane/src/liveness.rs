@@ -6,32 +6,45 @@
 //! A probe votes only after the first reply, since some peers never answer. The thread masks at once
 //! and reports after; it never unmasks: that is control's. It also keeps NAT mappings alive
 //! (RFC 3948 section 4).
+//!
+//! BFD sessions (RFC 5880, RFC 5881) run here as well, their packets put straight into the tunnels: of a tunnel
+//! that authenticates packets no timer says that it is dead, but what the peer signals counts always.
 
+mod bfd;
 mod session;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    os::fd::BorrowedFd,
     sync::{Arc, mpsc},
     time::Duration,
 };
 
 use braid_api::{Cause, Encapsulation, Event, TunnelId, Verdict};
+use braid_bfd::datagram::MAX_LENGTH;
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::{
     counters::OTHER_THREAD,
+    drop_reason::DropReason,
     esp::{NEXT_HEADER_IPV4, NEXT_HEADER_IPV6, write_trailer},
-    forward::{ProbeReply, icmp},
+    forward::{BfdPacket, Drops, ProbeReply, icmp},
     io::batch::Outgoing,
     tables::{Reader, Tunnel, TunnelStates},
     worker::{Notice, Notices, OuterSocket, Sender, monotonic},
 };
+use bfd::{Bfd, Outcome, Vote};
 use session::{Death, Session, Turn};
 
 /// Cookies of echoes that were asked for have this bit; the length follows.
 const ECHO: u64 = 1 << 63;
 /// Echoes that are waited for, at most.
 const MAX_ECHOES: usize = 4096;
+/// By how much a detection time is longer while its socket holds something unread, as where a worker was kept off
+/// the processor. Not for ever: at full load there is always something, and it may be another tunnel's.
+const UNREAD_NANOS: u64 = 10_000_000;
+const LONGEST_SLEEP_NANOS: u64 = 3_600_000_000_000;
 
 /// To the liveness thread.
 #[derive(Debug)]
@@ -40,6 +53,8 @@ pub enum Input {
     Changed(Vec<TunnelId>),
     /// A probe came back.
     Reply(ProbeReply),
+    /// A BFD packet came out of a tunnel.
+    Bfd(BfdPacket),
     /// An echo request of this length is asked for, in bytes of the inner packet.
     Echo(TunnelId, u16),
     /// An outer socket.
@@ -55,10 +70,13 @@ pub struct Liveness {
     sender: Sender,
     inputs: mpsc::Receiver<Input>,
     notices: Notices,
+    drops: Arc<Drops>,
     sessions: BTreeMap<TunnelId, Session>,
     due: BTreeSet<(u64, TunnelId)>,
     /// Echoes that were asked for and did not come back yet.
     echoes: BTreeSet<(TunnelId, u16)>,
+    bfd: Bfd,
+    outcome: Outcome,
 }
 
 impl Liveness {
@@ -68,6 +86,7 @@ impl Liveness {
         states: TunnelStates,
         inputs: mpsc::Receiver<Input>,
         notices: Notices,
+        drops: Arc<Drops>,
     ) -> Self {
         Liveness {
             reader,
@@ -75,9 +94,12 @@ impl Liveness {
             sender: Sender::new(false),
             inputs,
             notices,
+            drops,
             sessions: BTreeMap::new(),
             due: BTreeSet::new(),
             echoes: BTreeSet::new(),
+            bfd: Bfd::new(),
+            outcome: Outcome::default(),
         }
     }
 
@@ -85,8 +107,9 @@ impl Liveness {
     pub fn run(mut self) {
         loop {
             let now = monotonic().nanos;
-            let wait = self.due.first().map_or(u64::MAX, |(due, _)| due.saturating_sub(now));
-            match self.inputs.recv_timeout(Duration::from_nanos(wait.min(3_600_000_000_000))) {
+            let due = self.due.first().map_or(u64::MAX, |(due, _)| *due).min(self.bfd.due());
+            let wait = due.saturating_sub(now).min(LONGEST_SLEEP_NANOS);
+            match self.inputs.recv_timeout(Duration::from_nanos(wait)) {
                 Ok(input) => self.take(input),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
@@ -95,6 +118,7 @@ impl Liveness {
             while let Ok(input) = self.inputs.try_recv() {
                 self.take(input);
             }
+            self.run_bfd(monotonic().nanos);
             self.fire(monotonic().nanos);
         }
     }
@@ -103,6 +127,11 @@ impl Liveness {
         match input {
             Input::Changed(tunnels) => tunnels.into_iter().for_each(|tunnel| self.refresh(tunnel)),
             Input::Reply(reply) => self.heard(reply),
+            Input::Bfd(packet) => {
+                if self.bfd.handle_packet(monotonic().nanos, &packet).is_err() {
+                    self.drops.add(OTHER_THREAD, DropReason::BfdDiscarded as usize, 1);
+                }
+            }
             Input::Echo(tunnel, len) => {
                 let mut reader = self.reader.clone();
                 if let Some(tunnel) = reader.enter().tunnel(tunnel) {
@@ -126,13 +155,56 @@ impl Liveness {
         }
         let Some(tunnel) = tables.tunnel(id) else {
             self.sessions.remove(&id);
+            self.bfd.forget(id);
             return;
         };
         let now = monotonic().nanos;
+        self.bfd.configure(id, &tunnel.settings.bfd, now, &mut random);
         let keepalive = tunnel.settings.encapsulation == Encapsulation::Udp;
         let session = self.sessions.entry(id).or_insert_with(|| Session::new(now));
-        session.configure(tunnel.settings.probe, keepalive, now);
+        let withdrawn = session.configure(tunnel.settings.probe, keepalive, now);
         self.due.insert((session.due(), id));
+        if withdrawn {
+            self.report(id, Verdict::Withdrawn, Cause::Probe, Duration::ZERO, (now, now));
+        }
+    }
+
+    /// What is due of BFD, and what came of its packets.
+    fn run_bfd(&mut self, now: u64) {
+        if self.bfd.due() > now {
+            return;
+        }
+        let mut reader = self.reader.clone();
+        let tables = reader.enter();
+        let sender = &self.sender;
+        self.bfd.handle_timeout(now, |tunnel| {
+            let tunnel = tables.tunnel(tunnel)?;
+            let heard = tunnel.live.last_heard()?;
+            // What waits in the socket may be the peer's: what has been received is heard before a deadline fires.
+            let unread = now.saturating_sub(heard) > UNREAD_NANOS
+                && sender.socket(socket_address(&tunnel.settings)).is_some_and(is_readable);
+            Some(if unread { heard + UNREAD_NANOS } else { heard })
+        });
+        let mut outcome = core::mem::take(&mut self.outcome);
+        self.bfd.drain(now, &mut random, &mut outcome);
+        // Masked first, reported after, and only then sent: what follows takes no part in the failover.
+        for Vote { tunnel, verdict, silent } in outcome.votes.drain(..) {
+            let masked = if verdict == Verdict::Down { self.mask(tunnel) } else { now };
+            self.report(tunnel, verdict, Cause::Bfd, silent, (now, masked));
+        }
+        for (key, control) in outcome.packets.drain(..) {
+            let mut packet = [0; MAX_LENGTH];
+            let len = self.bfd.write(key, &control, &mut packet);
+            if let Some(tunnel) = tables.tunnel(key.tunnel).filter(|_| len > 0) {
+                self.send_inside(tunnel, &packet[..len]);
+            }
+        }
+        while let Some(key) = outcome.touched.pop_first() {
+            if let Some(tunnel) = tables.tunnel(key.tunnel) {
+                tunnel.live.set_bfd(key.v6, self.bfd.stats(key));
+            }
+        }
+        self.outcome = outcome;
     }
 
     fn heard(&mut self, reply: ProbeReply) {
@@ -151,7 +223,8 @@ impl Liveness {
             tunnel.live.answered(reply.nanos, session.latency());
         }
         if heard == Some(Verdict::Up) {
-            self.report(reply.tunnel, Verdict::Up, Cause::Probe, Duration::ZERO);
+            let now = monotonic().nanos;
+            self.report(reply.tunnel, Verdict::Up, Cause::Probe, Duration::ZERO, (now, now));
         }
     }
 
@@ -170,11 +243,11 @@ impl Liveness {
                 Turn::Probe { cookie, down } => {
                     // Masked first, reported after: what follows takes no part in the failover.
                     if let Some(death) = down {
-                        self.died(id, death);
+                        self.died(id, death, now);
                     }
                     self.probe(tunnel, cookie, 0);
                 }
-                Turn::Down(death) => self.died(id, death),
+                Turn::Down(death) => self.died(id, death, now),
                 Turn::Keepalive => {
                     if let Some(to) = tunnel.live.remote() {
                         let out = Outgoing { to, tos: 0 };
@@ -186,44 +259,79 @@ impl Liveness {
         }
     }
 
-    fn died(&self, id: TunnelId, Death { cause, silent }: Death) {
+    fn died(&self, id: TunnelId, Death { cause, silent }: Death, now: u64) {
+        let masked = self.mask(id);
+        self.report(id, Verdict::Down, cause, silent, (now, masked));
+    }
+
+    /// Masks a tunnel; says when that was in force.
+    fn mask(&self, id: TunnelId) -> u64 {
         self.states.mask_by_core(id);
-        self.report(id, Verdict::Down, cause, silent);
+        monotonic().nanos
     }
 
-    fn report(&self, tunnel: TunnelId, verdict: Verdict, cause: Cause, silent: Duration) {
-        self.notices.send(Notice::Event(Event::Liveness { tunnel, verdict, cause, silent }));
+    fn report(
+        &self,
+        tunnel: TunnelId,
+        verdict: Verdict,
+        cause: Cause,
+        silent: Duration,
+        (detected, masked): (u64, u64),
+    ) {
+        let event = Event::Liveness { tunnel, verdict, cause, silent, detected, masked };
+        self.notices.send(Notice::Event(event));
     }
 
-    /// Seals and sends a probe, under the SA's guard like every packet.
     fn probe(&mut self, tunnel: &Tunnel, cookie: u64, len: u16) {
         let settings = &tunnel.settings;
-        let (Some(sa), Some(to)) = (&tunnel.outbound, tunnel.live.remote()) else { return };
         let pair = settings.peer_inside.iter().find_map(|peer| {
             let ours = settings.inside.iter().find(|ours| ours.is_ipv6() == peer.is_ipv6())?;
             Some((*ours, *peer))
         });
         let Some((ours, peer)) = pair else { return };
-        let Some(packet) = icmp::probe(ours, peer, cookie, len.min(tunnel.mtu)) else { return };
+        if let Some(packet) = icmp::probe(ours, peer, cookie, len.min(tunnel.mtu)) {
+            self.send_inside(tunnel, &packet);
+        }
+    }
+
+    /// Seals an IP packet and sends it, under the SA's guard like every packet.
+    fn send_inside(&mut self, tunnel: &Tunnel, packet: &[u8]) {
+        let settings = &tunnel.settings;
+        let (Some(sa), Some(to)) = (&tunnel.outbound, tunnel.live.remote()) else { return };
         let layout = sa.layout;
-        let next_header = if peer.is_ipv6() { NEXT_HEADER_IPV6 } else { NEXT_HEADER_IPV4 };
+        let is_v6 = packet.first().is_some_and(|first| first >> 4 == 6);
+        let next_header = if is_v6 { NEXT_HEADER_IPV6 } else { NEXT_HEADER_IPV4 };
         let mut esp = vec![0; layout.sealed_len(packet.len())];
         esp[..4].copy_from_slice(&sa.spi.0.to_be_bytes());
         let (payload, end) = esp[layout.header_len()..].split_at_mut(packet.len());
-        payload.copy_from_slice(&packet);
+        payload.copy_from_slice(packet);
         write_trailer(end, layout.pad_len(packet.len()), next_header);
         let sa = Arc::clone(sa);
         let mut sequence = sa.lock();
         let Ok(number) = sequence.reserve(1) else { return };
         sequence.sealer().seal(&mut esp, number);
-        let local = match settings.encapsulation {
-            Encapsulation::Udp => settings.local,
-            Encapsulation::Esp => SocketAddr::new(settings.local.ip(), 0),
-        };
-        let out = Outgoing { to, tos: icmp::PROBE_TOS };
-        self.sender.send_one(local, &esp, out);
+        let out = Outgoing { to, tos: icmp::NETWORK_CONTROL };
+        self.sender.send_one(socket_address(settings), &esp, out);
         drop(sequence);
         tunnel.live.sent(OTHER_THREAD, 1, packet.len() as u64);
         sa.counter.add(1, packet.len() as u64);
     }
+}
+
+/// The socket that a tunnel sends and receives by.
+fn socket_address(settings: &braid_api::Tunnel) -> SocketAddr {
+    match settings.encapsulation {
+        Encapsulation::Udp => settings.local,
+        Encapsulation::Esp => SocketAddr::new(settings.local.ip(), 0),
+    }
+}
+
+fn is_readable(socket: BorrowedFd<'_>) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// For discriminators and jitter. Without it, a session still has a discriminator of its own.
+fn random() -> u32 {
+    getrandom::u32().unwrap_or(0)
 }

@@ -212,7 +212,7 @@ impl Punt {
         if bytes.is_empty() {
             return;
         }
-        let out = Outgoing { to: remote, tos: icmp::PROBE_TOS };
+        let out = Outgoing { to: remote, tos: icmp::NETWORK_CONTROL };
         let sent = self.sender.send_one(local, &bytes, out);
         let reason = match sent {
             _ if sent.full > 0 => DropReason::SocketFull,
@@ -227,6 +227,6 @@ impl Punt {
 
     fn send_in_fragments(&self, local: SocketAddr, remote: SocketAddr, bytes: &[u8]) -> io::Result<()> {
         let socket = self.sender.socket(local).ok_or(io::ErrorKind::NotFound)?;
-        udp::send_fragmented(socket, bytes, remote, icmp::PROBE_TOS)
+        udp::send_fragmented(socket, bytes, remote, icmp::NETWORK_CONTROL)
     }
 }

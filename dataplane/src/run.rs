@@ -123,7 +123,13 @@ fn start_threads(writer: &Writer, workers: usize, offload: bool, line: &PuntLine
     let (queue, notices) = mpsc::sync_channel(QUEUE);
     let notices_in = Notices::new(queue, Arc::clone(&wake));
     let (inputs, inputs_out) = mpsc::sync_channel::<Input>(QUEUE);
-    let liveness = Liveness::new(writer.reader(), writer.states().clone(), inputs_out, notices_in.clone());
+    let liveness = Liveness::new(
+        writer.reader(),
+        writer.states().clone(),
+        inputs_out,
+        notices_in.clone(),
+        Arc::clone(&drops),
+    );
     thread::Builder::new().name("liveness".into()).spawn(move || {
         // Without the right to it, the ordinary priority has to do.
         let _ = priority::realtime();

@@ -264,7 +264,7 @@ pub struct Setup {
     pub wake: OwnedFd,
     /// To the service thread.
     pub notices: Notices,
-    /// To the liveness thread; bounded, a reply that does not fit is a probe lost.
+    /// To the liveness thread; bounded, a reply or a BFD packet that does not fit is lost.
     pub probes: mpsc::SyncSender<Input>,
     /// To control.
     pub punt: PuntLine,
@@ -409,6 +409,9 @@ impl Worker {
             }
             for reply in self.forwarder.probe_replies.drain(..) {
                 let _ = self.probes.try_send(Input::Reply(reply));
+            }
+            for packet in self.forwarder.bfd_packets.drain(..) {
+                let _ = self.probes.try_send(Input::Bfd(packet));
             }
             self.punt(slot, local, got.from);
             for event in self.forwarder.events.drain(..) {

@@ -60,6 +60,7 @@ fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> Vec<Op> {
         df: DfPolicy::Honour,
         allowed: Allowed::Routed,
         probe: None,
+        bfd: Vec::new(),
     };
     let sa = |direction: Direction| {
         let sender = if direction == Direction::Out { side } else { peer };

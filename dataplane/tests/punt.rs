@@ -1,180 +1,21 @@
-//! The core as it ships, between a launcher, a control and a peer that are played here over the real
-//! sockets: IKE datagrams go both ways, and no datagram leaves before its stash is kept.
+//! IKE datagrams through the core as it ships: they go both ways, and no datagram leaves before its stash is
+//! kept.
 
-use std::{
-    io::{IoSlice, Read, Write},
-    mem::MaybeUninit,
-    net::{SocketAddr, UdpSocket},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
-    },
-    path::{Path, PathBuf},
-    process::{Child, Command},
-    time::{Duration, Instant},
-};
+mod played;
+
+use std::{os::fd::OwnedFd, path::Path, time::Instant};
 
 use braid_api::{
-    Answer, Epoch, FRAME_HEADER_LEN, FromCore, Generation, MAX_STASH_LEN, Op, Query, StashValue, Stats,
-    ToCore, Transaction, VERSION, decode, encode, frame_len,
-    launcher::{LAUNCHER_SOCKET, PUNT_SOCKET, TABLES_SOCKET, ToCoreProcess},
-    punt::{FromPunt, MAX_PUNT_LEN, PuntIn, PuntOut, ToPunt, encode_punt},
+    Epoch, MAX_STASH_LEN, Op, ToCore, Transaction, VERSION, decode,
+    launcher::PUNT_SOCKET,
+    punt::{FromPunt, MAX_PUNT_LEN, PuntIn, ToPunt, encode_punt},
 };
-use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType, sockopt,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
-/// Nothing here takes long; a machine under load may.
-const PATIENCE: Duration = Duration::from_secs(30);
+use played::{PATIENCE, Tables, World};
 
-/// The running core, and what stands around it.
-struct World {
-    dir: PathBuf,
-    core: Child,
-    _launcher: OwnedFd,
-    local: SocketAddr,
-    peer: UdpSocket,
-}
-
-impl World {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("braid-punt-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&dir);
-        std::fs::create_dir_all(&dir).unwrap();
-        let launcher = listen(&dir.join(LAUNCHER_SOCKET), SocketType::SEQPACKET);
-        let tables = UnixListener::bind(dir.join(TABLES_SOCKET)).unwrap();
-        let punt = listen(&dir.join(PUNT_SOCKET), SocketType::SEQPACKET);
-        let core =
-            Command::new(env!("CARGO_BIN_EXE_braid-dataplane")).arg("--run-dir").arg(&dir).spawn().unwrap();
-        let launcher = rustix::net::accept(&launcher).unwrap();
-        let start = ToCoreProcess::Start { workers: 1, offload: true };
-        send_fds(&launcher, &start, &[tables.as_fd(), punt.as_fd()]);
-        let socket = braid_dataplane::io::udp::bind("127.0.0.1:0".parse().unwrap(), None, 0, 1).unwrap();
-        let local = braid_dataplane::io::udp::local_address(&socket[0]).unwrap();
-        send_fds(&launcher, &ToCoreProcess::Udp { local }, &[socket[0].as_fd()]);
-        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
-        peer.set_read_timeout(Some(PATIENCE)).unwrap();
-        World { dir, core, _launcher: launcher, local, peer }
-    }
-
-    fn control(&self) -> (Tables, Punt) {
-        (Tables::connect(&self.dir), Punt::connect(&self.dir))
-    }
-
-    /// A datagram as the peer of an SA sends it; `spi` is ours.
-    fn ike(spi: u8, body: &[u8]) -> Vec<u8> {
-        let mut message = vec![7; 8];
-        message.extend([spi; 8]);
-        message.extend([0x2E; 12]);
-        message.extend(body);
-        message
-    }
-
-    fn send_from_peer(&self, message: &[u8]) {
-        let mut datagram = vec![0; 4];
-        datagram.extend(message);
-        self.peer.send_to(&datagram, self.local).unwrap();
-    }
-
-    fn receive_at_peer(&self) -> Vec<u8> {
-        let mut bytes = vec![0; 65_536];
-        let (len, from) = self.peer.recv_from(&mut bytes).unwrap();
-        assert_eq!(from, self.local);
-        bytes.truncate(len);
-        bytes
-    }
-
-    fn out(&self, bytes: &[u8], stash: Option<(u64, Vec<u8>)>) -> PuntOut {
-        PuntOut {
-            local: self.local,
-            remote: self.peer.local_addr().unwrap(),
-            bytes: bytes.to_vec(),
-            stash: stash.map(|(key, value)| (key, StashValue(value))),
-        }
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        let _ = self.core.kill();
-        let _ = self.core.wait();
-        let _ = std::fs::remove_dir_all(&self.dir);
-    }
-}
-
-fn listen(path: &Path, kind: SocketType) -> OwnedFd {
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE)).unwrap();
-    rustix::net::bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
-    rustix::net::listen(&socket, 4).unwrap();
-    socket
-}
-
-fn send_fds(socket: &OwnedFd, message: &ToCoreProcess, fds: &[std::os::fd::BorrowedFd<'_>]) {
-    let frame = encode(message).unwrap();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
-    let parts = [IoSlice::new(&frame[FRAME_HEADER_LEN..])];
-    rustix::net::sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL).unwrap();
-}
-
-/// Control's connection to the tables.
-struct Tables {
-    stream: UnixStream,
-    generation: Generation,
-}
-
-impl Tables {
-    fn connect(dir: &Path) -> Self {
-        let stream = UnixStream::connect(dir.join(TABLES_SOCKET)).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut tables = Tables { stream, generation: Generation(0) };
-        tables.send(&ToCore::Hello { version: VERSION });
-        let FromCore::Hello(hello) = tables.receive() else { panic!("no hello") };
-        tables.generation = hello.generation;
-        tables
-    }
-
-    fn send(&mut self, message: &ToCore) {
-        self.stream.write_all(&encode(message).unwrap()).unwrap();
-    }
-
-    fn receive(&mut self) -> FromCore {
-        let mut header = [0; FRAME_HEADER_LEN];
-        self.stream.read_exact(&mut header).unwrap();
-        let mut bytes = vec![0; frame_len(header).unwrap()];
-        self.stream.read_exact(&mut bytes).unwrap();
-        decode(&bytes).unwrap()
-    }
-
-    fn ask(&mut self, query: Query) -> Answer {
-        self.send(&ToCore::Query { number: 1, query });
-        loop {
-            if let FromCore::Answer { number: 1, answer } = self.receive() {
-                return answer;
-            }
-        }
-    }
-
-    fn stash(&mut self) -> Vec<(u64, Vec<u8>)> {
-        let Answer::Stash(values) = self.ask(Query::Stash { from: 0 }) else { panic!("another answer") };
-        values.iter().map(|(key, value)| (*key, value.0.clone())).collect()
-    }
-
-    fn drops(&mut self, reason: &str) -> u64 {
-        let Answer::Stats(Stats { drops, .. }) = self.ask(Query::Stats) else { panic!("another answer") };
-        drops.iter().find(|(name, _)| name == reason).unwrap().1
-    }
-
-    /// Waits until so many datagrams were dropped for this reason.
-    fn await_drops(&mut self, reason: &str, at_least: u64) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.drops(reason) < at_least {
-            assert!(Instant::now() < deadline, "{reason}: {} of {at_least}", self.drops(reason));
-        }
-    }
+fn control(world: &World) -> (Tables, Punt) {
+    (Tables::connect(&world.dir), Punt::connect(&world.dir))
 }
 
 /// Control's connection for IKE.
@@ -220,7 +61,7 @@ impl Punt {
 #[test]
 fn datagrams_go_both_ways_without_their_marker() {
     let world = World::new("both");
-    let (_tables, punt) = world.control();
+    let (_tables, punt) = control(&world);
     punt.settle(&world);
     let message = World::ike(5, b"request");
     world.send_from_peer(&message);
@@ -237,7 +78,7 @@ fn datagrams_go_both_ways_without_their_marker() {
 #[test]
 fn no_datagram_leaves_unless_its_stash_is_kept() {
     let world = World::new("stash");
-    let (mut tables, punt) = world.control();
+    let (mut tables, punt) = control(&world);
     punt.send(&ToPunt::Send(world.out(b"kept", Some((4, vec![1; 100])))));
     assert_eq!(world.receive_at_peer(), b"kept");
     assert_eq!(tables.stash(), [(4, vec![1; 100])]);
@@ -250,7 +91,7 @@ fn no_datagram_leaves_unless_its_stash_is_kept() {
 #[test]
 fn a_stash_that_is_forgotten_after_it_was_sent_stays_forgotten() {
     let world = World::new("forgotten");
-    let (mut tables, punt) = world.control();
+    let (mut tables, punt) = control(&world);
     for key in 1..300 {
         punt.send(&ToPunt::Send(world.out(b"", Some((key, vec![1; 10])))));
         let ops = vec![Op::RemoveStash { key }];
@@ -262,7 +103,7 @@ fn a_stash_that_is_forgotten_after_it_was_sent_stays_forgotten() {
 #[test]
 fn the_next_control_reads_what_the_last_one_had_sent() {
     let world = World::new("next");
-    let (tables, punt) = world.control();
+    let (tables, punt) = control(&world);
     for key in 0..2000 {
         punt.send(&ToPunt::Send(world.out(b"x", Some((key, vec![key as u8; 10])))));
     }

@@ -68,6 +68,7 @@ impl Gateway {
             df: DfPolicy::Honour,
             allowed: Allowed::Routed,
             probe: None,
+            bfd: Vec::new(),
         };
         let prefix = format!("10.{}.0.0/16", 3 - side).parse().unwrap();
         let drops = Arc::new(Drops::new(1));

@@ -227,6 +227,7 @@ fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> [Op; 3] {
         df: DfPolicy::Honour,
         allowed: Allowed::Routed,
         probe: None,
+        bfd: Vec::new(),
     });
     // An SA is known by its sender.
     let sa = |n: u64, direction: Direction| {

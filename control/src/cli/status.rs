@@ -218,6 +218,7 @@ fn table(status: &Status, before: Option<(Duration, &Status)>) -> String {
         rows.push(row(tunnel, earlier));
     }
     text.push_str(&align(&rows));
+    text.push_str(&bfd_table(status));
     if !status.routes.is_empty() {
         let mut rows = vec![["ROUTE", "ORIGIN", "PATHS"].map(str::to_owned)];
         for route in status.routes.iter().take(MAX_ROUTES) {
@@ -269,6 +270,24 @@ fn row(tunnel: &Tunnel, before: Option<(Duration, &Tunnel)>) -> [String; 10] {
         address(&tunnel.remote),
         tunnel.reason.clone(),
     ]
+}
+
+/// Sessions of BFD, where there are any.
+fn bfd_table(status: &Status) -> String {
+    let mut rows = vec![["BFD", "STATE", "EVERY", "DETECTS", "PEER", "PEER'S STATE", ""].map(str::to_owned)];
+    for tunnel in &status.tunnels {
+        let Some(bfd) = &tunnel.bfd else { continue };
+        rows.push([
+            tunnel.name.clone(),
+            bfd.state.clone(),
+            format!("{} ms x {}", bfd.interval_ms, bfd.multiplier),
+            format!("{} ms", bfd.detection_ms),
+            bfd.remote.clone(),
+            bfd.remote_state.clone(),
+            bfd.diagnostic.clone().unwrap_or_default(),
+        ]);
+    }
+    if rows.len() == 1 { String::new() } else { format!("\n{}", align(&rows)) }
 }
 
 /// Columns as wide as their widest cell, two blanks between them.

@@ -5,6 +5,7 @@
 //! but for [`load`], which opens the file, and the files that `[tunnel.ike]` names. Not done: WireGuard,
 //! BGP, metrics and interface paths, whose keys are known and refused.
 
+mod bfd;
 mod check;
 mod error;
 mod gateway;
@@ -26,11 +27,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use braid_api::{DfPolicy, Encapsulation, Probe, Selectors, Spi, Suite};
+use braid_api::{Bfd, DfPolicy, Encapsulation, Probe, Selectors, Spi, Suite};
 use ipnet::IpNet;
 use toml::de::DeTable;
 use zeroize::Zeroizing;
 
+pub use bfd::BfdTiming;
 pub use error::{ConfigError, Fault};
 pub(crate) use ike::core_suite;
 
@@ -136,6 +138,8 @@ pub struct Tunnel {
     pub priority: i32,
     /// In-tunnel probes, if any.
     pub probe: Option<Probe>,
+    /// BFD sessions in it, at most one for each family; see [`Tunnel::add_bfd`].
+    pub bfd: Vec<Bfd>,
     /// Inner sources accepted; `None`: what is routed there.
     pub allowed: Option<Vec<IpNet>>,
     /// For packets that are too big.
@@ -159,6 +163,24 @@ pub enum Keys {
 }
 
 impl Tunnel {
+    /// Asks for a BFD session with a peer inside, at this pace. False when there is no inside address of ours of
+    /// the peer's family; a session that is asked for already keeps the shorter detection time.
+    pub fn add_bfd(&mut self, remote: IpAddr, timing: BfdTiming) -> bool {
+        let ours = self.inside.iter().map(IpNet::addr).find(|ours| ours.is_ipv4() == remote.is_ipv4());
+        let Some(local) = ours else { return false };
+        let wanted = Bfd { local, remote, interval: timing.interval, multiplier: timing.multiplier };
+        match self.bfd.iter_mut().find(|other| other.local == local) {
+            Some(other) if other.remote != remote => return false,
+            Some(other) => {
+                if wanted.interval * wanted.multiplier.into() < other.interval * other.multiplier.into() {
+                    *other = wanted;
+                }
+            }
+            None => self.bfd.push(wanted),
+        }
+        true
+    }
+
     /// Its fixed keys, if it has such.
     pub fn manual(&self) -> Option<&Manual> {
         match &self.keys {

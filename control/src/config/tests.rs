@@ -216,6 +216,55 @@ fn every_error_names_line_key_and_remedy() {
 }
 
 #[test]
+fn bfd_is_asked_for_by_one_word_or_by_its_timing() {
+    let with = |bfd: &str| {
+        let text = GOOD.replacen("weight = 3\n", &format!("bfd = {bfd}\n"), 1);
+        parse(&text, Path::new("x.toml"), 0o100600).unwrap().tunnels[0].bfd.clone()
+    };
+    let address = |text: &str| text.parse::<IpAddr>().unwrap();
+    let (local, remote) = (address("169.254.10.2"), address("169.254.10.1"));
+    let ms = Duration::from_millis;
+    for (bfd, interval, multiplier) in [
+        ("true", ms(300), 3),
+        ("{}", ms(300), 3),
+        ("{ interval = \"10ms\" }", ms(10), 3),
+        ("{ interval = \"1s\", multiplier = 255 }", ms(1000), 255),
+    ] {
+        assert_eq!(with(bfd), [Bfd { local, remote, interval, multiplier }]);
+    }
+    assert_eq!(with("false"), []);
+    let cases = [
+        ("bfd = 3\n", "tunnel.bfd", "where true or false belongs"),
+        ("bfd = { interval = \"9ms\" }\n", "tunnel.bfd.interval", "10ms to 60s is right"),
+        ("bfd = { multiplier = 0 }\n", "tunnel.bfd.multiplier", "1 to 255 is right"),
+        ("bfd = { intervall = \"50ms\" }\n", "tunnel.bfd.intervall", "interval"),
+    ];
+    for (to, key, remedy) in cases {
+        let error = error_with("weight = 3\n", to);
+        assert!(error.contains(key) && error.contains(remedy), "{error}");
+    }
+    let error = error_with(
+        "inside = \"169.254.10.2/30\"\nweight = 3\nprobe = { interval = \"100ms\", multiplier = 5 }",
+        "inside = \"169.254.10.2/24\"\nbfd = true",
+    );
+    assert!(error.contains("give peer-inside"), "{error}");
+}
+
+#[test]
+fn sessions_of_neighbours_join_those_of_their_tunnel() {
+    let mut tunnel = parse(GOOD, Path::new("x.toml"), 0o100600).unwrap().tunnels.remove(1);
+    let timing = |ms| BfdTiming { interval: Duration::from_millis(ms), multiplier: 3 };
+    let peers: Vec<IpAddr> = tunnel.peer_inside.clone();
+    assert!(peers.iter().all(|peer| tunnel.add_bfd(*peer, timing(100))));
+    assert!(tunnel.add_bfd(peers[0], timing(300)) && tunnel.add_bfd(peers[1], timing(50)));
+    let intervals: Vec<u128> = tunnel.bfd.iter().map(|bfd| bfd.interval.as_millis()).collect();
+    assert_eq!(intervals, [100, 50]);
+    // One session for each family.
+    assert!(!tunnel.add_bfd("169.254.11.9".parse().unwrap(), timing(50)));
+    assert_eq!(tunnel.bfd.len(), 2);
+}
+
+#[test]
 fn a_socket_has_one_uplink() {
     let text = GOOD.replacen("weight = 3", "uplink = \"eth1\"", 1).replacen(
         "encapsulation = \"esp\"",

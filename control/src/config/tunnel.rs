@@ -7,7 +7,7 @@ use braid_api::{DfPolicy, Encapsulation, Probe, Selectors, Spi, Suite};
 use ipnet::IpNet;
 
 use super::{
-    Key, Keys, MAX_TUNNELS, Manual, Remote, Role, Tunnel,
+    Key, Keys, MAX_TUNNELS, Manual, Remote, Role, Tunnel, bfd,
     error::{Fault, Report},
     ike,
     section::{Item, Schema, Section},
@@ -28,6 +28,7 @@ static TUNNEL: Schema = Schema {
         "weight",
         "priority",
         "probe",
+        "bfd",
         "allowed",
         "df",
         "local-ts",
@@ -40,6 +41,8 @@ static TUNNEL: Schema = Schema {
 };
 
 static PROBE: Schema = Schema { path: "tunnel.probe", keys: &["interval", "multiplier"], later: &[] };
+
+static BFD: Schema = Schema { path: "tunnel.bfd", keys: bfd::KEYS, later: &[] };
 
 static MANUAL: Schema = Schema {
     path: "tunnel.manual",
@@ -117,12 +120,13 @@ fn read(
     let hold_down = section.get("hold-down").and_then(|item| item.parse(hold_down, report));
     let context = ike::Context { local, remote: remote.as_ref(), file, mode };
     let keys = read_keys(section, &context, exposed, report);
-    Some(Tunnel {
+    let mut tunnel = Tunnel {
         name,
         line: report.line_of(section.start()),
         local,
         remote,
         probe: read_probe(section, &inside, &peer_inside, report),
+        bfd: Vec::new(),
         inside,
         peer_inside,
         uplink: section.get("uplink").and_then(|item| item.parse(value::interface, report)),
@@ -137,7 +141,22 @@ fn read(
         },
         hold_down: hold_down.unwrap_or(DEFAULT_HOLD_DOWN),
         keys: keys?,
-    })
+    };
+    if let Some(item) = section.get("bfd")
+        && let Some(timing) = bfd::read(item, &BFD, report)
+    {
+        // Of two families, the one that probes take.
+        let peer = tunnel.peer_inside.first().copied();
+        if !peer.is_some_and(|peer| tunnel.add_bfd(peer, timing)) {
+            let remedy = if tunnel.inside.is_empty() {
+                "give inside = \"169.254.10.2/30\", or bfd = false"
+            } else {
+                "give peer-inside, or bfd = false"
+            };
+            item.invalid(report, "no session: the peer's inside address is not known", remedy);
+        }
+    }
+    Some(tunnel)
 }
 
 fn read_keys(

@@ -119,7 +119,7 @@ pub(super) struct IkeSas {
 pub(super) enum Step {
     Installed(SaId, IkeSa),
     Removed(SaId),
-    Path(braid_api::Tunnel),
+    Path(Box<braid_api::Tunnel>),
 }
 
 impl IkeSas {
@@ -279,7 +279,7 @@ impl Turn {
         path.apply(tunnel);
         if core.mirror.tunnels.get(id) != Some(tunnel) {
             ops.push(Op::PutTunnel(tunnel.clone()));
-            steps.push(Step::Path(tunnel.clone()));
+            steps.push(Step::Path(Box::new(tunnel.clone())));
         }
     }
 
@@ -318,7 +318,7 @@ impl Turn {
                     self.touched.extend(name.and_then(|name| self.by_name.get(name)));
                 }
                 Step::Path(tunnel) => {
-                    core.mirror.tunnels.insert(tunnel.id, tunnel);
+                    core.mirror.tunnels.insert(tunnel.id, *tunnel);
                     // What waits may hold the path of before.
                     core.is_dirty |= !core.is_idle();
                 }

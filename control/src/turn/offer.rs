@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use braid_api::{Direction, Op, TunnelId};
 
-use super::{Effect, Note, Offer, Token, Turn};
+use super::{Effect, Failure, Note, Offer, Token, Turn};
 use crate::failover::Obstacle;
 
 impl Turn {
@@ -141,7 +141,8 @@ impl Turn {
         }
         if carried && let Some(why) = &obstacle {
             runtime.failovers += 1;
-            runtime.last_failure = Some((now, why.clone()));
+            let stages = runtime.stages.take().filter(|_| matches!(why, Obstacle::Silent { .. }));
+            runtime.last_failure = Some(Failure { at: now, why: why.clone(), stages });
         }
         runtime.obstacle = obstacle;
     }

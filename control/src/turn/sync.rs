@@ -11,7 +11,7 @@ use braid_api::{
 use braid_dataplane::tables::key_check;
 
 use super::{
-    Effect, Note, Offer, SOCKET_RETRY, Token, Turn,
+    Effect, Note, Offer, SOCKET_RETRY, Stages, Token, Turn,
     ike::{IkeSa, IkeSas, IkeState},
 };
 use crate::{
@@ -392,11 +392,18 @@ impl Turn {
 
     pub(super) fn handle_core_event(&mut self, event: CoreEvent, now: Duration) {
         match event {
-            CoreEvent::Liveness { tunnel, verdict, cause, silent } => {
+            CoreEvent::Liveness { tunnel, verdict, cause, silent, detected, masked } => {
                 let Some(index) = self.index(tunnel) else { return };
                 let Some(runtime) = self.tunnels.get_mut(index) else { return };
                 runtime.unexplained = false;
-                runtime.health.handle_liveness(verdict == Verdict::Up, cause, silent, now);
+                match verdict {
+                    Verdict::Up => runtime.health.handle_liveness(true, cause, silent, now),
+                    Verdict::Down => {
+                        runtime.stages = Some(Stages { detected, masked });
+                        runtime.health.handle_liveness(false, cause, silent, now);
+                    }
+                    Verdict::Withdrawn => runtime.health.handle_withdrawn(cause, now),
+                }
                 self.touched.insert(index);
             }
             CoreEvent::SaLifetime { sa, hard } => {
@@ -460,9 +467,23 @@ impl Turn {
             let within = |ago: Option<Duration>| {
                 probe.is_some_and(|probe| ago.is_some_and(|ago| ago < probe.interval * probe.multiplier))
             };
-            if within(stats.answered_ago) && (runtime.health.is_silent() || unexplained) {
+            let looked_for = runtime.health.is_silent() || unexplained;
+            let votes = |vote: Verdict| stats.bfd.iter().any(|session| session.vote == vote);
+            if votes(Verdict::Down) {
+                if unexplained {
+                    let silent = stats.heard_ago.unwrap_or_default();
+                    runtime.health.handle_liveness(false, Cause::Bfd, silent, now);
+                }
+            } else if looked_for && votes(Verdict::Up) {
+                runtime.health.handle_liveness(true, Cause::Bfd, Duration::ZERO, now);
+            } else if looked_for {
+                runtime.health.handle_withdrawn(Cause::Bfd, now);
+            }
+            // Probes that were never answered took nothing out.
+            let may_be_probes = stats.answered_ago.is_some() || stats.bfd.is_empty();
+            if within(stats.answered_ago) && looked_for {
                 runtime.health.handle_liveness(true, Cause::Probe, Duration::ZERO, now);
-            } else if unexplained && stats.masked_by_core && probe.is_some() {
+            } else if unexplained && stats.masked_by_core && probe.is_some() && may_be_probes {
                 let (cause, since) = match within(stats.heard_ago) {
                     true => (Cause::OneWay, stats.answered_ago),
                     false => (Cause::Probe, stats.heard_ago),
@@ -545,7 +566,7 @@ fn weight_of(change: &Change) -> usize {
                 braid_api::Allowed::Routed => 0,
                 braid_api::Allowed::Prefixes(prefixes) => prefixes.len(),
             };
-            400 + allowed * PREFIX
+            400 + (allowed + 3 * tunnel.bfd.len()) * PREFIX
         }
         Change::PutSa(_, _, _, spec) => {
             200 + (spec.selectors.local.len() + spec.selectors.remote.len()) * PREFIX

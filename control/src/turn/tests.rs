@@ -11,8 +11,8 @@ use std::{
 };
 
 use braid_api::{
-    BootId, Cause, Direction, Event as CoreEvent, Op, Transaction, TunnelId, TunnelState, Verdict,
-    launcher::KernelPlan,
+    BfdState, BfdStats, BootId, Cause, Direction, Event as CoreEvent, Op, Transaction, TunnelId, TunnelState,
+    Verdict, launcher::KernelPlan,
 };
 use braid_dataplane::{esp::Engine, tables::Writer};
 use proptest::prelude::*;
@@ -274,7 +274,8 @@ impl Rig {
         }
         let verdict = if up { Verdict::Up } else { Verdict::Down };
         let silent = if up { Duration::ZERO } else { Duration::from_millis(900) };
-        let event = CoreEvent::Liveness { tunnel, verdict, cause: Cause::Probe, silent };
+        let (detected, masked) = (1_000_000, 1_012_000);
+        let event = CoreEvent::Liveness { tunnel, verdict, cause: Cause::Probe, silent, detected, masked };
         self.from_core.push_back(Event::Core(event));
     }
 
@@ -367,7 +368,58 @@ fn a_verdict_of_the_core_masks_in_the_same_turn_and_names_its_cause() {
     assert_eq!(rig.view("b").0, State::Up);
     let views = rig.turn.tunnels(rig.now);
     assert_eq!(views[1].failovers, 1);
-    assert_eq!(views[1].last_failure.as_ref().map(|(_, why)| why.cause()), Some("probe"));
+    let (_, why, stages) = views[1].last_failure.unwrap();
+    assert_eq!(why.cause(), "probe");
+    assert_eq!(stages, Some(Stages { detected: 1_000_000, masked: 1_012_000 }));
+}
+
+#[test]
+fn bfd_that_is_down_is_found_by_a_control_that_adopts_and_ends_with_its_session() {
+    let session = |vote| BfdStats {
+        local: "169.254.11.2".parse().unwrap(),
+        remote: "169.254.11.1".parse().unwrap(),
+        state: if vote == Verdict::Up { BfdState::Up } else { BfdState::Down },
+        remote_state: BfdState::Up,
+        diagnostic: 1,
+        remote_diagnostic: 0,
+        interval: Duration::from_millis(50),
+        detection: Duration::from_millis(150),
+        multiplier: 3,
+        vote,
+    };
+    let mut rig = Rig::settled();
+    let id = rig.id("b").unwrap();
+    let set = |rig: &Rig, stats: Option<BfdStats>| {
+        let mut reader = rig.core.as_ref().unwrap().reader();
+        reader.enter().tunnel(id).unwrap().live.set_bfd(false, stats);
+    };
+    set(&rig, Some(session(Verdict::Down)));
+    rig.core.as_ref().unwrap().states().mask_by_core(id);
+    rig.kill_control(true);
+    rig.settle();
+    let (state, reason) = rig.view("b");
+    assert_eq!(state, State::Down);
+    assert!(reason.starts_with("BFD is down"), "{reason}");
+    let stats = rig.core.as_ref().map(|core| core.stats(rig.now.as_nanos() as u64));
+    let status = crate::status::status(&rig.turn, &crate::ike::Ike::new(), stats.as_ref(), rig.now);
+    let shown = serde_json::to_value(status.tunnels[1].bfd.as_ref().unwrap()).unwrap();
+    assert_eq!(
+        (&shown["state"], &shown["interval_ms"], &shown["multiplier"]),
+        (&"down".into(), &50.0.into(), &3.into())
+    );
+    assert_eq!(shown["diagnostic"], "control detection time expired");
+    assert_eq!(status.tunnels[0].bfd, None);
+    // A verdict that was lost shows in the counters; a session that is gone has no say.
+    for after in [Some(session(Verdict::Up)), None] {
+        set(&rig, Some(session(Verdict::Down)));
+        rig.core.as_ref().unwrap().states().mask_by_core(id);
+        rig.kill_control(true);
+        rig.settle();
+        assert_eq!(rig.view("b").0, State::Down);
+        set(&rig, after);
+        rig.settle();
+        assert_eq!(rig.view("b").0, State::Up);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use braid_api::{Direction, Group, GroupId, SaId, Target, TunnelId};
 use ipnet::IpNet;
 
-use super::{Offer, Turn};
+use super::{Offer, Stages, Turn};
 use crate::{config, desired::Negotiated, failover::Obstacle, outer::Outer};
 
 /// A tunnel's state.
@@ -62,8 +62,8 @@ pub struct TunnelView<'t> {
     pub has_sas: bool,
     /// How often it was taken out while it carried.
     pub failovers: u64,
-    /// When and why it was taken out last.
-    pub last_failure: Option<(Duration, &'t Obstacle)>,
+    /// How long ago and why it was taken out last, and what the core noted of it.
+    pub last_failure: Option<(Duration, &'t Obstacle, Option<Stages>)>,
 }
 
 /// A route and its paths.
@@ -146,7 +146,10 @@ impl Turn {
             negotiated: self.negotiated.get(&tunnel.name),
             has_sas: id.is_some_and(held),
             failovers: runtime.failovers,
-            last_failure: runtime.last_failure.as_ref().map(|(at, why)| (now.saturating_sub(*at), why)),
+            last_failure: runtime
+                .last_failure
+                .as_ref()
+                .map(|failure| (now.saturating_sub(failure.at), &failure.why, failure.stages)),
         })
     }
 

@@ -145,6 +145,9 @@ pub enum RejectReason {
     BadMtu,
     /// A probe without a peer inside address, or with interval or multiplier 0.
     BadProbe,
+    /// A BFD session whose interval or multiplier is out of range, whose addresses are not ours or of two
+    /// families, or a second one of a family.
+    BadBfd,
     /// The stash is full or the value too long.
     StashFull,
 }
@@ -165,6 +168,8 @@ pub enum Verdict {
     Down,
     /// It answers (again); control decides.
     Up,
+    /// The signal has no vote any more: it is no longer asked for, or one of both ends disabled it.
+    Withdrawn,
 }
 
 /// What spoke.
@@ -211,8 +216,12 @@ pub enum Event {
         verdict: Verdict,
         /// By what.
         cause: Cause,
-        /// Between the last sign of life and the verdict.
+        /// Between the last sign of life and the verdict; zero where the peer itself said that it is down.
         silent: Duration,
+        /// When the core came to it, in nanoseconds of CLOCK_MONOTONIC.
+        detected: u64,
+        /// A `Down`: when the mask was in force, on the same clock.
+        masked: u64,
     },
     /// An SA has used up this share of its sequence numbers.
     SaLifetime {

@@ -164,6 +164,20 @@ pub struct Probe {
     pub multiplier: u32,
 }
 
+/// A BFD session in a tunnel, one hop away (RFC 5881), run by the core.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Bfd {
+    /// An inside address of ours.
+    pub local: IpAddr,
+    /// The peer's, of the same family.
+    pub remote: IpAddr,
+    /// The shortest at which packets are sent and accepted, 10 ms and more. Another one while the session is up
+    /// takes effect by a poll sequence (RFC 5880 section 6.8.3).
+    pub interval: Duration,
+    /// The peer is to take the session down when this many intervals passed in silence; 1 and more.
+    pub multiplier: u8,
+}
+
 /// A tunnel as the core sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Tunnel {
@@ -196,6 +210,9 @@ pub struct Tunnel {
     pub allowed: Allowed,
     /// In-tunnel probes, if any.
     pub probe: Option<Probe>,
+    /// At most one for each family. One whose addresses stay goes on, whatever else changes; one that is left
+    /// out says to its peer that it is disabled.
+    pub bfd: Vec<Bfd>,
 }
 
 /// Direction of an SA, as seen by this gateway.

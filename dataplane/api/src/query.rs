@@ -4,9 +4,9 @@ use core::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use crate::{Direction, Flow, GroupId, SaId, Spi, Suite, TunnelId};
+use crate::{Direction, Flow, GroupId, SaId, Spi, Suite, TunnelId, Verdict};
 
 /// A question.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -96,6 +96,46 @@ pub struct TunnelStats {
     pub remote: Option<SocketAddr>,
     /// Buckets that lead to it now, over all groups.
     pub buckets: u32,
+    /// Its BFD sessions, at most one for each family.
+    pub bfd: Vec<BfdStats>,
+}
+
+/// A state of BFD (RFC 5880 section 4.1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum BfdState {
+    /// Disabled by its user.
+    AdminDown,
+    /// The peer is not heard, or does not hear.
+    Down,
+    /// The peer is heard.
+    Init,
+    /// Both ends hear each other.
+    Up,
+}
+
+/// Where a BFD session stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BfdStats {
+    /// Ours.
+    pub local: IpAddr,
+    /// The peer's.
+    pub remote: IpAddr,
+    /// Our state.
+    pub state: BfdState,
+    /// The peer's, as it last said.
+    pub remote_state: BfdState,
+    /// Why ours last changed for the worse (RFC 5880 section 4.1).
+    pub diagnostic: u8,
+    /// And the peer's.
+    pub remote_diagnostic: u8,
+    /// At what interval we send, before jitter: the longer of what both ends want.
+    pub interval: Duration,
+    /// After what silence the session goes down.
+    pub detection: Duration,
+    /// Ours.
+    pub multiplier: u8,
+    /// What the session has to say of its tunnel.
+    pub vote: Verdict,
 }
 
 /// Counters of one SA.

@@ -45,6 +45,11 @@ impl Diagnostic {
     /// The same, in the other direction.
     pub const REVERSE_CONCATENATED_PATH_DOWN: Self = Diagnostic(8);
 
+    /// The one with this number, of which the lower five bits count.
+    pub fn from_code(code: u8) -> Self {
+        Diagnostic(code & 0x1f)
+    }
+
     /// The number in the packet, 0 to 31.
     pub fn code(self) -> u8 {
         self.0
@@ -218,7 +223,7 @@ impl Packet {
         let word = |at: usize| u32::from_be_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
         let my_discriminator = NonZeroU32::new(word(4)).ok_or(Discard::ZeroMyDiscriminator)?;
         Ok(Packet {
-            diagnostic: Diagnostic(first & 0x1f),
+            diagnostic: Diagnostic::from_code(first),
             state: State::from_bits(flags >> 6),
             poll: flags & POLL != 0,
             r#final: flags & FINAL != 0,

@@ -11,7 +11,7 @@ use crate::{
 /// What a probe carries in front, so that its reply is told from a person's ping.
 const PROBE_MAGIC: [u8; 8] = *b"braidprb";
 /// CS6, network control (RFC 2474 section 4.2.2.2): not what a congested path drops first.
-pub(crate) const PROBE_TOS: u8 = 0xC0;
+pub(crate) const NETWORK_CONTROL: u8 = 0xC0;
 /// Payload of a probe: the magic and the cookie; zeros may follow.
 const PROBE_LEN: usize = 16;
 
@@ -177,7 +177,7 @@ pub(crate) fn probe(source: IpAddr, destination: IpAddr, cookie: u64, len: u16) 
             icmp[0] = 8;
             out = vec![0; 20];
             out[0] = 0x45;
-            out[1] = PROBE_TOS;
+            out[1] = NETWORK_CONTROL;
             out[2..4].copy_from_slice(&((20 + icmp.len()) as u16).to_be_bytes());
             out[6] = 0x40;
             out[8] = 64;
@@ -191,7 +191,7 @@ pub(crate) fn probe(source: IpAddr, destination: IpAddr, cookie: u64, len: u16) 
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             icmp[0] = 128;
             out = vec![0; 40];
-            (out[0], out[1]) = (0x60 | PROBE_TOS >> 4, PROBE_TOS << 4);
+            (out[0], out[1]) = (0x60 | NETWORK_CONTROL >> 4, NETWORK_CONTROL << 4);
             out[4..6].copy_from_slice(&(icmp.len() as u16).to_be_bytes());
             out[6] = protocol::ICMPV6;
             out[7] = 64;

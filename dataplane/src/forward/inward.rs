@@ -11,7 +11,7 @@ use braid_api::{
 };
 
 use super::{
-    Forwarder, MAX_REPLIES, Now, ProbeReply, Progress, ecn,
+    Forwarder, MAX_REPLIES, Now, ProbeReply, Progress, bfd, ecn,
     icmp::{self, Echo},
     mss,
 };
@@ -268,7 +268,7 @@ impl Forwarder {
                 .map_err(|_| DropReason::EcnIllegal)?;
         }
         let to_us = of.tunnel.settings.inside.contains(&packet.destination());
-        if to_us && self.answer(of.tunnel, &packet, inner, now) {
+        if to_us && self.answer(of.tunnel, &packet, inner, now)? {
             return Ok(());
         }
         if self.overloaded && !to_us {
@@ -314,9 +314,25 @@ impl Forwarder {
         allowed
     }
 
-    /// Answers a ping of the inside address and takes probes' replies: both live in overload.
-    fn answer(&mut self, tunnel: &Tunnel, packet: &Packet, bytes: &mut [u8], now: Now) -> bool {
-        match icmp::echo(bytes, packet) {
+    /// Answers a ping of the inside address and takes probes' replies and BFD: all live in overload.
+    fn answer(
+        &mut self,
+        tunnel: &Tunnel,
+        packet: &Packet,
+        bytes: &mut [u8],
+        now: Now,
+    ) -> Result<bool, DropReason> {
+        let settings = &tunnel.settings;
+        match bfd::take(settings.id, &settings.bfd, packet, bytes) {
+            Some(Ok(packet)) if self.bfd_packets.len() < MAX_REPLIES => {
+                self.bfd_packets.push(packet);
+                return Ok(true);
+            }
+            Some(Ok(_)) => return Err(DropReason::Overload),
+            Some(Err(_)) => return Err(DropReason::BfdDiscarded),
+            None => {}
+        }
+        Ok(match icmp::echo(bytes, packet) {
             // A ping that is too big for the way back is left to the kernel, which fragments.
             Some(Echo::Request) if packet.len <= usize::from(tunnel.mtu) => {
                 icmp::turn_round(bytes, packet);
@@ -325,13 +341,13 @@ impl Forwarder {
             }
             Some(Echo::ProbeReply { cookie }) => {
                 if self.probe_replies.len() < MAX_REPLIES {
-                    let reply = ProbeReply { tunnel: tunnel.settings.id, cookie, nanos: now.nanos };
+                    let reply = ProbeReply { tunnel: settings.id, cookie, nanos: now.nanos };
                     self.probe_replies.push(reply);
                 }
                 true
             }
             Some(Echo::Request) | None => false,
-        }
+        })
     }
 }
 

@@ -87,18 +87,24 @@ impl Session {
         }
     }
 
-    /// New settings; what was heard stays heard.
-    pub(super) fn configure(&mut self, probe: Option<Probe>, keepalive: bool, now: u64) {
+    /// New settings; what was heard stays heard. True when the probes end that had a vote.
+    pub(super) fn configure(&mut self, probe: Option<Probe>, keepalive: bool, now: u64) -> bool {
+        let mut withdrawn = false;
         if self.probe != probe {
             self.probe = probe;
             self.unanswered = 0;
             self.next_probe = if probe.is_some() { now } else { u64::MAX };
+            if probe.is_none() {
+                self.up = false;
+                withdrawn = self.replied.take().is_some();
+            }
         }
         if self.keepalive != keepalive {
             self.keepalive = keepalive;
             self.quiet_looks = 0;
             self.next_look = if keepalive { now + LOOK_NANOS } else { u64::MAX };
         }
+        withdrawn
     }
 
     /// When [`Session::turn`] wants to be called, in monotonic nanoseconds.
@@ -261,6 +267,21 @@ mod tests {
     fn a_peer_that_never_answers_is_not_dead() {
         let mut session = session();
         assert_eq!(play(&mut session, 0, 5000 * MS, MS, false), []);
+    }
+
+    #[test]
+    fn probes_that_end_take_their_vote_along_if_they_had_one() {
+        let mut answered = session();
+        play(&mut answered, 0, 1000 * MS, MS, true);
+        assert!(!answered.configure(Some(Probe { multiplier: 5, ..PROBE }), true, 1000 * MS));
+        assert!(answered.configure(None, true, 1000 * MS));
+        assert!(!answered.configure(None, true, 1000 * MS));
+        let mut unanswered = session();
+        play(&mut unanswered, 0, 1000 * MS, MS, false);
+        assert!(!unanswered.configure(None, true, 1000 * MS));
+        // Asked for again, they vote once they are answered.
+        answered.configure(Some(PROBE), true, 2000 * MS);
+        assert_eq!(play(&mut answered, 2000 * MS, 5000 * MS, MS, false), []);
     }
 
     #[test]

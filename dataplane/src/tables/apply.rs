@@ -373,7 +373,13 @@ impl Attempt<'_> {
                 return Err(RejectReason::BadProbe);
             }
         }
-        Ok(())
+        let usable = |(index, bfd): (usize, &braid_api::Bfd)| {
+            let alone =
+                settings.bfd[..index].iter().all(|other| other.local.is_ipv6() != bfd.local.is_ipv6());
+            let ours = settings.inside.contains(&bfd.local) && bfd.local.is_ipv6() == bfd.remote.is_ipv6();
+            alone && ours && braid_bfd::Config::new(bfd.interval, bfd.multiplier).is_ok()
+        };
+        if settings.bfd.iter().enumerate().all(usable) { Ok(()) } else { Err(RejectReason::BadBfd) }
     }
 
     fn install(&mut self, entry: TunnelEntry) {

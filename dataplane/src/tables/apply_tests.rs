@@ -41,6 +41,7 @@ fn tunnel(id: u32) -> braid_api::Tunnel {
         df: DfPolicy::Honour,
         allowed: Allowed::Routed,
         probe: None,
+        bfd: Vec::new(),
     }
 }
 

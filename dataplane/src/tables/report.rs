@@ -77,6 +77,7 @@ impl Writer {
                 mtu: entry.tunnel.mtu,
                 remote: live.remote(),
                 buckets: buckets.get(id.0 as usize).copied().unwrap_or(0),
+                bfd: live.bfd().collect(),
             }
         });
         entries.collect()
@@ -226,6 +227,7 @@ mod tests {
             df: DfPolicy::Honour,
             allowed: Allowed::Routed,
             probe: None,
+            bfd: Vec::new(),
         })
     }
 

@@ -13,6 +13,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use braid_api::BfdStats;
 
 use super::mtu::{inner_mtu, smallest_inner_mtu};
 use crate::{counters::PerWorker, esp::sa::OutboundSa};
@@ -64,6 +65,8 @@ pub struct TunnelLive {
     remote: ArcSwapOption<SocketAddr>,
     /// 0 for none.
     path_mtu: AtomicU16,
+    /// BFD sessions over IPv4 and over IPv6.
+    bfd: [ArcSwapOption<BfdStats>; 2],
 }
 
 impl TunnelLive {
@@ -75,6 +78,7 @@ impl TunnelLive {
             latency: AtomicU64::new(0),
             remote: ArcSwapOption::from_pointee(remote),
             path_mtu: AtomicU16::new(0),
+            bfd: [ArcSwapOption::empty(), ArcSwapOption::empty()],
         }
     }
 
@@ -137,6 +141,19 @@ impl TunnelLive {
             0 => None,
             nanos => Some(Duration::from_nanos(nanos)),
         }
+    }
+
+    /// The BFD session of this family stands here now, or there is none.
+    pub fn set_bfd(&self, v6: bool, stats: Option<BfdStats>) {
+        let slot = &self.bfd[usize::from(v6)];
+        if slot.load().as_deref() != stats.as_ref() {
+            slot.store(stats.map(Arc::new));
+        }
+    }
+
+    /// Its BFD sessions.
+    pub fn bfd(&self) -> impl Iterator<Item = BfdStats> {
+        self.bfd.iter().filter_map(|slot| slot.load().as_deref().copied())
     }
 
     /// Outer address of the peer now.
