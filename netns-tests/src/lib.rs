@@ -17,6 +17,7 @@ pub mod content;
 pub mod dissect;
 mod error;
 pub mod fault;
+pub mod frr;
 pub mod gateway;
 pub mod guard;
 pub mod leak;

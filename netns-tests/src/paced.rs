@@ -214,6 +214,27 @@ impl Log {
         packets.filter(|packet| !arrived[packet.flow][packet.sequence]).collect()
     }
 
+    /// Of each flow's packets that were sent at this moment or later: how many were lost before the first that
+    /// arrived, and when that one arrived. Flows of which none arrived are left out.
+    #[must_use]
+    pub fn resumed(&self, moment: Duration) -> Vec<(usize, Duration)> {
+        let mut first: Vec<Option<&Arrival>> = vec![None; self.sent.len()];
+        let sent = |arrival: &Arrival| self.sent.get(arrival.flow)?.get(arrival.sequence).copied();
+        for arrival in self.arrivals.iter().filter(|arrival| sent(arrival).is_some_and(|sent| sent >= moment))
+        {
+            if let Some(first) = first.get_mut(arrival.flow)
+                && first.is_none_or(|first| arrival.sequence < first.sequence)
+            {
+                *first = Some(arrival);
+            }
+        }
+        let lost = |first: &Arrival| {
+            let before = self.sent[first.flow].iter().take_while(|sent| **sent < moment).count();
+            (first.sequence.saturating_sub(before), first.at)
+        };
+        first.into_iter().flatten().map(lost).collect()
+    }
+
     /// Arrivals after a later packet of their flow, duplicates included.
     #[must_use]
     pub fn overtaken(&self) -> Vec<Arrival> {
@@ -413,6 +434,17 @@ mod tests {
         assert!(log.flaw().is_some());
         // Sent at 0, 1, 2, 0 and 2 ms, each arriving at the millisecond of its place.
         assert_eq!(log.transit_times(), [0, 0, 0, 3, 2].map(Duration::from_millis));
+    }
+
+    #[test]
+    fn tells_when_a_flow_is_heard_again() {
+        // Sent each millisecond from 0 on; the second flow's packets 1 and 2 are lost.
+        let log = log([4, 4], &[(0, 0), (1, 0), (0, 1), (0, 2), (0, 3), (1, 3)]);
+        assert_eq!(
+            log.resumed(Duration::from_millis(1)),
+            [(0, Duration::from_millis(2)), (2, Duration::from_millis(5))]
+        );
+        assert_eq!(log.resumed(Duration::from_millis(9)), []);
     }
 
     #[test]

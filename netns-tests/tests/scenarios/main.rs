@@ -3,6 +3,7 @@
 
 mod authority;
 mod aws;
+mod bfd;
 mod change;
 mod collide;
 mod demo;
@@ -44,6 +45,7 @@ const GROUPS: &[&[Scenario]] = &[
     doctor::ALL,
     rekey::ALL,
     failover::ALL,
+    bfd::ALL,
     change::ALL,
     spread::ALL,
     order::ALL,
