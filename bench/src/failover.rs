@@ -1,0 +1,228 @@
+//! A tunnel cut silently in mid-path at full load: when the cores find it by BFD, how long they take to mask it,
+//! and when the flows that it carried arrive by the other tunnel; and that BFD finds nothing where nothing is.
+
+use braid_netns::fault::{self, Fault};
+use braid_netns::gateway::Gateway;
+use braid_netns::paced::{Load, Log, Paced};
+use braid_netns::topology::{CLIENT, GATEWAY_A, GATEWAY_B, NET_A, NET_B, SERVER};
+use braid_netns::traffic::{IperfServer, RunningTcp, TcpLoad};
+use braid_netns::{Error, Result, Topology, retry_until};
+use nix::time::{ClockId, clock_gettime};
+use serde::Serialize;
+use serde_json::Value;
+use std::fmt::Write;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+const START: Duration = Duration::from_secs(30);
+const TUNNELS: usize = 2;
+const CUT: usize = 0;
+/// Measured on each way: every flow has a packet each 4 ms.
+const FLOWS: Load = Load::of_length(32, 8, 200);
+const BACK_PORT: u16 = 21_000;
+/// TCP connections to the server that take what there is.
+const TCP_FLOWS: u32 = 4;
+const BEFORE: Duration = Duration::from_millis(1500);
+const AFTER: Duration = Duration::from_millis(1500);
+
+/// Two gateways with two tunnels.
+#[derive(Debug)]
+pub struct Pair {
+    // Before the network: dropped first.
+    a: Gateway,
+    b: Gateway,
+    tcp: IperfServer,
+    topology: Topology,
+}
+
+/// One cut.
+#[derive(Debug, Clone, Serialize)]
+pub struct Round {
+    /// How long the cut took to be made: what follows is measured from its end, and may be that much more.
+    pub cutting_ms: f64,
+    /// Until the core of either gateway found it.
+    pub detected_ms: [f64; 2],
+    /// From then on until the tunnel was masked.
+    pub masked_us: [f64; 2],
+    /// Flows of both ways whose next packet was lost.
+    pub flows_hit: usize,
+    /// Until a packet of each of them arrived: the fastest, the median, the slowest.
+    pub traffic_ms: [f64; 3],
+    /// What each gateway gives as the cause.
+    pub causes: [String; 2],
+    /// TCP's goodput over the whole round, the cut in it.
+    pub gbit_per_s: f64,
+}
+
+/// A time at full load in which nothing was cut.
+#[derive(Debug, Clone, Serialize)]
+pub struct Quiet {
+    /// How long.
+    pub seconds: u32,
+    /// How often a tunnel was taken out, at both gateways.
+    pub failovers: u64,
+    /// And why.
+    pub causes: Vec<String>,
+    /// TCP's goodput.
+    pub gbit_per_s: f64,
+}
+
+impl Pair {
+    /// Starts them with BFD at this interval, times 3; waits until the sessions are up.
+    ///
+    /// # Errors
+    /// When something is missing or does not come up.
+    pub fn start(interval: Duration) -> Result<Self> {
+        let topology = Topology::builder().paths(TUNNELS).build()?;
+        let start = |is_a: bool, netns| Gateway::start(netns, &configuration(&topology, is_a, interval));
+        let (a, b) = (start(true, &topology.gateway_a)?, start(false, &topology.gateway_b)?);
+        let tcp = IperfServer::start(&topology.server, SERVER)?;
+        let mut pair = Self { a, b, tcp, topology };
+        pair.wait_up()?;
+        Ok(pair)
+    }
+
+    /// Cuts a tunnel under load and takes it into service again.
+    ///
+    /// # Errors
+    /// When a program is missing, or the cut is not noticed.
+    pub fn round(&mut self) -> Result<Round> {
+        let mut tcp = self.load((BEFORE + AFTER).as_secs() as u32 + 1)?;
+        let (origin, origin_ns) = (Instant::now(), monotonic()?);
+        let Topology { client, server, .. } = &self.topology;
+        let ways = [
+            Paced::start(client, server, SERVER, FLOWS, origin)?,
+            Paced::start(server, client, CLIENT, FLOWS.at_port(BACK_PORT), origin)?,
+        ];
+        sleep(BEFORE);
+        let begin = origin.elapsed();
+        let fault = self.cut()?;
+        let cut = origin.elapsed();
+        sleep(AFTER);
+        let logs = ways.into_iter().map(Paced::finish).collect::<Result<Vec<Log>>>()?;
+        let bits = tcp.finish()?.bits_per_second;
+        let failures = [self.failure(&self.a)?, self.failure(&self.b)?];
+        fault.undo()?;
+        self.wait_up()?;
+        let mut resumed: Vec<f64> = logs
+            .iter()
+            .flat_map(|log| log.resumed(cut))
+            .filter(|(lost, _)| *lost > 0)
+            .map(|(_, at)| ms(at.saturating_sub(cut)))
+            .collect();
+        resumed.sort_by(f64::total_cmp);
+        let pick =
+            |part: usize| resumed.get((resumed.len().saturating_sub(1)) * part / 2).copied().unwrap_or(0.0);
+        let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+        Ok(Round {
+            cutting_ms: ms(cut - begin),
+            detected_ms: failures.each_ref().map(|failure| {
+                let at = failure["detected_ns"].as_u64().unwrap_or(0);
+                (at as f64 - origin_ns as f64) / 1e6 - ms(cut)
+            }),
+            masked_us: failures.each_ref().map(|failure| number(&failure["masked_us"])),
+            flows_hit: resumed.len(),
+            traffic_ms: [pick(0), pick(1), pick(2)],
+            causes: failures
+                .each_ref()
+                .map(|failure| failure["cause"].as_str().unwrap_or_default().to_owned()),
+            gbit_per_s: bits / 1e9,
+        })
+    }
+
+    /// Loads both tunnels and counts what is taken for a failure.
+    ///
+    /// # Errors
+    /// When a program is missing.
+    pub fn quiet(&mut self, seconds: u32) -> Result<Quiet> {
+        let before = self.failovers()?;
+        let bits = self.load(seconds)?.finish()?.bits_per_second;
+        let statuses = [self.a.status()?, self.b.status()?];
+        let tunnels = statuses.iter().flat_map(|status| status["tunnels"].as_array().into_iter().flatten());
+        let causes = tunnels
+            .filter(|tunnel| tunnel["failovers"] != 0)
+            .map(|tunnel| tunnel["last_failure"].to_string());
+        let causes = causes.collect();
+        Ok(Quiet { seconds, failovers: self.failovers()? - before, causes, gbit_per_s: bits / 1e9 })
+    }
+
+    fn load(&self, seconds: u32) -> Result<RunningTcp> {
+        let load = TcpLoad { flows: TCP_FLOWS, seconds, reverse: false };
+        self.tcp.tcp_in_background(&self.topology.client, &load)
+    }
+
+    fn cut(&self) -> Result<Fault> {
+        let internet =
+            self.topology.internet.as_ref().ok_or_else(|| Error::Usage("no internet".to_owned()))?;
+        // Both directions in one command.
+        let devices = [format!("a{CUT}"), format!("b{CUT}")];
+        fault::cut(internet, &devices.each_ref().map(String::as_str))
+    }
+
+    fn failure(&self, gateway: &Gateway) -> Result<Value> {
+        retry_until("the cut noticed", START, || {
+            let status = gateway.status().map_err(|error| error.to_string())?;
+            let tunnel = &status["tunnels"][CUT];
+            if tunnel["state"] == "down" {
+                Ok(tunnel["last_failure"].clone())
+            } else {
+                Err(tunnel.to_string())
+            }
+        })
+    }
+
+    fn wait_up(&mut self) -> Result<()> {
+        for gateway in [&mut self.a, &mut self.b] {
+            gateway.wait_up(START)?;
+            retry_until("BFD up", START, || {
+                let status = gateway.status().map_err(|error| error.to_string())?;
+                let tunnels = status["tunnels"].as_array().ok_or("no tunnels")?;
+                let up = |tunnel: &Value| tunnel["bfd"]["state"] == "up" && tunnel["state"] == "up";
+                if tunnels.iter().all(up) { Ok(()) } else { Err(status.to_string()) }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn failovers(&self) -> Result<u64> {
+        let mut sum = 0;
+        for gateway in [&self.a, &self.b] {
+            let status = gateway.status()?;
+            let tunnels = status["tunnels"].as_array().into_iter().flatten();
+            sum += tunnels.filter_map(|tunnel| tunnel["failovers"].as_u64()).sum::<u64>();
+        }
+        Ok(sum)
+    }
+}
+
+fn configuration(topology: &Topology, is_a: bool, interval: Duration) -> String {
+    let (name, source, far) =
+        if is_a { ("gateway-a", GATEWAY_A, NET_B) } else { ("gateway-b", GATEWAY_B, NET_A) };
+    let mut text = format!("[gateway]\nname = \"{name}\"\nsource = \"{source}\"\n");
+    for (index, path) in topology.paths.iter().enumerate() {
+        let (local, remote, host, role) =
+            if is_a { (path.a, path.b, 1, "initiate") } else { (path.b, path.a, 2, "respond") };
+        // Writing to a String does not fail. Probes that would notice nothing so soon.
+        let _ = write!(
+            text,
+            "\n[[tunnel]]\nname = \"t{index}\"\nrole = \"{role}\"\nlocal = \"{local}\"\nremote = \"{remote}\"\n\
+             inside = \"169.254.{}.{host}/30\"\nhold-down = \"0ms\"\nprobe = {{ interval = \"1s\", multiplier = 5 }}\n\
+             bfd = {{ interval = \"{}ms\", multiplier = 3 }}\n\
+             \n[tunnel.ike]\npsk = \"known to all who measure\"\n",
+            10 + index,
+            interval.as_millis()
+        );
+    }
+    let _ = write!(text, "\n[[route]]\nprefix = \"{far}\"\nvia = [\"t0\", \"t1\"]\n");
+    text
+}
+
+/// The clock of the cores' moments.
+fn monotonic() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|errno| Error::io("no clock")(errno.into()))?;
+    Ok(Duration::from(now).as_nanos() as u64)
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
