@@ -88,6 +88,8 @@ pub struct Tunnel {
     pub buckets: u32,
     /// How often it was taken out while it carried.
     pub failovers: u64,
+    /// The same by their causes.
+    pub failover_causes: BTreeMap<String, u64>,
     /// Why it was taken out last, and how long ago.
     pub last_failure: Option<Failure>,
 }
@@ -281,6 +283,7 @@ fn tunnel_status(
         priority: tunnel.priority,
         buckets: stats.map_or(0, |stats| stats.buckets),
         failovers: view.failovers,
+        failover_causes: view.causes.iter().map(|(cause, count)| ((*cause).to_owned(), *count)).collect(),
         last_failure: view.last_failure.map(|(ago, why, stages)| Failure {
             cause: why.cause().to_owned(),
             reason: why.to_string(),

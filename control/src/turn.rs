@@ -129,6 +129,8 @@ struct Runtime {
     /// Since the kind of obstacle, or its absence, last changed.
     since: Duration,
     failovers: u64,
+    /// The same by their causes, as [`Obstacle::cause`] names them.
+    causes: BTreeMap<&'static str, u64>,
     last_failure: Option<Failure>,
     /// Of the core's last verdict, until it has become a failure.
     stages: Option<Stages>,
@@ -533,6 +535,7 @@ impl Runtime {
             obstacle: Some(Obstacle::NoPlan),
             since: now,
             failovers: 0,
+            causes: BTreeMap::new(),
             last_failure: None,
             stages: None,
         }

@@ -141,6 +141,7 @@ impl Turn {
         }
         if carried && let Some(why) = &obstacle {
             runtime.failovers += 1;
+            *runtime.causes.entry(why.cause()).or_default() += 1;
             let stages = runtime.stages.take().filter(|_| matches!(why, Obstacle::Silent { .. }));
             runtime.last_failure = Some(Failure { at: now, why: why.clone(), stages });
         }

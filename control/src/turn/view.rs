@@ -62,6 +62,8 @@ pub struct TunnelView<'t> {
     pub has_sas: bool,
     /// How often it was taken out while it carried.
     pub failovers: u64,
+    /// The same by their causes.
+    pub causes: &'t BTreeMap<&'static str, u64>,
     /// How long ago and why it was taken out last, and what the core noted of it.
     pub last_failure: Option<(Duration, &'t Obstacle, Option<Stages>)>,
 }
@@ -146,6 +148,7 @@ impl Turn {
             negotiated: self.negotiated.get(&tunnel.name),
             has_sas: id.is_some_and(held),
             failovers: runtime.failovers,
+            causes: &runtime.causes,
             last_failure: runtime
                 .last_failure
                 .as_ref()
