@@ -38,8 +38,10 @@ use crate::{
 
 /// Bytes that may wait for a control that does not read.
 const MAX_BACKLOG: usize = 64 << 20;
-/// How often SA lifetimes, path MTUs and peers' addresses are looked at.
+/// How often path MTUs, peers' addresses and what SAs have carried are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How many times that SA lifetimes are; one that ends is told of at once.
+const LIFETIMES_EVERY: u32 = 4;
 /// How long a lowered path MTU is believed (RFC 1191 section 6.3 wants at least ten minutes before
 /// a larger one is tried; the kernel forgets after ten).
 const PATH_MTU_AGE: Duration = Duration::from_secs(600);
@@ -81,6 +83,8 @@ pub(crate) struct Service {
     lowered: BTreeMap<TunnelId, Instant>,
     started: Instant,
     offload: bool,
+    /// Rounds of housekeeping.
+    rounds: u32,
 }
 
 impl Service {
@@ -108,6 +112,7 @@ impl Service {
             lowered: BTreeMap::new(),
             started: Instant::now(),
             offload,
+            rounds: 0,
         }
     }
 
@@ -283,7 +288,10 @@ impl Service {
     }
 
     fn housekeeping(&mut self) {
-        self.report_lifetimes();
+        self.rounds = self.rounds.wrapping_add(1);
+        if self.rounds.is_multiple_of(LIFETIMES_EVERY) {
+            self.report_lifetimes();
+        }
         for event in self.writer.moved() {
             self.tell(&FromCore::Event(event));
         }

@@ -183,6 +183,10 @@ impl Control {
 
     /// Names of tunnels that are not up are asked for again.
     pub(super) fn refresh_names(&mut self) {
+        let is_name = |lookup: &crate::watch::Lookup| matches!(lookup.remote, Some(Remote::Name(_)));
+        if !self.lookups.values().any(is_name) {
+            return;
+        }
         let views = self.turn.tunnels(self.now());
         let down: BTreeSet<String> = views
             .iter()

@@ -59,7 +59,7 @@ pub struct Writer {
     /// SAs whose lifetime was reported, and whether as hard.
     pub(super) reported: BTreeMap<SaId, bool>,
     /// Where peers were, as far as reported, of tunnels that follow them.
-    pub(super) peers: BTreeMap<TunnelId, SocketAddr>,
+    pub(super) peers: Vec<Option<SocketAddr>>,
     /// Packets of SAs that control knows of.
     pub(super) told: BTreeMap<SaId, u64>,
 }
@@ -86,7 +86,7 @@ impl Writer {
             last_epoch: None,
             table_generation: 0,
             reported: BTreeMap::new(),
-            peers: BTreeMap::new(),
+            peers: Vec::new(),
             told: BTreeMap::new(),
         }
     }

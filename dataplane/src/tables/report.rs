@@ -102,7 +102,8 @@ impl Writer {
     }
 
     /// What has become due since the last call: an outbound SA without ESN that has used three quarters
-    /// of its sequence numbers, or one that has stopped. Looks at every SA; once a second is enough.
+    /// of its sequence numbers, or one that has stopped. Looks at every SA; every few seconds is enough: a quarter
+    /// of the numbers lasts a minute at any rate.
     pub fn lifetimes(&mut self) -> Vec<Event> {
         let ledger = &self.ledger;
         self.reported.retain(|id, _| ledger.sa(*id).is_some());
@@ -122,18 +123,21 @@ impl Writer {
     /// Peers that were heard from another address than at the last call, of tunnels that follow their peer.
     /// Looks at every tunnel; once a second is enough.
     pub fn moved(&mut self) -> Vec<Event> {
-        let ledger = &self.ledger;
-        self.peers.retain(|id, _| ledger.tunnel(*id).is_some());
         let mut events = Vec::new();
+        let mut peers = Vec::with_capacity(self.peers.len());
         for (id, entry) in self.ledger.tunnels() {
-            let tunnel = &entry.tunnel;
-            if (tunnel.settings.remote.is_none() || tunnel.settings.follow_remote)
-                && let Some(remote) = tunnel.live.remote()
-                && self.peers.insert(id, remote) != Some(remote)
-            {
+            let (tunnel, index) = (&entry.tunnel, id.0 as usize);
+            // By ascending id: what lies between is gone.
+            peers.resize(index, None);
+            let known = self.peers.get(index).copied().flatten();
+            let follows = tunnel.settings.remote.is_none() || tunnel.settings.follow_remote;
+            let heard = if follows { tunnel.live.remote() } else { None };
+            if let Some(remote) = heard.filter(|remote| known != Some(*remote)) {
                 events.push(Event::EndpointMoved { tunnel: id, remote });
             }
+            peers.push(heard.or(known));
         }
+        self.peers = peers;
         events
     }
 
