@@ -8,6 +8,9 @@ use braid_api::{Cause, Probe, Verdict};
 const KEEPALIVE_NANOS: u64 = 20_000_000_000;
 /// Silence is measured in looks this far apart, and begins up to one of them before it is seen.
 const LOOK_NANOS: u64 = KEEPALIVE_NANOS / 4;
+/// Looks at thousands of tunnels fall together on multiples of this: nobody waits for one, and each wakes a
+/// thread that goes before all others.
+const TOGETHER_NANOS: u64 = 50_000_000;
 /// Looks that saw nothing sent, until a keepalive is due.
 const QUIET_LOOKS: u8 = 3;
 /// For so many detection times probes that were answered before may stay unanswered while the peer is heard:
@@ -102,7 +105,7 @@ impl Session {
         if self.keepalive != keepalive {
             self.keepalive = keepalive;
             self.quiet_looks = 0;
-            self.next_look = if keepalive { now + LOOK_NANOS } else { u64::MAX };
+            self.next_look = if keepalive { look_after(now) } else { u64::MAX };
         }
         withdrawn
     }
@@ -140,7 +143,7 @@ impl Session {
             return Turn::Down(death);
         }
         if now >= self.next_look {
-            self.next_look = now + LOOK_NANOS;
+            self.next_look = look_after(now);
             self.quiet_looks = if self.sent_packets == sent { self.quiet_looks + 1 } else { 0 };
             self.sent_packets = sent;
             if self.quiet_looks >= QUIET_LOOKS {
@@ -207,6 +210,11 @@ impl Session {
     pub(super) fn latency(&self) -> Option<Duration> {
         self.smoothed.map(Duration::from_nanos)
     }
+}
+
+/// The next look: never later than it would be alone.
+fn look_after(now: u64) -> u64 {
+    (now + LOOK_NANOS) / TOGETHER_NANOS * TOGETHER_NANOS
 }
 
 #[cfg(test)]
@@ -382,6 +390,20 @@ mod tests {
         assert_eq!(session.reply(cookie, MS), Some(Verdict::Up));
         assert_eq!(session.reply(cookie, 2 * MS), None);
         assert_eq!(session.latency(), Some(Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn looks_at_many_tunnels_fall_together() {
+        let due = (0..5000).map(|start| {
+            let mut session = Session::new(start * MS);
+            session.configure(None, true, start * MS);
+            for _ in 0..3 {
+                assert!(session.due() > 4900 * MS, "not at once");
+                session.turn(session.due() + MS, None, 0);
+            }
+            session.due()
+        });
+        assert_eq!(due.collect::<std::collections::BTreeSet<_>>().len(), 100);
     }
 
     #[test]

@@ -172,3 +172,36 @@ const ID_EMAIL: u8 = 3;
 const ID_IPV6: u8 = 5;
 const ID_DN: u8 = 9;
 const ID_KEY_ID: u8 = 11;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_matches_is_found_by_the_same_key() {
+        let name = |text: &str| Identity::Fqdn(text.to_owned());
+        let mail = |text: &str| Identity::Email(text.to_owned());
+        let all = [
+            name("a.example.com"),
+            name("A.Example.COM"),
+            name("b.example.com"),
+            mail("a@example.com"),
+            mail("a@EXAMPLE.com"),
+            mail("A@example.com"),
+            mail("a.example.com"),
+            Identity::Ipv4([192, 0, 2, 1].into()),
+            Identity::KeyId(vec![192, 0, 2, 1]),
+            Identity::Dn(vec![0x30, 0]),
+        ];
+        let mut matching = 0;
+        for a in &all {
+            for b in all.iter().filter(|b| a.matches(b)) {
+                assert_eq!(a.index_key(), b.index_key(), "{a} and {b}");
+                matching += 1;
+            }
+        }
+        assert_eq!(matching, all.len() + 4, "each itself, and two pairs");
+        assert_ne!(all[0].index_key(), all[6].index_key(), "of another kind");
+        assert_ne!(all[3].index_key(), all[5].index_key(), "the user's case counts");
+    }
+}
