@@ -63,3 +63,70 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::Arc,
+        time::{Duration, Instant},
+    };
+
+    use braid_ike::{
+        Effect, Encapsulation, Endpoint, EndpointSettings, Lifetime, PeerConfig, PeerId, Role, SecretBytes,
+        auth::{Credential, Verifier},
+        wire::Identity,
+    };
+
+    use super::*;
+    use crate::ike::SystemRandom;
+
+    fn peer() -> PeerConfig {
+        let psk = || SecretBytes::from_slice(b"known to both");
+        let (local, remote) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
+        PeerConfig {
+            name: "a".to_owned(),
+            role: Role::Initiate,
+            local: Some(local),
+            remote: Some(remote),
+            remote_is_name: false,
+            local_id: Identity::Fqdn("a.example.com".to_owned()),
+            remote_id: None,
+            credential: Arc::new(Credential::Psk(psk())),
+            verifier: Arc::new(Verifier::Psk(psk())),
+            ike_proposals: vec!["aes256gcm16-prfsha256-modp2048".parse().unwrap()],
+            esp_proposals: vec!["aes256gcm16".parse().unwrap()],
+            ike_lifetime: Lifetime::of(Duration::from_secs(3600)),
+            child_lifetime: Lifetime::of(Duration::from_secs(3600)),
+            child_bytes: None,
+            child_packets: None,
+            dpd_interval: Duration::from_secs(10),
+            dpd_timeout: Duration::from_secs(30),
+            encapsulation: Encapsulation::Udp,
+            local_ts: vec!["0.0.0.0/0".parse().unwrap()],
+            remote_ts: vec!["0.0.0.0/0".parse().unwrap()],
+            mobike: true,
+            fragmentation: true,
+            ppk: None,
+            childless: false,
+            initial_contact: true,
+        }
+    }
+
+    #[test]
+    fn a_first_message_leaves_once_its_key_pair_was_made_beside() {
+        let (now, mut random) = (Instant::now(), SystemRandom);
+        let mut endpoint = Endpoint::new(now, Duration::ZERO, EndpointSettings::default(), &mut random);
+        endpoint.put_peer(now, &mut random, PeerId(1), Arc::new(peer()));
+        endpoint.handle_timeout(now, &mut random);
+        let Some(Effect::Compute(task)) = endpoint.poll_effect() else { panic!("nothing to compute") };
+        assert!(endpoint.poll_effect().is_none(), "nothing leaves before");
+        let mut worker = Worker::start().unwrap();
+        worker.compute((Life::default(), task));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (life, computed) = runtime.block_on(worker.next());
+        assert_eq!(life, Life::default());
+        endpoint.handle_computed(now, &mut random, computed);
+        let effect = endpoint.poll_effect();
+        assert!(matches!(&effect, Some(Effect::Transmit { bytes, .. }) if bytes.len() > 256), "{effect:?}");
+    }
+}
