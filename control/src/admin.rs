@@ -43,6 +43,13 @@ pub enum Request {
         /// Destination port.
         dport: u16,
     },
+    /// Routes, and why they are what they are.
+    Routes {
+        /// Only these.
+        asked: Option<crate::status::Asked>,
+        /// With all paths by BGP.
+        why: bool,
+    },
     /// Why tunnels do not come up.
     Doctor {
         /// Only this one.
@@ -206,6 +213,10 @@ mod tests {
         for request in [
             Request::Status,
             Request::Reload,
+            Request::Routes {
+                asked: Some(crate::status::Asked::Prefix("10.2.0.0/16".parse().unwrap())),
+                why: true,
+            },
             Request::Drain { tunnel: "a".to_owned() },
             Request::Rekey { tunnel: "a".to_owned(), ike: true },
             Request::Path { dst: "10.2.0.5".parse().unwrap(), src: None, protocol: 6, sport: 1, dport: 80 },

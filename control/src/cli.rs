@@ -6,6 +6,7 @@
 mod ask;
 mod check;
 mod doctor;
+mod routes;
 mod run;
 mod status;
 
@@ -29,6 +30,7 @@ enum Command {
     Status(status::Args),
     Doctor(doctor::Args),
     Path(ask::PathArgs),
+    Routes(routes::Args),
     Drain(ask::Drain),
     Undrain(ask::Undrain),
     Rekey(ask::Rekey),
@@ -117,6 +119,7 @@ fn command(args: Vec<OsString>) -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Path(args) => ask::path(&args),
+        Command::Routes(args) => routes::run(&args),
         Command::Drain(args) => ask::drain(args),
         Command::Undrain(args) => ask::undrain(args),
         Command::Rekey(args) => ask::rekey(args),

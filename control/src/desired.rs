@@ -37,6 +37,8 @@ pub struct Desired {
     pub tables: Tables,
     /// Number of each tunnel that is in the tables, by index into [`Config::tunnels`].
     pub ids: Vec<Option<TunnelId>>,
+    /// The group of each of [`Circumstances::learned`], if any of its tunnels is in the tables.
+    pub learned: Vec<Option<GroupId>>,
 }
 
 /// What the core's tables should be like.
@@ -90,6 +92,8 @@ pub struct Circumstances<'a> {
     pub refused: &'a BTreeSet<usize>,
     /// By tunnel name.
     pub negotiated: &'a BTreeMap<String, Negotiated>,
+    /// Groups for what BGP has learned: tunnels by name, with their shares.
+    pub learned: &'a [Vec<(&'a str, u16)>],
 }
 
 /// What IKE has settled about a tunnel's outer path and SAs.
@@ -118,10 +122,12 @@ pub struct Numbers {
 pub fn build(config: &Config, circumstances: &Circumstances<'_>) -> Desired {
     let ids = number_tunnels(config, circumstances);
     let mut tables = Tables { gateway: Some(gateway_settings(config, circumstances)), ..Tables::default() };
-    let (groups, routes) = build_groups(config, &ids, &circumstances.numbers.groups);
+    let Grouped { groups, routes, learned } = build_groups(config, &ids, circumstances);
     tables.groups = groups;
     tables.routes = routes;
     let clamp = clamp_mtus(config, circumstances, &tables.groups, &ids);
+    let neighbors = config.bgp.iter().flat_map(|bgp| &bgp.neighbors);
+    let with_neighbor: BTreeSet<&str> = neighbors.filter_map(config::Neighbor::tunnel).collect();
     for (index, tunnel) in config.tunnels.iter().enumerate() {
         let Some(id) = ids[index] else { continue };
         let outer = circumstances.outer.get(&tunnel.name).cloned().unwrap_or_default();
@@ -129,6 +135,9 @@ pub fn build(config: &Config, circumstances: &Circumstances<'_>) -> Desired {
         let Some(local) = tunnel.local.or(outer.local) else { continue };
         let clamp_mtu = clamp.get(&id).copied().unwrap_or(DEFAULT_PATH_MTU);
         let mut entry = core_tunnel(tunnel, id, local, &outer, clamp_mtu);
+        if tunnel.allowed.is_none() && with_neighbor.contains(tunnel.name.as_str()) {
+            entry.allowed = Allowed::RoutedAnywhere;
+        }
         if let Some(negotiated) = circumstances.negotiated.get(&tunnel.name) {
             negotiated.apply(&mut entry);
         }
@@ -142,7 +151,7 @@ pub fn build(config: &Config, circumstances: &Circumstances<'_>) -> Desired {
         tables.routes.extend(peers);
     }
     let plan = build_plan(config, circumstances, &ids, &tables);
-    Desired { plan, tables, ids }
+    Desired { plan, tables, ids, learned }
 }
 
 impl Negotiated {
@@ -311,13 +320,17 @@ fn sa_specs(
     ]
 }
 
+/// Groups with what leads into them.
+struct Grouped {
+    groups: BTreeMap<GroupId, Group>,
+    routes: BTreeMap<IpNet, Target>,
+    /// In the order of [`Circumstances::learned`].
+    learned: Vec<Option<GroupId>>,
+}
+
 /// Equal groups are one. A group keeps the number of the group that it resembles most, so that
 /// flows of members that stay keep their buckets.
-fn build_groups(
-    config: &Config,
-    ids: &[Option<TunnelId>],
-    known: &BTreeMap<GroupId, Vec<Member>>,
-) -> (BTreeMap<GroupId, Group>, BTreeMap<IpNet, Target>) {
+fn build_groups(config: &Config, ids: &[Option<TunnelId>], circumstances: &Circumstances<'_>) -> Grouped {
     let member = |index: &u32| {
         let tunnel = config.tunnels.get(*index as usize)?;
         let id = (*ids.get(*index as usize)?)?;
@@ -332,14 +345,45 @@ fn build_groups(
             wanted.entry(members).or_default().push(route.prefix);
         }
     }
-    let numbers = number_groups(wanted.keys(), known);
+    let learned = learned_members(config, ids, circumstances.learned);
+    for members in learned.iter().filter(|members| !members.is_empty()) {
+        wanted.entry(members.clone()).or_default();
+    }
+    let numbers = number_groups(wanted.keys(), &circumstances.numbers.groups);
+    let by_members: BTreeMap<Vec<Member>, GroupId> =
+        wanted.keys().cloned().zip(numbers.iter().copied()).collect();
+    let learned = learned.iter().map(|members| by_members.get(members).copied()).collect();
     let mut groups = BTreeMap::new();
     let mut routes = BTreeMap::new();
     for ((members, prefixes), id) in wanted.into_iter().zip(numbers) {
         routes.extend(prefixes.into_iter().map(|prefix| (prefix, Target::Group(id))));
         groups.insert(id, Group { id, members });
     }
-    (groups, routes)
+    Grouped { groups, routes, learned }
+}
+
+/// The members of the groups that BGP wants, each by its share.
+fn learned_members(
+    config: &Config,
+    ids: &[Option<TunnelId>],
+    learned: &[Vec<(&str, u16)>],
+) -> Vec<Vec<Member>> {
+    if learned.is_empty() {
+        return Vec::new();
+    }
+    let known = config.tunnels.iter().zip(ids).filter_map(|(tunnel, id)| Some((tunnel, (*id)?)));
+    let by_name: BTreeMap<&str, (TunnelId, i32)> =
+        known.map(|(tunnel, id)| (tunnel.name.as_str(), (id, tunnel.priority))).collect();
+    let member = |(name, weight): &(&str, u16)| {
+        let (tunnel, priority) = *by_name.get(name)?;
+        Some(Member { tunnel, weight: *weight, priority })
+    };
+    let members = |paths: &Vec<(&str, u16)>| {
+        let mut members: Vec<Member> = paths.iter().filter_map(member).collect();
+        members.sort_unstable();
+        members
+    };
+    learned.iter().map(members).collect()
 }
 
 fn number_groups<'m>(

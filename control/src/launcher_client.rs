@@ -9,7 +9,9 @@ use std::{
 
 use braid_api::{
     FRAME_HEADER_LEN, decode, encode,
-    launcher::{FromClient, KernelPlan, LAUNCHER_SOCKET, MAX_MESSAGE_LEN, MAX_PLAN_LEN, ToControl},
+    launcher::{
+        FromClient, KernelPlan, LAUNCHER_SOCKET, MAX_MESSAGE_LEN, MAX_PLAN_LEN, RouteChanges, ToControl,
+    },
 };
 use rustix::{
     fs::MemfdFlags,
@@ -59,6 +61,14 @@ impl LauncherClient {
         file.write_all(bytes)?;
         let len = u32::try_from(bytes.len()).map_err(|_| too_long())?;
         self.send(&FromClient::PlanFile { len }, Some(file.as_fd())).await
+    }
+
+    /// Sends learned routes.
+    ///
+    /// # Errors
+    /// The launcher is gone.
+    pub async fn routes(&self, changes: RouteChanges) -> io::Result<()> {
+        self.send(&FromClient::Routes(changes), None).await
     }
 
     /// The next answer. Safe to cancel.

@@ -36,13 +36,21 @@ pub struct Memory {
     pub outer: BTreeMap<String, Outer>,
     /// The launcher has put a plan in force.
     pub planned: bool,
+    /// Names of the BGP neighbors with sessions.
+    pub sessions: BTreeSet<String>,
 }
 
 impl Memory {
     /// Remembers nothing.
     pub fn new(salt: [u8; 32]) -> Self {
         let keys = KeyRecord::new(salt);
-        Memory { keys, drained: BTreeSet::new(), outer: BTreeMap::new(), planned: false }
+        Memory {
+            keys,
+            drained: BTreeSet::new(),
+            outer: BTreeMap::new(),
+            planned: false,
+            sessions: BTreeSet::new(),
+        }
     }
 }
 
@@ -55,6 +63,8 @@ struct File {
     outer: BTreeMap<String, Outer>,
     #[serde(default)]
     planned: bool,
+    #[serde(default)]
+    sessions: BTreeSet<String>,
 }
 
 /// Reads what an earlier life under the same launcher left; `None` when there was none.
@@ -79,7 +89,13 @@ pub fn load(run_dir: &Path, launcher: &str) -> io::Result<Option<Memory>> {
         return Err(io::Error::from(io::ErrorKind::InvalidData));
     };
     let keys = KeyRecord::restore(salt, used);
-    Ok(Some(Memory { keys, drained: file.drained, outer: file.outer, planned: file.planned }))
+    Ok(Some(Memory {
+        keys,
+        drained: file.drained,
+        outer: file.outer,
+        planned: file.planned,
+        sessions: file.sessions,
+    }))
 }
 
 /// Writes it so that a reader finds the old or the new one whole, whichever process is killed.
@@ -95,6 +111,7 @@ pub fn save(run_dir: &Path, launcher: &str, memory: &Memory) -> io::Result<()> {
         drained: memory.drained.clone(),
         outer: memory.outer.clone(),
         planned: memory.planned,
+        sessions: memory.sessions.clone(),
     };
     let text = serde_json::to_vec(&file)?;
     write_whole(&run_dir.join(FILE), &text)
@@ -158,6 +175,7 @@ mod tests {
         memory.keys.mark(digest, BootId([3; 16]));
         memory.drained.insert("a".to_owned());
         memory.planned = true;
+        memory.sessions.insert("a".to_owned());
         let blocked = Some(Blocked::LinkDown { name: "eth1".to_owned() });
         memory.outer.insert("a".to_owned(), Outer { mtu: Some(1400), blocked, ..Outer::default() });
         save(&dir, "1:2", &memory).unwrap();

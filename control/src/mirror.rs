@@ -71,6 +71,16 @@ pub enum Change {
     Sweep,
 }
 
+/// What else puts routes into the core, beside the desired tables.
+pub trait Beside {
+    /// The core still has routes of its into this group.
+    fn holds(&self, group: GroupId) -> bool;
+    /// It has a route for this prefix, or is about to.
+    fn has_route(&self, prefix: &IpNet) -> bool;
+    /// It has put all that it has: what is left of an earlier life may go.
+    fn may_sweep(&self) -> bool;
+}
+
 impl Mirror {
     /// Of a core that may hold anything.
     pub fn stale() -> Self {
@@ -108,7 +118,12 @@ impl Mirror {
 
     /// The changes that lead to `want`, in an order in which each is possible. `install` says
     /// whether the SAs of a tunnel may be installed; they are numbered when they are sent.
-    pub fn changes_to(&self, want: &Tables, install: impl Fn(TunnelId) -> bool) -> Vec<Change> {
+    pub fn changes_to(
+        &self,
+        want: &Tables,
+        beside: &impl Beside,
+        install: impl Fn(TunnelId) -> bool,
+    ) -> Vec<Change> {
         let mut changes = Vec::new();
         if self.stale || self.gateway != want.gateway {
             changes.extend(want.gateway.clone().map(Change::SetGateway));
@@ -121,12 +136,13 @@ impl Mirror {
         let routes = want.routes.iter().filter(|(prefix, target)| self.routes.get(prefix) != Some(target));
         changes.extend(routes.map(|(prefix, target)| Change::PutRoute(*prefix, *target)));
         let gone = self.routes.keys().filter(|prefix| !want.routes.contains_key(prefix));
-        changes.extend(gone.copied().map(Change::RemoveRoute));
-        let gone = self.groups.keys().filter(|id| !want.groups.contains_key(id));
+        // A route that takes its place needs no gap.
+        changes.extend(gone.filter(|prefix| !beside.has_route(prefix)).copied().map(Change::RemoveRoute));
+        let gone = self.groups.keys().filter(|id| !want.groups.contains_key(id) && !beside.holds(**id));
         changes.extend(gone.copied().map(Change::RemoveGroup));
         let gone = self.tunnels.keys().filter(|id| !want.tunnels.contains_key(id));
         changes.extend(gone.copied().map(Change::RemoveTunnel));
-        if self.stale {
+        if self.stale && beside.may_sweep() {
             changes.push(Change::Sweep);
         }
         changes

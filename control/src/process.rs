@@ -1,6 +1,7 @@
 //! The control process: connects [`Turn`] to the launcher, the core, the kernel's notices, the
 //! administration socket, signals and the clock. One thread; never on a packet's way.
 
+mod bgp;
 mod checkup;
 mod ike;
 mod names;
@@ -26,6 +27,7 @@ use tokio::{
 
 use crate::{
     admin::{self, Asked, Response},
+    bgp::Bgp,
     config::{self, Config, ConfigError},
     core_client::{CoreClient, Incoming},
     ike::{Ike, punt::PuntClient},
@@ -148,11 +150,11 @@ fn load(file: &std::path::Path, insecure_manual_keys: bool) -> Result<Config, Ve
     }
 }
 
-/// Control needs no privilege but to read its configuration at a reload.
+/// Control needs no privilege but to read its configuration at a reload, and to listen on BGP's port.
 fn drop_privileges() {
     use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
     let kept = match capabilities(None) {
-        Ok(sets) => sets.permitted & CapabilitySet::DAC_READ_SEARCH,
+        Ok(sets) => sets.permitted & (CapabilitySet::DAC_READ_SEARCH | CapabilitySet::NET_BIND_SERVICE),
         Err(_) => CapabilitySet::empty(),
     };
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
@@ -181,6 +183,9 @@ struct Control {
     checkups: Vec<Checkup>,
     loaded: mpsc::UnboundedSender<Loaded>,
     ike: Ike,
+    bgp: Bgp,
+    /// What `bgp` was configured by.
+    bgp_config: Option<Arc<Config>>,
     punt: PuntClient,
     worker: Worker,
     /// The core's count of our adoptions.
@@ -253,16 +258,20 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
         checkups: Vec::new(),
         loaded,
         ike: Ike::new(),
+        bgp: Bgp::new(u64::from_ne_bytes(random().map_err(system("no randomness"))?)),
+        bgp_config: None,
         punt: PuntClient::new(&args.run_dir),
         worker: Worker::start().map_err(system("cannot start a thread"))?,
         generation: braid_api::Generation(0),
         args,
     };
     control.run_effects().await?;
+    control.drive_bgp().await?;
     let mut look_at_names = tokio::time::interval(NAMES_INTERVAL);
     let is_stop = loop {
         let deadline = control.turn.poll_timeout().map(|at| control.start + at);
         let ike_deadline = control.ike.poll_timeout();
+        let bgp_deadline = control.bgp.poll_timeout();
         let checkup = control.checkup_due();
         let event = tokio::select! {
             biased;
@@ -273,6 +282,7 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
             incoming = control.core.next() => control.handle_core(incoming),
             answer = control.launcher.next() => Some(match answer {
                 Ok(ToControl::Done) => Event::PlanDone,
+                Ok(ToControl::RoutesDone) => Event::RoutesDone,
                 Ok(ToControl::Failed { message }) => Event::PlanFailed { message },
                 // The launcher is gone or is ending: so do we; the core goes on.
                 Err(_) => break false,
@@ -287,6 +297,14 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
             }
             (life, computed) = control.worker.next() => {
                 control.ike.handle_computed(life, computed, Instant::now());
+                None
+            }
+            () = sleep_until(bgp_deadline) => {
+                control.bgp.handle_timeout(Instant::now());
+                None
+            }
+            happened = control.bgp.next() => {
+                control.bgp.handle(happened, Instant::now());
                 None
             }
             () = control.watch.changed() => Some(Event::Outer(control.look())),
@@ -310,11 +328,14 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
                 control.refresh_names();
                 None
             }
+            // Last: large tables are worked on while nothing else is to be done.
+            () = core::future::ready(()), if control.bgp.has_work() => None,
         };
         if let Some(event) = event {
             control.handle(event);
             control.run_effects().await?;
         }
+        control.drive_bgp().await?;
         control.drive_ike().await?;
     };
     if is_stop {
@@ -407,6 +428,12 @@ impl Control {
                 }
                 Effect::Plan(plan) => {
                     if let Err(error) = self.launcher.plan(*plan).await {
+                        let path = self.args.run_dir.clone();
+                        return Err(Failure::RunDir { path, error });
+                    }
+                }
+                Effect::Routes(changes) => {
+                    if let Err(error) = self.launcher.routes(changes).await {
                         let path = self.args.run_dir.clone();
                         return Err(Failure::RunDir { path, error });
                     }

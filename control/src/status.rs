@@ -10,9 +10,11 @@ use braid_api::{
     TunnelStats,
 };
 use braid_ike::PeerStatus;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    bgp::{Bgp, NeighborView, RouteAnswer},
     config,
     turn::{State, TunnelView, Turn},
 };
@@ -26,10 +28,12 @@ pub struct Status {
     pub uptime_s: f64,
     /// Every configured tunnel, in the order of the file.
     pub tunnels: Vec<Tunnel>,
-    /// Every route into the tunnels.
+    /// Every route into the tunnels, and what BGP has learned.
     pub routes: Vec<Route>,
-    /// BGP neighbours: none in this version.
-    pub neighbors: Vec<serde_json::Value>,
+    /// Learned routes beyond those listed.
+    pub routes_left_out: usize,
+    /// BGP neighbors, in the order of the file.
+    pub neighbors: Vec<NeighborView>,
     /// Packets dropped, by reason.
     pub drops: BTreeMap<String, u64>,
     /// Whether the forwarding core answers.
@@ -78,8 +82,8 @@ pub struct Tunnel {
     pub bfd: Option<Bfd>,
     /// Comes with WireGuard.
     pub wireguard: Option<serde_json::Value>,
-    /// Comes with BGP.
-    pub bgp: Option<serde_json::Value>,
+    /// The BGP neighbor in it.
+    pub bgp: Option<TunnelBgp>,
     /// Share within a group.
     pub weight: u16,
     /// The highest that is up carries traffic.
@@ -92,6 +96,17 @@ pub struct Tunnel {
     pub failover_causes: BTreeMap<String, u64>,
     /// Why it was taken out last, and how long ago.
     pub last_failure: Option<Failure>,
+}
+
+/// The BGP neighbor in a tunnel.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TunnelBgp {
+    /// RFC 4271 section 8.2.2.
+    pub state: String,
+    /// Routes it holds up.
+    pub received: usize,
+    /// Routes it was told.
+    pub advertised: usize,
 }
 
 /// An IKE SA.
@@ -167,7 +182,7 @@ pub struct Failure {
 pub struct Route {
     /// Inner destination.
     pub prefix: String,
-    /// `static` or `connected`.
+    /// `static`, `bgp` or `connected`.
     pub origin: String,
     /// Its paths.
     pub paths: Vec<Path>,
@@ -177,44 +192,127 @@ pub struct Route {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Path {
     /// The tunnel.
-    pub tunnel: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<String>,
+    /// Or the link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// The router on the link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
     /// Its share.
     pub weight: u16,
     /// Whether it carries this route's traffic now.
     pub active: bool,
 }
 
+/// Learned routes that `braid status` lists at most.
+const MAX_LEARNED: usize = 10_000;
+
 /// Builds the document. Without a core there are no counters.
-pub fn status(turn: &Turn, ike: &crate::ike::Ike, stats: Option<&Stats>, now: Duration) -> Status {
+pub fn status(turn: &Turn, ike: &crate::ike::Ike, bgp: &Bgp, stats: Option<&Stats>, now: Duration) -> Status {
     let by_tunnel: BTreeMap<TunnelId, &TunnelStats> =
         stats.iter().flat_map(|stats| &stats.tunnels).map(|stats| (stats.tunnel, stats)).collect();
     let mut sas: BTreeMap<(TunnelId, Direction), &SaStats> = BTreeMap::new();
     for sa in stats.iter().flat_map(|stats| &stats.sas) {
         sas.insert((sa.tunnel, sa.direction), sa);
     }
+    let neighbors = bgp.neighbors(std::time::Instant::now());
     let tunnel = |view: &TunnelView<'_>| {
         let stats = view.id.and_then(|id| by_tunnel.get(&id)).copied();
         let peer = ike.status(&view.tunnel.name, std::time::Instant::now());
-        tunnel_status(view, stats, &sas, peer.as_ref())
+        let neighbor = neighbors.iter().find(|other| other.tunnel.as_ref() == Some(&view.tunnel.name));
+        let bgp = neighbor.map(|neighbor| TunnelBgp {
+            state: neighbor.state.clone(),
+            received: neighbor.received,
+            advertised: neighbor.advertised,
+        });
+        Tunnel { bgp, ..tunnel_status(view, stats, &sas, peer.as_ref()) }
     };
-    let route = |route: crate::turn::RouteView<'_>| Route {
-        prefix: route.prefix.to_string(),
-        origin: route.origin.to_owned(),
-        paths: route
-            .paths
-            .into_iter()
-            .map(|(tunnel, weight, active)| Path { tunnel: tunnel.to_owned(), weight, active })
-            .collect(),
-    };
+    let tunnels = turn.tunnels(now).iter().map(tunnel).collect();
+    let (routes, routes_left_out) = turn.routes(|_| true, MAX_LEARNED);
     Status {
         gateway: turn.config().gateway.name.clone(),
         uptime_s: seconds(turn.uptime(now)),
-        tunnels: turn.tunnels(now).iter().map(tunnel).collect(),
-        routes: turn.routes().into_iter().map(route).collect(),
-        neighbors: Vec::new(),
+        tunnels,
+        routes: routes.into_iter().map(route).collect(),
+        routes_left_out,
+        neighbors,
         drops: stats.map(|stats| stats.drops.iter().cloned().collect()).unwrap_or_default(),
         core: turn.has_core(),
     }
+}
+
+/// A route as it is shown.
+pub(crate) fn route(route: crate::turn::RouteView<'_>) -> Route {
+    let by_tunnel = |(tunnel, weight, active): (&str, u16, bool)| Path {
+        tunnel: Some(tunnel.to_owned()),
+        interface: None,
+        gateway: None,
+        weight,
+        active,
+    };
+    let by_link = |(gateway, interface): (core::net::IpAddr, &str)| Path {
+        tunnel: None,
+        interface: Some(interface.to_owned()),
+        gateway: Some(gateway.to_string()),
+        weight: 1,
+        active: true,
+    };
+    Route {
+        prefix: route.prefix.to_string(),
+        origin: route.origin.to_owned(),
+        paths: route.paths.into_iter().map(by_tunnel).chain(route.link.map(by_link)).collect(),
+    }
+}
+
+/// What `braid routes` says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Routes {
+    /// Those asked for.
+    pub routes: Vec<Route>,
+    /// Learned ones beyond those listed.
+    pub left_out: usize,
+    /// All paths by BGP to each prefix, if that was asked.
+    pub why: Vec<RouteAnswer>,
+}
+
+/// Routes to a prefix and all within it, the one that a packet to an address takes, or all.
+pub fn routes(turn: &Turn, bgp: &Bgp, asked: Option<&Asked>, why: bool) -> Routes {
+    /// More than a person reads.
+    const MAX: usize = 100_000;
+    const MAX_EXPLAINED: usize = 1000;
+    let wanted = |prefix: &IpNet| match asked {
+        None => true,
+        Some(Asked::Prefix(net)) => net.contains(prefix),
+        Some(Asked::Address(address)) => prefix.contains(address),
+    };
+    let (mut routes, left_out) = turn.routes(wanted, MAX);
+    if let Some(Asked::Address(_)) = asked {
+        let longest = routes.iter().map(|route| route.prefix.prefix_len()).max();
+        routes.retain(|route| Some(route.prefix.prefix_len()) == longest);
+    }
+    let mut explained: Vec<IpNet> = routes.iter().map(|route| route.prefix).collect();
+    if let Some(Asked::Prefix(net)) = asked
+        && !explained.contains(net)
+    {
+        // One that none of its paths can be used for is worth a word.
+        explained.insert(0, *net);
+    }
+    explained.truncate(if why { MAX_EXPLAINED } else { 0 });
+    let why = explained.into_iter().map(|prefix| bgp.explain(prefix));
+    let why = why.filter(|answer| !answer.paths.is_empty()).collect();
+    Routes { routes: routes.into_iter().map(route).collect(), left_out, why }
+}
+
+/// What `braid routes` is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Asked {
+    /// This prefix, and all within it.
+    Prefix(IpNet),
+    /// What a packet takes.
+    Address(core::net::IpAddr),
 }
 
 fn tunnel_status(

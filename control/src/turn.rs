@@ -16,11 +16,14 @@
 //!   stash was read.
 
 mod ike;
+mod learned;
 mod message;
 mod offer;
 mod sync;
 mod view;
 
+#[cfg(test)]
+mod learned_tests;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +45,7 @@ use crate::{
 
 pub(crate) use ike::NOTE;
 pub use ike::{Carried, IkeOp, IkeState, NotHeld};
+pub use learned::{Hop, Learned, LearnedRoute};
 pub use message::{Effect, Event, Note, Token};
 pub use view::{RouteView, State, TunnelView};
 
@@ -106,6 +110,10 @@ pub struct Turn {
     next_rebuild: Duration,
     /// What IKE has settled, by tunnel name.
     negotiated: BTreeMap<String, Negotiated>,
+    /// What BGP has learned.
+    learned: learned::Table,
+    /// Counts the times that tunnels were offered to traffic or taken back.
+    offer_changes: u64,
     /// Counts the times that the core's tunnels may have changed.
     held_changes: u64,
     effects: Vec<Effect>,
@@ -204,6 +212,8 @@ impl Turn {
             needs_rebuild: false,
             next_rebuild: Duration::ZERO,
             negotiated: BTreeMap::new(),
+            learned: learned::Table::new(),
+            offer_changes: 0,
             held_changes: 0,
             effects: Vec::new(),
         };
@@ -225,6 +235,17 @@ impl Turn {
     /// The launcher has done its part at least once.
     pub fn has_plan_in_force(&self) -> bool {
         self.plan_in_force.is_some()
+    }
+
+    /// Another number than before: [`Turn::is_offered`] may answer otherwise.
+    pub fn offer_changes(&self) -> u64 {
+        self.offer_changes
+    }
+
+    /// Whether a tunnel is offered to traffic.
+    pub fn is_offered(&self, tunnel: &str) -> bool {
+        let runtime = self.by_name.get(tunnel).and_then(|index| self.tunnels.get(*index));
+        runtime.is_some_and(|runtime| runtime.offer == Offer::Live)
     }
 
     /// When [`Event::Timer`] is due.
@@ -301,6 +322,8 @@ impl Turn {
             Event::Undrain { tunnel, token } => self.handle_drain(tunnel, false, token),
             Event::Ike(states) => self.handle_ike(states),
             Event::Adopt { negotiated } => self.handle_adopt(negotiated),
+            Event::Learned(learned) => self.handle_learned(learned),
+            Event::RoutesDone => self.learned.kernel_done(),
             Event::Timer => self.handle_timer(now),
         }
         self.settle(now);
@@ -358,6 +381,8 @@ impl Turn {
         let by_name = &self.by_name;
         self.memory.outer.retain(|name, _| by_name.contains_key(name));
         self.memory.drained.retain(|name| by_name.contains_key(name));
+        self.learned.configure(&config);
+        self.offer_changes += 1;
         self.held_changes += 1;
         self.effects.push(Effect::RememberLater);
         self.rebuild();
@@ -366,7 +391,8 @@ impl Turn {
     /// Something that the desired state depends on has changed.
     fn rebuild(&mut self) {
         let refused: BTreeSet<usize> = self.refused.keys().copied().collect();
-        let desired = desired::build(
+        let learned = self.learned.groups();
+        let mut desired = desired::build(
             &self.config,
             &Circumstances {
                 outer: &self.memory.outer,
@@ -376,8 +402,14 @@ impl Turn {
                 numbers: &self.numbers,
                 refused: &refused,
                 negotiated: &self.negotiated,
+                learned: &learned,
             },
         );
+        drop(learned);
+        self.learned.built(&desired.learned);
+        for prefix in self.learned.overruled() {
+            desired.tables.routes.remove(&prefix);
+        }
         if desired.plan != self.desired.plan {
             self.plan_wanted += 1;
         }
@@ -474,6 +506,7 @@ impl Turn {
         }
         self.offer(now);
         self.pump();
+        self.mirror_learned();
         if self.needs_reconnect && self.core.as_ref().is_none_or(|core| !core.awaits_answer()) {
             self.needs_reconnect = false;
             self.effects.push(Effect::Reconnect);

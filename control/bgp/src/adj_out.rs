@@ -183,6 +183,16 @@ impl AdjOut {
         }
     }
 
+    /// Our addresses towards it, where they are known only with the connection.
+    pub fn set_next_hops(&mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
+        self.configure(ExportSettings { next_hop_v4: v4, next_hop_v6: v6, ..self.settings.clone() });
+    }
+
+    /// Whether it is told routes of any other neighbor.
+    pub fn has_sources(&self) -> bool {
+        !self.settings.sources.is_empty()
+    }
+
     /// The session is established, and the peer holds nothing of ours that counts.
     pub fn restart(&mut self) {
         self.sent.clear();

@@ -224,15 +224,22 @@ fn table(status: &Status, before: Option<(Duration, &Status)>) -> String {
         for route in status.routes.iter().take(MAX_ROUTES) {
             let path = |path: &crate::status::Path| {
                 let weight = if path.weight == 1 { String::new() } else { format!(" x{}", path.weight) };
-                format!("{}{weight}{}", path.tunnel, if path.active { "" } else { " (idle)" })
+                format!("{}{weight}{}", way(path), if path.active { "" } else { " (idle)" })
             };
             let paths = route.paths.iter().map(path).collect::<Vec<_>>().join(", ");
             rows.push([route.prefix.clone(), route.origin.clone(), paths]);
         }
         text.push_str(&format!("\n{}", align(&rows)));
-        if status.routes.len() > MAX_ROUTES {
-            text.push_str(&format!("and {} more routes\n", status.routes.len() - MAX_ROUTES));
+        let more = status.routes.len().saturating_sub(MAX_ROUTES) + status.routes_left_out;
+        if more > 0 {
+            text.push_str(&format!("and {more} more routes: braid routes\n"));
         }
+    }
+    if !status.neighbors.is_empty() {
+        let titles = ["NEIGHBOR", "AS", "STATE", "FOR", "RECEIVED", "ACCEPTED", "ADVERTISED", "ADDRESS", ""];
+        let mut rows = vec![titles.map(str::to_owned)];
+        rows.extend(status.neighbors.iter().map(neighbor_row));
+        text.push_str(&format!("\n{}", align(&rows)));
     }
     let drops: Vec<String> = status
         .drops
@@ -290,8 +297,32 @@ fn bfd_table(status: &Status) -> String {
     if rows.len() == 1 { String::new() } else { format!("\n{}", align(&rows)) }
 }
 
+/// The tunnel of a path, or its link.
+pub(super) fn way(path: &crate::status::Path) -> String {
+    match (&path.tunnel, &path.interface, &path.gateway) {
+        (Some(tunnel), ..) => tunnel.clone(),
+        (None, Some(interface), Some(gateway)) => format!("{gateway} on {interface}"),
+        (None, interface, _) => interface.clone().unwrap_or_default(),
+    }
+}
+
+fn neighbor_row(neighbor: &crate::bgp::NeighborView) -> [String; 9] {
+    let stale = if neighbor.stale > 0 { format!(" ({} stale)", neighbor.stale) } else { String::new() };
+    [
+        neighbor.name.clone(),
+        neighbor.asn.to_string(),
+        neighbor.state.clone(),
+        neighbor.since_s.map_or_else(|| "-".to_owned(), time),
+        format!("{}{stale}", neighbor.received),
+        neighbor.accepted.to_string(),
+        neighbor.advertised.to_string(),
+        neighbor.address.clone(),
+        neighbor.reason.clone(),
+    ]
+}
+
 /// Columns as wide as their widest cell, two blanks between them.
-fn align<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn align<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {

@@ -3,9 +3,10 @@
 //! A [`Config`] cannot be wrong in itself: names resolve, keys have their suite's length, inside
 //! networks are disjoint. What it cannot know is whether the machine allows it. Reading is pure
 //! but for [`load`], which opens the file, and the files that `[tunnel.ike]` names. Not done: WireGuard,
-//! BGP, metrics and interface paths, whose keys are known and refused.
+//! metrics and interface paths, whose keys are known and refused.
 
 mod bfd;
+mod bgp;
 mod check;
 mod error;
 mod gateway;
@@ -33,6 +34,7 @@ use toml::de::DeTable;
 use zeroize::Zeroizing;
 
 pub use bfd::BfdTiming;
+pub use bgp::{Bgp, Neighbor, Place};
 pub use error::{ConfigError, Fault};
 pub(crate) use ike::core_suite;
 
@@ -63,6 +65,8 @@ pub struct Config {
     pub tunnels: Vec<Tunnel>,
     /// `[[route]]`, in the order of the file.
     pub routes: Vec<Route>,
+    /// `[bgp]`.
+    pub bgp: Option<Bgp>,
 }
 
 /// `[gateway]`.
@@ -401,22 +405,21 @@ pub fn parse(text: &str, file: &Path, mode: u32) -> Result<Config, Vec<ConfigErr
     let root = Section::open(&ROOT, document.get_ref(), 0, &mut report);
     let gateway = gateway::read_gateway(root, &mut report);
     let core = gateway::read_core(root, &mut report);
-    let tunnels = tunnel::read_all(root, file, mode, &mut report);
+    let mut tunnels = tunnel::read_all(root, file, mode, &mut report);
     let routes = route::read_all(root, &tunnels, &mut report);
+    let bgp = bgp::read(root, &gateway, &tunnels, mode, &mut report);
+    bgp.iter().for_each(|bgp| bgp::add_bfd(bgp, &mut tunnels));
     check::cross_check(&tunnels, &routes, &mut report);
     if !report.is_clean() {
         return Err(report.into_errors());
     }
     let tunnels = tunnels.into_iter().filter_map(|draft| draft.tunnel).collect();
     let routes = routes.into_iter().map(|draft| draft.route).collect();
-    Ok(Config { file: file.to_owned(), gateway, core, tunnels, routes })
+    Ok(Config { file: file.to_owned(), gateway, core, tunnels, routes, bgp })
 }
 
 static ROOT: Schema = Schema {
     path: "",
-    keys: &["gateway", "core", "tunnel", "route"],
-    later: &[
-        ("bgp", "leave [bgp] out and use [[route]]"),
-        ("metrics", "leave [metrics] out and use `braid status --json`"),
-    ],
+    keys: &["gateway", "core", "tunnel", "route", "bgp"],
+    later: &[("metrics", "leave [metrics] out and use `braid status --json`")],
 };

@@ -116,7 +116,6 @@ fn every_error_names_line_key_and_remedy() {
         ("weight = 3", "weight = 0", "tunnel.weight: 0 is out of range; 1 to 65535 is right"),
         ("weight = 3", "weight = \"3\"", "tunnel.weight: a string stands where an integer belongs"),
         ("weight = 3", "ike = { psk = \"x\" }", "tunnel.manual: a second way to get keys"),
-        ("[core]", "[bgp]\nasn = 1\n[core]", "bgp: this version does not do it yet"),
         ("[core]", "[metrics]\n[core]", "metrics: this version does not do it yet"),
         ("type = \"ipsec\"", "type = \"wireguard\"", "tunnel.type: this version does not do it yet"),
         ("type = \"ipsec\"", "type = \"gre\"", "tunnel.type: \"gre\" is no type; \"ipsec\" is right"),
@@ -517,4 +516,114 @@ fn a_secret_that_others_may_read_is_refused() {
     let exposed = parse(&text.replace("psk-file = \"psk\"", "psk = \"x\""), &config, 0o100644).unwrap_err();
     assert!(exposed[0].to_string().contains("chmod 600 it"), "{}", exposed[0]);
     std::fs::remove_dir_all(dir).unwrap();
+}
+
+const BGP: &str = r#"
+[bgp]
+asn = 65010
+router-id = "10.1.0.1"
+announce = ["10.1.0.0/16", "fd00:1::/48"]
+multipath = "relaxed"
+[[bgp.neighbor]]
+tunnel = "a"
+asn = 64512
+hold-time = "9s"
+md5 = "not to be shown"
+import = ["10.0.0.0/8 le 24"]
+local-preference = 200
+prepend = 2
+weight = 3
+max-prefix = 1000
+bfd = false
+export = ["bgp:lan-router"]
+[[bgp.neighbor]]
+name = "lan-router"
+address = "10.1.0.254"
+interface = "lan0"
+asn = 65010
+graceful-restart = false
+"#;
+
+fn bgp_with(from: &str, to: &str) -> Result<Config, Vec<String>> {
+    assert!(BGP.contains(from), "{from} is not in the file");
+    let text = format!("{GOOD}{}", BGP.replacen(from, to, 1));
+    parse(&text, Path::new("x.toml"), 0o100600)
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn bgp_means_what_it_says() {
+    let bgp = bgp_with("asn", "asn").unwrap().bgp.unwrap();
+    assert_eq!((bgp.asn, bgp.router_id.to_string(), bgp.distance), (65_010, "10.1.0.1".to_owned(), 20));
+    assert_eq!(bgp.announce.len(), 2);
+    assert_eq!(bgp.multipath, braid_bgp::rib::decision::Multipath::Relaxed);
+    let [a, router] = &bgp.neighbors[..] else { panic!("two neighbors") };
+    assert_eq!((a.name.as_str(), a.tunnel(), a.asn), ("a", Some("a"), 64_512));
+    assert_eq!((a.hold_time.as_secs(), a.local_preference, a.prepend, a.weight), (9, 200, 2, Some(3)));
+    assert_eq!(a.md5.as_ref().unwrap().expose(), b"not to be shown");
+    assert!(!format!("{a:?}").contains("not to be shown"));
+    assert_eq!(a.import.as_ref().unwrap()[0].to_string(), "10.0.0.0/8 le 24");
+    assert_eq!((a.export.as_slice(), a.max_prefix), (&["lan-router".to_owned()][..], Some(1000)));
+    assert_eq!(a.graceful_restart, Some(Duration::from_secs(120)));
+    assert_eq!(
+        (router.name.as_str(), router.graceful_restart, router.hold_time.as_secs()),
+        ("lan-router", None, 30)
+    );
+    let address = "10.1.0.254".parse().unwrap();
+    let interface = Some("lan0".to_owned());
+    assert_eq!(router.place, Place::Address { address, interface, source: None });
+    // BFD runs in the neighbor's tunnel.
+    let config = bgp_with("bfd = false", "bfd = { interval = \"100ms\" }").unwrap();
+    assert_eq!(config.tunnels[0].bfd[0].remote.to_string(), "169.254.10.1");
+    assert_eq!(config.tunnels[0].bfd[0].interval, Duration::from_millis(100));
+    assert!(config.tunnels[1].bfd.is_empty());
+    // Left out, the identifier is an address that is ours alone.
+    let bgp = bgp_with("router-id = \"10.1.0.1\"\n", "").unwrap().bgp.unwrap();
+    assert_eq!(bgp.router_id.to_string(), "10.1.0.1");
+}
+
+#[test]
+fn every_error_of_bgp_names_line_key_and_remedy() {
+    let cases = [
+        ("asn = 65010\n", "", "bgp.asn: missing; for example asn = 65010"),
+        ("asn = 64512", "asn = 23456", "bgp.neighbor.asn: 23456 is reserved"),
+        ("asn = 64512", "asn = 0", "bgp.neighbor.asn: 0 is out of range"),
+        (
+            "router-id = \"10.1.0.1\"",
+            "router-id = \"fd00::1\"",
+            "is no router identifier; write an IPv4 address",
+        ),
+        ("10.1.0.0/16", "10.1.0.1/16", "bgp.announce: \"10.1.0.1/16\" has host bits set"),
+        ("\"relaxed\"", "\"loose\"", "bgp.multipath: \"loose\" is no way to share traffic; \"equal\""),
+        ("tunnel = \"a\"", "tunnel = \"c\"", "bgp.neighbor.tunnel: no tunnel is named \"c\"; known: a, b"),
+        ("tunnel = \"a\"\n", "", "bgp.neighbor.address: missing"),
+        ("tunnel = \"a\"", "tunnel = \"a\"\nmultihopp = true", "did you mean `multihop`?"),
+        ("interface = \"lan0\"\n", "", "is not said; write interface = \"eth1\", or else multihop = true"),
+        ("interface = \"lan0\"", "interface = \"lan0\"\nmultihop = true", "not both"),
+        ("hold-time = \"9s\"", "hold-time = \"2s\"", "\"2s\" is no hold time; \"3s\" to \"65535s\""),
+        ("10.0.0.0/8 le 24", "10.0.0.0/8 le 33", "bgp.neighbor.import: no prefix within is at least /8"),
+        ("bgp:lan-router", "bgp:wan-router", "no neighbor is named \"wan-router\"; known: a, lan-router"),
+        ("bgp:lan-router", "bgp:a", "a neighbor knows its own routes; name other neighbors"),
+        ("bgp:lan-router", "static", "is nothing that can be exported; write \"bgp:\""),
+        ("name = \"lan-router\"", "name = \"a\"", "bgp.neighbor.name: \"a\" is taken"),
+        ("md5 = \"not to be shown\"", "md5 = \"\"", "bgp.neighbor.md5: a key of 0 bytes; 1 to 80 bytes"),
+        ("prepend = 2", "prepend = 33", "bgp.neighbor.prepend: 33 is out of range; 0 to 32"),
+    ];
+    for (from, to, part) in cases {
+        let errors = bgp_with(from, to).expect_err(to);
+        assert!(errors.iter().any(|error| error.contains(part)), "{to}: {errors:#?}");
+        let whole = |error: &String| error.starts_with("x.toml:") && !error.contains("not to be shown");
+        assert!(errors.iter().all(whole), "{errors:#?}");
+    }
+    let exposed = parse(
+        "[bgp]\nasn = 1\nrouter-id = \"10.0.0.1\"\n[[bgp.neighbor]]\naddress = \"10.0.0.2\"\n\
+        multihop = true\nasn = 2\nmd5 = \"x\"\n",
+        Path::new("x.toml"),
+        0o100644,
+    );
+    assert!(
+        exposed.unwrap_err()[0]
+            .to_string()
+            .starts_with("x.toml:8: bgp.neighbor.md5: the file holds a secret")
+    );
 }

@@ -10,11 +10,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use braid_api::launcher::KernelPlan;
+use braid_api::launcher::{KernelPlan, RouteChanges};
 use braid_dataplane::io::tun::{self, OpenError, OpenedTun};
 
 use super::error::{PlanError, invalid_prefix};
 use super::layout::{Layout, SLOTS, Step, steps, table_of};
+use super::learned::{self, Learned};
 use super::netlink::{LinkSettings, Netlink};
 use super::run_dir::{Record, RunDir};
 use super::slot::{NamespaceLock, Slot};
@@ -48,6 +49,11 @@ pub(super) struct Kernel {
     generation: u64,
     sockets: Sockets,
     plan: Option<KernelPlan>,
+    learned: Learned,
+    /// What a killed run had learned was looked for.
+    adopted: bool,
+    /// Generation of the device that the learned routes lead to.
+    learned_on: u64,
 }
 
 /// What an attempt has done so far.
@@ -72,6 +78,9 @@ impl Kernel {
             generation: 0,
             sockets: Sockets::new(),
             plan: None,
+            learned: Learned::default(),
+            adopted: false,
+            learned_on: 0,
         })
     }
 
@@ -124,6 +133,48 @@ impl Kernel {
         }
     }
 
+    /// Another life of control: it will say what it has learned.
+    pub(super) fn handle_new_control(&mut self) {
+        self.learned.handle_new_control();
+    }
+
+    /// Learned routes come and go. Those that the kernel does not take are told of in the log.
+    ///
+    /// # Errors
+    /// As [`Self::apply`], where rules have to follow.
+    pub(super) fn change_routes(&mut self, dir: &RunDir, changes: RouteChanges) -> Result<(), PlanError> {
+        let Some(plan) = self.plan.clone() else { return Ok(()) };
+        let known = self.learned.known_to_layout();
+        let (add, remove) = self.learned.change(changes);
+        self.run_learned(&add);
+        // Rules follow what is captured, and what is protected within a learned prefix is routed there.
+        let result = match self.learned.known_to_layout() == known {
+            true => Ok(()),
+            false => self.apply(dir, plan),
+        };
+        self.run_learned(&remove);
+        result
+    }
+
+    fn run_learned(&mut self, steps: &[learned::Step]) {
+        let index = self.device.as_ref().map_or(0, |device| device.index);
+        let refused = match self.netlink.run_learned(steps, index) {
+            Ok(refused) => refused,
+            Err(error) => {
+                tracing::error!("cannot change learned routes: {error}");
+                return;
+            }
+        };
+        if let Some((step, error)) = refused.first() {
+            let (learned::Step::Put(route) | learned::Step::Remove(route)) = step;
+            let more = match refused.len() {
+                1 => String::new(),
+                count => format!(" (and {} more)", count - 1),
+            };
+            tracing::warn!("the kernel refuses a learned route to {}: {error}{more}", route.prefix);
+        }
+    }
+
     /// Makes the plan in force good again where the kernel lost parts of it, such as a device
     /// that somebody deleted.
     ///
@@ -169,6 +220,8 @@ impl Kernel {
             }
             self.remove_all(number);
         }
+        let learned = self.learned.clear();
+        self.run_learned(&learned);
         let left = self.netlink.layout(number, None).unwrap_or_default();
         if left == Layout::default() && self.record.sysctls.is_empty() {
             dir.remove_record();
@@ -235,9 +288,15 @@ impl Kernel {
     fn change(&mut self, dir: &RunDir, plan: &KernelPlan, attempt: &mut Attempt) -> Result<(), PlanError> {
         let ipv6 = sysctl::has_ipv6();
         let slot = self.claim_and_set_sysctls(dir, plan, attempt)?;
+        if !std::mem::replace(&mut self.adopted, true) {
+            let left = self.netlink.learned_unreachable(slot).map_err(kernel("reading learned routes"))?;
+            self.learned.adopt(slot, left);
+        }
+        let (before, after) = self.learned.relocate(slot, plan);
         let index = self.device.as_ref().map_or(0, |device| device.index);
         self.set_up_device(plan, slot, index, attempt)?;
-        let wanted = Layout::of(plan, slot, ipv6);
+        self.run_learned(&before);
+        let wanted = Layout::with(plan, slot, ipv6, &self.learned.known_to_layout());
         let found = self.netlink.layout(slot, Some(index)).map_err(kernel("reading routes and rules"))?;
         let steps = steps(&found, &wanted);
         if self.plan.as_ref() == Some(plan) && !steps.is_empty() {
@@ -252,6 +311,12 @@ impl Kernel {
                 }
                 Err(error) => return Err(PlanError::Step { step: Box::new(step), error }),
             }
+        }
+        self.run_learned(&after);
+        // Those on the device went with it.
+        if std::mem::replace(&mut self.learned_on, self.generation) != self.generation {
+            let again = self.learned.again();
+            self.run_learned(&again);
         }
         Ok(())
     }

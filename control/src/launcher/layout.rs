@@ -174,6 +174,17 @@ pub(super) struct Layout {
 impl Layout {
     /// What a plan asks for. `ipv6` tells whether the kernel has IPv6.
     pub(super) fn of(plan: &KernelPlan, slot: u8, ipv6: bool) -> Self {
+        Self::with(plan, slot, ipv6, &BTreeMap::new())
+    }
+
+    /// The same beside learned prefixes ([`super::learned`]) with the sources of their routes: those that are
+    /// captured get the rules that lead to them, and what is protected within one is routed too.
+    pub(super) fn with(
+        plan: &KernelPlan,
+        slot: u8,
+        ipv6: bool,
+        learned: &BTreeMap<IpNet, Option<IpAddr>>,
+    ) -> Self {
         let mut layout = Self { addresses: plan.addresses.iter().copied().collect(), ..Self::default() };
         let peers: BTreeSet<IpAddr> = plan.peers.iter().copied().collect();
         let is_captured = |prefix: &IpNet| {
@@ -187,10 +198,11 @@ impl Layout {
         let covering = |prefix: &IpNet| {
             let shorter = (0..prefix.prefix_len()).rev();
             let mut nets = shorter.filter_map(|len| IpNet::new(prefix.addr(), len).ok());
-            nets.find_map(|net| sources.get(&net.trunc()).copied())
+            nets.find_map(|net| sources.get(&net.trunc()).or_else(|| learned.get(&net.trunc())).copied())
         };
         let mut placed = sources.clone();
-        let mut captured = BTreeSet::new();
+        let mut captured: BTreeSet<IpNet> =
+            learned.keys().copied().filter(|prefix| is_captured(prefix)).collect();
         for prefix in plan.protect.iter().map(IpNet::trunc) {
             if let Some(source) = covering(&prefix).or_else(|| is_captured(&prefix).then_some(None)) {
                 placed.entry(prefix).or_insert(source);

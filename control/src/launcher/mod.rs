@@ -19,6 +19,7 @@
 mod error;
 mod kernel;
 mod layout;
+mod learned;
 mod netlink;
 mod process;
 mod run_dir;
@@ -332,10 +333,19 @@ impl Launcher {
                 self.sent = Sent::default();
                 self.repair().await;
             }
-            FromClient::Control => self.control_connection = Some(id),
+            FromClient::Control => {
+                self.control_connection = Some(id);
+                self.kernel.handle_new_control();
+            }
+            FromClient::Routes(changes) if self.control_connection == Some(id) => {
+                if let Err(error) = self.kernel.change_routes(&self.dir, changes) {
+                    tracing::error!("{error}");
+                }
+                self.answer(&ToControl::RoutesDone).await;
+            }
             FromClient::Plan(plan) if self.control_connection == Some(id) => self.plan(plan).await,
-            // A plan of somebody who did not say who it is, or a plan file that could not be read.
-            FromClient::Plan(_) | FromClient::PlanFile { .. } => self.closed(id),
+            // Of somebody who did not say who it is, or a plan file that could not be read.
+            FromClient::Plan(_) | FromClient::Routes(_) | FromClient::PlanFile { .. } => self.closed(id),
         }
     }
 

@@ -4,9 +4,11 @@
 //! interleave with. Dumps ask the kernel to filter (`NETLINK_GET_STRICT_CHK`), so that a table of
 //! a million foreign routes is not copied.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
+use braid_api::launcher::LearnedVia;
 use ipnet::IpNet;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
@@ -21,8 +23,11 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use super::layout::{Action, Layout, PROTOCOL, Route, Rule, Step, Via, slot_of_metric};
+use super::layout::{Action, Layout, MAIN, PROTOCOL, Route, Rule, Step, Via, slot_of_metric};
+use super::learned;
 
+/// Messages sent at once: the answers to as many that fail must fit a socket's buffer.
+const AT_ONCE: usize = 96;
 /// Longest answer that the kernel puts into one datagram is half of this.
 const BUFFER_LEN: usize = 64 * 1024;
 /// `FRA_SUPPRESS_PREFIXLEN` of a rule without it.
@@ -117,7 +122,7 @@ impl Netlink {
     /// What the kernel said.
     pub(super) fn layout(&mut self, slot: u8, device: Option<u32>) -> io::Result<Layout> {
         let mut layout = Layout::default();
-        for route in self.routes()? {
+        for route in self.routes(PROTOCOL)? {
             let ours = match route.via {
                 Some(Via::Unreachable) => slot_of_metric(route.route.metric) == Some(slot),
                 Some(Via::Device) => route.oif.is_some() && route.oif == device,
@@ -139,7 +144,7 @@ impl Netlink {
     /// # Errors
     /// What the kernel said.
     pub(super) fn unreachable(&mut self) -> io::Result<Vec<(u8, IpNet)>> {
-        let routes = self.routes()?.into_iter().filter(|found| found.via == Some(Via::Unreachable));
+        let routes = self.routes(PROTOCOL)?.into_iter().filter(|found| found.via == Some(Via::Unreachable));
         Ok(routes.filter_map(|r| Some((slot_of_metric(r.route.metric)?, r.route.prefix))).collect())
     }
 
@@ -180,21 +185,130 @@ impl Netlink {
         }
     }
 
-    fn routes(&mut self) -> io::Result<Vec<FoundRoute>> {
+    fn routes(&mut self, protocol: u8) -> io::Result<Vec<FoundRoute>> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
-            message.header.protocol = RouteProtocol::Other(PROTOCOL);
+            message.header.protocol = RouteProtocol::Other(protocol);
             for answer in self.dump(RouteNetlinkMessage::GetRoute(message))? {
                 if let RouteNetlinkMessage::NewRoute(message) = answer
-                    && message.header.protocol == RouteProtocol::Other(PROTOCOL)
+                    && message.header.protocol == RouteProtocol::Other(protocol)
                 {
                     found.extend(parse_route(&message));
                 }
             }
         }
         Ok(found)
+    }
+
+    /// The prefixes of a slot's learned `unreachable` routes, and whether each was captured.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(super) fn learned_unreachable(&mut self, slot: u8) -> io::Result<Vec<(IpNet, bool)>> {
+        let found = self.routes(learned::PROTOCOL)?.into_iter().filter(|found| {
+            found.via == Some(Via::Unreachable) && learned::slot_of_metric(found.route.metric) == Some(slot)
+        });
+        Ok(found.map(|found| (found.route.prefix, found.route.table != MAIN)).collect())
+    }
+
+    /// Makes many changes; yields those that the kernel refused, but for removals of what was gone already.
+    ///
+    /// # Errors
+    /// Netlink itself failed.
+    pub(super) fn run_learned<'s>(
+        &mut self,
+        steps: &'s [learned::Step],
+        device: u32,
+    ) -> io::Result<Vec<(&'s learned::Step, io::Error)>> {
+        use rustix::io::Errno;
+        let mut links = BTreeMap::new();
+        let mut refused = Vec::new();
+        for steps in steps.chunks(AT_ONCE) {
+            let mut bytes = Vec::with_capacity(steps.len() * 80);
+            let first = self.sequence.wrapping_add(1);
+            for (at, step) in steps.iter().enumerate() {
+                let (learned::Step::Put(route) | learned::Step::Remove(route)) = step;
+                let link = self.link_of(route, device, &mut links)?;
+                let message = learned_message(route, link);
+                let (message, flags) = match step {
+                    learned::Step::Put(_) => {
+                        (RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+                    }
+                    learned::Step::Remove(_) => (RouteNetlinkMessage::DelRoute(message), 0),
+                };
+                let last = if at + 1 == steps.len() { NLM_F_ACK } else { 0 };
+                self.append(&mut bytes, message, flags | last);
+            }
+            self.socket.send(&bytes, 0)?;
+            for (at, error) in self.outcomes(first)? {
+                let Some(step) = steps.get(at) else { continue };
+                let gone = [Errno::SRCH, Errno::NOENT, Errno::NODEV].iter().any(|n| is(&error, *n));
+                if !(gone && matches!(step, learned::Step::Remove(_))) {
+                    refused.push((step, error));
+                }
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Zero, which the kernel refuses, for a link that is not there.
+    fn link_of(
+        &self,
+        route: &learned::Route,
+        device: u32,
+        links: &mut BTreeMap<String, u32>,
+    ) -> io::Result<u32> {
+        let learned::Way::Via(LearnedVia::Gateway { interface, .. }) = &route.way else { return Ok(device) };
+        if let Some(index) = links.get(interface) {
+            return Ok(*index);
+        }
+        // By a socket of its own: between messages that are not sent yet, numbers have to stay in order.
+        let index = Netlink::open()?.link(interface)?.map_or(0, |link| link.index);
+        links.insert(interface.clone(), index);
+        Ok(index)
+    }
+
+    fn append(&mut self, bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | flags;
+        request.header.sequence_number = self.sequence;
+        request.finalize();
+        let start = bytes.len();
+        // Netlink aligns messages to four bytes.
+        bytes.resize(start + request.buffer_len().next_multiple_of(4), 0);
+        request.serialize(&mut bytes[start..]);
+    }
+
+    /// Errors of the messages from `first` to the last, which asked for an acknowledgement, by their place.
+    fn outcomes(&mut self, first: u32) -> io::Result<Vec<(usize, io::Error)>> {
+        let mut errors = Vec::new();
+        let mut buffer: Vec<u8> = Vec::with_capacity(BUFFER_LEN);
+        loop {
+            buffer.clear();
+            match self.socket.recv(&mut buffer, 0) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            let mut rest = &buffer[..];
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+                let len = usize::try_from(message.header.length).unwrap_or(usize::MAX);
+                rest = rest.get(len.next_multiple_of(4).max(16)..).unwrap_or_default();
+                let number = message.header.sequence_number;
+                let NetlinkPayload::Error(error) = message.payload else { continue };
+                if error.code.is_some() {
+                    errors.push((number.wrapping_sub(first) as usize, error.to_io()));
+                }
+                if number == self.sequence {
+                    return Ok(errors);
+                }
+            }
+        }
     }
 
     fn rules(&mut self) -> io::Result<Vec<Rule>> {
@@ -335,6 +449,47 @@ fn route_message(route: &Route, device: u32) -> RouteMessage {
         attributes.push(RouteAttribute::Oif(device));
     }
     attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(RouteAddress::from(source))));
+    message
+}
+
+fn learned_message(route: &learned::Route, link: u32) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let kind = match route.way {
+        learned::Way::Unreachable => RouteType::Unreachable,
+        learned::Way::Via(_) => RouteType::Unicast,
+    };
+    let scope = match (&route.way, route.prefix) {
+        (learned::Way::Via(LearnedVia::Device { .. }), IpNet::V4(_)) => RouteScope::Link,
+        _ => RouteScope::Universe,
+    };
+    message.header = RouteHeader {
+        address_family: family(&route.prefix),
+        destination_prefix_length: route.prefix.prefix_len(),
+        table: u8::try_from(route.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
+        protocol: RouteProtocol::Other(learned::PROTOCOL),
+        scope,
+        kind,
+        ..RouteHeader::default()
+    };
+    let attributes = &mut message.attributes;
+    if route.prefix.prefix_len() > 0 {
+        attributes.push(RouteAttribute::Destination(RouteAddress::from(route.prefix.addr())));
+    }
+    attributes.push(RouteAttribute::Table(route.table));
+    attributes.push(RouteAttribute::Priority(route.metric));
+    match &route.way {
+        learned::Way::Unreachable => {}
+        learned::Way::Via(via) => {
+            attributes.push(RouteAttribute::Oif(link));
+            match via {
+                LearnedVia::Device { source } => attributes
+                    .extend(source.map(|source| RouteAttribute::PrefSource(RouteAddress::from(source)))),
+                LearnedVia::Gateway { gateway, .. } => {
+                    attributes.push(RouteAttribute::Gateway(RouteAddress::from(*gateway)));
+                }
+            }
+        }
+    }
     message
 }
 

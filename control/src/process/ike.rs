@@ -36,7 +36,15 @@ impl Control {
             }
             _ => None,
         };
+        let adopted = match &event {
+            Event::CoreHello(hello) => Some(!hello.tunnels.is_empty()),
+            _ => None,
+        };
         self.turn.handle(event, self.now());
+        if let Some(adopted) = adopted {
+            let sessions = self.turn.memory().sessions.clone();
+            self.bgp.handle_hello(adopted, &sessions, now);
+        }
         if outer {
             self.ike.handle_outer(&self.turn, now);
         }
@@ -97,6 +105,8 @@ impl Control {
 
     /// Tells all peers that their SAs end, and waits a little for their answers. The core carries it still.
     pub(super) async fn take_leave(&mut self) -> Result<(), Failure> {
+        // BGP first, while its tunnels are there.
+        self.leave_bgp().await;
         let until = Instant::now() + LEAVE_WITHIN;
         self.ike.close(Instant::now());
         loop {

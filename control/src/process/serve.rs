@@ -27,6 +27,11 @@ impl Control {
         match request {
             Request::Status if self.greeted => self.query(Query::Stats, Pending::Status(answer)),
             Request::Status => self.answer_without_core(Pending::Status(answer)),
+            Request::Routes { asked, why } => {
+                let routes = status::routes(&self.turn, &self.bgp, asked.as_ref(), why);
+                // Whoever hung up does not want to know.
+                let _ = answer.send(document(&routes));
+            }
             Request::Doctor { tunnel } if self.greeted => {
                 self.query(Query::Stats, Pending::Doctor(tunnel, answer));
             }
@@ -116,7 +121,7 @@ impl Control {
 
     fn send_status(&self, to: oneshot::Sender<Response>, stats: Option<&Stats>) {
         // Whoever hung up does not want to know.
-        let _ = to.send(document(&status::status(&self.turn, &self.ike, stats, self.now())));
+        let _ = to.send(document(&status::status(&self.turn, &self.ike, &self.bgp, stats, self.now())));
     }
 
     /// Reads the configuration again, beside the loop: a large one takes a while.

@@ -3,9 +3,12 @@
 use core::fmt;
 use std::{collections::BTreeMap, sync::Arc};
 
-use braid_api::{Epoch, Hello, Rejected, Transaction, TunnelStats, launcher::KernelPlan};
+use braid_api::{
+    Epoch, Hello, Rejected, Transaction, TunnelStats,
+    launcher::{KernelPlan, RouteChanges},
+};
 
-use super::IkeState;
+use super::{IkeState, learned::Learned};
 use crate::{config::Config, desired::Negotiated, failover::Obstacle, outer::Outer};
 
 /// Names whoever waits for an answer.
@@ -66,6 +69,10 @@ pub enum Event {
         /// By tunnel name.
         negotiated: BTreeMap<String, Negotiated>,
     },
+    /// BGP has chosen.
+    Learned(Learned),
+    /// The launcher has done what [`Effect::Routes`] said.
+    RoutesDone,
     /// [`super::Turn::poll_timeout`] has come.
     Timer,
 }
@@ -80,6 +87,8 @@ pub enum Effect {
     Transaction(Transaction),
     /// Send to the launcher; answered by [`Event::PlanDone`] or [`Event::PlanFailed`].
     Plan(Box<KernelPlan>),
+    /// Send to the launcher; answered by [`Event::RoutesDone`].
+    Routes(RouteChanges),
     /// Ask the core for its counters.
     QueryStats,
     /// Close the connection to the core and connect again.
@@ -103,12 +112,13 @@ impl Effect {
             Effect::Remember => 0,
             Effect::Transaction(_) => 1,
             Effect::Plan(_) => 2,
-            Effect::QueryStats => 3,
-            Effect::Reconnect => 4,
-            Effect::RememberLater => 5,
-            Effect::Reply(..) => 6,
-            Effect::Note(_) => 7,
-            Effect::Exit { .. } => 8,
+            Effect::Routes(_) => 3,
+            Effect::QueryStats => 4,
+            Effect::Reconnect => 5,
+            Effect::RememberLater => 6,
+            Effect::Reply(..) => 7,
+            Effect::Note(_) => 8,
+            Effect::Exit { .. } => 9,
         }
     }
 }

@@ -51,6 +51,7 @@ impl Turn {
         if ops.is_empty() {
             return;
         }
+        self.offer_changes += 1;
         let Some(core) = &mut self.core else { return };
         let transaction = core.transaction(ops);
         for (index, id) in unmasked {

@@ -18,7 +18,7 @@ use crate::{
     config::Config,
     desired::{Numbers, SaSpec},
     keys::KeyDigest,
-    mirror::{Change, HeldSa, Mirror},
+    mirror::{Beside, Change, HeldSa, Mirror},
 };
 
 /// Most changes in one transaction, so that others get in between.
@@ -174,6 +174,8 @@ impl Turn {
         self.last_boot = Some(hello.boot);
         self.refused.clear();
         self.core = Some(core);
+        self.learned.core_lost();
+        self.offer_changes += 1;
         // By the core's numbers, or its tunnels would be taken for others and masked.
         self.rebuild();
         self.touch_all();
@@ -190,6 +192,7 @@ impl Turn {
             runtime.offer = Offer::Masked;
             runtime.draining = false;
         }
+        self.offer_changes += 1;
         self.touch_all();
         self.effects.push(Effect::Note(Note::CoreLost));
     }
@@ -203,11 +206,12 @@ impl Turn {
         if self.core.as_ref().is_none_or(|core| core.outstanding.is_some() || core.ike.awaits_stash) {
             return;
         }
-        if self.core.as_ref().is_some_and(|core| core.is_dirty) {
+        if self.learned.needs_build() || self.core.as_ref().is_some_and(|core| core.is_dirty) {
             self.refill();
         }
         let Some(core) = &mut self.core else { return };
         if core.queue.is_empty() {
+            self.pump_learned();
             return;
         }
         let mut changes = Vec::new();
@@ -252,6 +256,28 @@ impl Turn {
         self.effects.push(Effect::Transaction(transaction));
     }
 
+    /// Sends the next routes that BGP has learned; after the last, what an earlier life left may go.
+    fn pump_learned(&mut self) {
+        let Some(core) = &mut self.core else { return };
+        let configured = &self.desired.tables.routes;
+        let ops = self.learned.core_ops(|prefix| configured.contains_key(prefix));
+        // A prefix that was the configuration's is not any more.
+        for op in &ops {
+            if let Op::PutRoute { prefix, .. } = op {
+                core.mirror.routes.remove(prefix);
+            }
+        }
+        if !ops.is_empty() {
+            let transaction = core.transaction(ops);
+            core.outstanding =
+                Some(Outstanding { epoch: transaction.epoch, changes: Vec::new(), marked: Vec::new() });
+            self.effects.push(Effect::Transaction(transaction));
+        } else if core.mirror.stale && self.learned.may_sweep() {
+            core.is_dirty = true;
+            self.pump();
+        }
+    }
+
     /// Makes the queue anew from what the core has confirmed.
     fn refill(&mut self) {
         // Numbers may have been confirmed since the tables were built.
@@ -266,7 +292,7 @@ impl Turn {
                 })
             })
         };
-        core.queue = mirror.changes_to(&self.desired.tables, installable).into();
+        core.queue = mirror.changes_to(&self.desired.tables, &self.learned, installable).into();
         core.is_dirty = false;
     }
 
@@ -287,6 +313,7 @@ impl Turn {
                 {
                     runtime.offer = Offer::Live;
                     self.touched.extend(index);
+                    self.offer_changes += 1;
                 }
             }
             return;
@@ -563,7 +590,7 @@ fn weight_of(change: &Change) -> usize {
     match change {
         Change::PutTunnel(tunnel) => {
             let allowed = match &tunnel.allowed {
-                braid_api::Allowed::Routed => 0,
+                braid_api::Allowed::Routed | braid_api::Allowed::RoutedAnywhere => 0,
                 braid_api::Allowed::Prefixes(prefixes) => prefixes.len(),
             };
             400 + (allowed + 3 * tunnel.bfd.len()) * PREFIX

@@ -26,6 +26,11 @@ const VARIANTS: usize = 7;
 const NEGOTIATED: usize = VARIANTS;
 
 fn configuration(variant: usize) -> Arc<Config> {
+    configuration_with(variant, "", false)
+}
+
+/// With more at the end; `far` gives routes a distance that BGP undercuts.
+fn configuration_with(variant: usize, more: &str, far: bool) -> Arc<Config> {
     let mut text = "[gateway]\nname = \"x\"\n".to_owned();
     let names = match variant {
         2 => &["a", "b"][..],
@@ -61,14 +66,18 @@ fn configuration(variant: usize) -> Arc<Config> {
         text.push_str(&format!("[[route]]\nprefix = \"10.2.0.0/16\"\nvia = [{via}]\n"));
         text.push_str("[[route]]\nprefix = \"10.3.0.0/16\"\nvia = [\"a\", \"b\"]\n");
     }
+    if far {
+        text = text.replace("[[route]]\n", "[[route]]\ndistance = 100\n");
+    }
+    text.push_str(more);
     Arc::new(crate::config::parse(&text, Path::new("x.toml"), 0o600).unwrap())
 }
 
-struct Rig {
+pub(super) struct Rig {
     turn: Turn,
     now: Duration,
     disk: Memory,
-    core: Option<Writer>,
+    pub(super) core: Option<Writer>,
     connected: bool,
     boots: u8,
     to_core: VecDeque<Transaction>,
@@ -79,8 +88,14 @@ struct Rig {
     installed: BTreeSet<Vec<u8>>,
     replies: Vec<(Token, Result<String, Vec<String>>)>,
     notes: Vec<Note>,
+    /// What the kernel has of learned routes.
+    pub(super) kernel: BTreeSet<ipnet::IpNet>,
+    pub(super) swept: bool,
     exited: Option<String>,
     variant: usize,
+    /// At the end of every configuration.
+    more: String,
+    pub(super) far_routes: bool,
     next_token: u64,
 }
 
@@ -90,9 +105,24 @@ impl Rig {
     }
 
     fn with(variant: usize) -> Self {
+        Rig::made(variant, "")
+    }
+
+    /// With more at the end of the configuration.
+    pub(super) fn with_text(more: &str) -> Self {
+        Rig::made(0, more)
+    }
+
+    fn made(variant: usize, more: &str) -> Self {
         let disk = Memory::new([5; 32]);
         let mut rig = Rig {
-            turn: Turn::new(configuration(variant), disk.clone(), [1; 16], 1, Duration::ZERO),
+            turn: Turn::new(
+                configuration_with(variant, more, false),
+                disk.clone(),
+                [1; 16],
+                1,
+                Duration::ZERO,
+            ),
             now: Duration::ZERO,
             disk,
             core: None,
@@ -105,8 +135,12 @@ impl Rig {
             installed: BTreeSet::new(),
             replies: Vec::new(),
             notes: Vec::new(),
+            kernel: BTreeSet::new(),
+            swept: false,
             exited: None,
             variant,
+            more: more.to_owned(),
+            far_routes: false,
             next_token: 0,
         };
         rig.start_core();
@@ -126,7 +160,7 @@ impl Rig {
         self.core = Some(Writer::new(1, BootId([self.boots; 16]), Engine::Ring, &[self.boots; 32]));
     }
 
-    fn event(&mut self, event: Event) {
+    pub(super) fn event(&mut self, event: Event) {
         self.turn.handle(event, self.now);
         self.run_effects();
     }
@@ -135,6 +169,7 @@ impl Rig {
         let effects = self.turn.take_effects();
         let ranks: Vec<u8> = effects.iter().map(Effect::rank).collect();
         assert!(ranks.is_sorted(), "effects leave in their order: {effects:?}");
+        let mut routes_done = false;
         for effect in effects {
             match effect {
                 Effect::Remember | Effect::RememberLater => self.disk = self.turn.memory().clone(),
@@ -147,6 +182,12 @@ impl Rig {
                     assert!(self.plan.is_none(), "one plan at a time");
                     self.plan = Some(*plan);
                     self.plans += 1;
+                }
+                Effect::Routes(changes) => {
+                    self.kernel.extend(changes.put.iter().map(|put| put.prefix));
+                    self.kernel.retain(|prefix| !changes.remove.contains(prefix));
+                    self.swept |= changes.sweep;
+                    routes_done = true;
                 }
                 Effect::QueryStats => {
                     if let Some(core) = self.core.as_ref().filter(|_| self.connected) {
@@ -162,6 +203,9 @@ impl Rig {
                 Effect::Note(note) => self.notes.push(note),
                 Effect::Exit { message } => self.exited = Some(message),
             }
+        }
+        if routes_done {
+            self.event(Event::RoutesDone);
         }
     }
 
@@ -227,28 +271,29 @@ impl Rig {
         }
     }
 
-    fn kill_core(&mut self) {
+    pub(super) fn kill_core(&mut self) {
         self.core = None;
         self.disconnect(false);
         self.start_core();
     }
 
-    fn kill_control(&mut self, core_reads_first: bool) {
+    pub(super) fn kill_control(&mut self, core_reads_first: bool) {
         while core_reads_first && self.core_step() {}
         self.connected = false;
         self.to_core.clear();
         self.from_core.clear();
         self.plan = None;
-        let config = configuration(self.variant);
+        let config = configuration_with(self.variant, &self.more, self.far_routes);
         self.turn = Turn::new(config, self.disk.clone(), [1; 16], 1, self.now);
         self.run_effects();
     }
 
-    fn reload(&mut self, variant: usize) -> Token {
+    pub(super) fn reload(&mut self, variant: usize) -> Token {
         self.next_token += 1;
         let token = Token(self.next_token);
         self.variant = variant;
-        self.event(Event::Configured { config: configuration(variant), outer: BTreeMap::new(), token });
+        let config = configuration_with(variant, &self.more, self.far_routes);
+        self.event(Event::Configured { config, outer: BTreeMap::new(), token });
         token
     }
 
@@ -293,7 +338,7 @@ impl Rig {
     }
 
     /// Delivers everything and lets every timer pass.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for _ in 0..200 {
             self.finish_plan(true);
             self.connect();
@@ -401,7 +446,13 @@ fn bfd_that_is_down_is_found_by_a_control_that_adopts_and_ends_with_its_session(
     assert_eq!(state, State::Down);
     assert!(reason.starts_with("BFD is down"), "{reason}");
     let stats = rig.core.as_ref().map(|core| core.stats(rig.now.as_nanos() as u64));
-    let status = crate::status::status(&rig.turn, &crate::ike::Ike::new(), stats.as_ref(), rig.now);
+    let status = crate::status::status(
+        &rig.turn,
+        &crate::ike::Ike::new(),
+        &crate::bgp::Bgp::new(0),
+        stats.as_ref(),
+        rig.now,
+    );
     let shown = serde_json::to_value(status.tunnels[1].bfd.as_ref().unwrap()).unwrap();
     assert_eq!(
         (&shown["state"], &shown["interval_ms"], &shown["multiplier"]),
@@ -619,7 +670,13 @@ fn after_a_core_restart_manual_tunnels_stay_down_and_say_so() {
         );
     }
     let stats = rig.core.as_ref().map(|core| core.stats(rig.now.as_nanos() as u64));
-    let status = crate::status::status(&rig.turn, &crate::ike::Ike::new(), stats.as_ref(), rig.now);
+    let status = crate::status::status(
+        &rig.turn,
+        &crate::ike::Ike::new(),
+        &crate::bgp::Bgp::new(0),
+        stats.as_ref(),
+        rig.now,
+    );
     assert!(status.tunnels.iter().all(|tunnel| tunnel.mtu == 1438), "their suite's: {:?}", status.tunnels);
     // Other keys help; the old ones stay burnt, also for another life of control.
     let token = rig.reload(3);
@@ -740,7 +797,7 @@ fn the_highest_priority_that_is_up_carries() {
     rig.link("b", false);
     rig.settle();
     assert_eq!(states(&rig), [State::Up, State::Down, State::Up]);
-    let routes = rig.turn.routes();
+    let (routes, _) = rig.turn.routes(|_| true, 0);
     let route = routes.iter().find(|route| route.prefix.to_string() == "10.3.0.0/16").unwrap();
     assert_eq!(route.paths, [("a", 1, true), ("b", 1, false)]);
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use braid_api::{Direction, Group, GroupId, SaId, Target, TunnelId};
 use ipnet::IpNet;
 
-use super::{Offer, Stages, Turn};
+use super::{Hop, Offer, Stages, Turn};
 use crate::{config, desired::Negotiated, failover::Obstacle, outer::Outer};
 
 /// A tunnel's state.
@@ -73,10 +73,12 @@ pub struct TunnelView<'t> {
 pub struct RouteView<'t> {
     /// Inner destination.
     pub prefix: IpNet,
-    /// `static` or `connected`.
+    /// `static`, `bgp` or `connected`.
     pub origin: &'static str,
     /// Tunnel name, weight, whether it carries now.
     pub paths: Vec<(&'t str, u16, bool)>,
+    /// Router and link of a route that the kernel has alone.
+    pub link: Option<(core::net::IpAddr, &'t str)>,
 }
 
 impl Turn {
@@ -156,8 +158,9 @@ impl Turn {
         })
     }
 
-    /// Every route of the core's tables, by prefix.
-    pub fn routes(&self) -> Vec<RouteView<'_>> {
+    /// Routes of these prefixes, those of the configuration first, each part by prefix; at most `limit` of those
+    /// learned, and how many were left out.
+    pub fn routes(&self, wanted: impl Fn(&IpNet) -> bool, limit: usize) -> (Vec<RouteView<'_>>, usize) {
         let carrying = self.carrying();
         let names: BTreeMap<TunnelId, &str> = self
             .config
@@ -182,14 +185,32 @@ impl Turn {
                 prefix: *prefix,
                 origin: "static",
                 paths: paths_of.get(id).cloned().unwrap_or_default(),
+                link: None,
             },
             Target::Tunnel(id) => RouteView {
                 prefix: *prefix,
                 origin: "connected",
                 paths: vec![(name(id), 1, carrying.contains_key(id))],
+                link: None,
             },
         };
-        tables.routes.iter().map(route).collect()
+        let mut routes: Vec<RouteView<'_>> =
+            tables.routes.iter().filter(|(prefix, _)| wanted(prefix)).map(route).collect();
+        let (mut left, mut left_out) = (limit, 0);
+        for (prefix, paths, group) in self.learned.view().filter(|(prefix, ..)| wanted(prefix)) {
+            if left == 0 {
+                left_out += 1;
+                continue;
+            }
+            left -= 1;
+            let link = paths.iter().find_map(|(hop, _)| match hop {
+                Hop::Link { gateway, interface } => Some((*gateway, interface.as_str())),
+                Hop::Tunnel(_) => None,
+            });
+            let paths = group.and_then(|group| paths_of.get(&group)).cloned().unwrap_or_default();
+            routes.push(RouteView { prefix, origin: "bgp", paths, link });
+        }
+        (routes, left_out)
     }
 
     /// The name of a tunnel of the core.

@@ -34,6 +34,8 @@ pub enum FromClient {
     Control,
     /// Control wants the kernel like this; answered by [`ToControl`].
     Plan(KernelPlan),
+    /// Control has learned routes, or unlearned some; answered by [`ToControl::RoutesDone`].
+    Routes(RouteChanges),
     /// As [`FromClient::Plan`], for a plan that does not fit a message: one descriptor comes
     /// along, a memory file that holds the [`KernelPlan`] in postcard's format from offset 0.
     PlanFile {
@@ -81,6 +83,8 @@ pub enum ToCoreProcess {
 pub enum ToControl {
     /// The plan is in force, and the core has been sent its sockets.
     Done,
+    /// The routes are in the kernel, as far as it takes them.
+    RoutesDone,
     /// The plan is not in force; one line says what could not be done and the remedy.
     Failed {
         /// One line.
@@ -113,6 +117,44 @@ pub struct KernelPlan {
     pub raw_esp: Vec<PlannedSocket>,
     /// Outer addresses of the peers, which no route into the device may capture.
     pub peers: Vec<IpAddr>,
+}
+
+/// Routes that come and go while the plan stays as it is. They survive control, until another life of it
+/// sweeps.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RouteChanges {
+    /// New, or with another way.
+    pub put: Vec<RoutePut>,
+    /// Gone.
+    pub remove: Vec<IpNet>,
+    /// What was not put since control said [`FromClient::Control`] goes.
+    pub sweep: bool,
+}
+
+/// A learned route.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RoutePut {
+    /// Destination.
+    pub prefix: IpNet,
+    /// Its way.
+    pub via: LearnedVia,
+}
+
+/// Where a learned route leads.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub enum LearnedVia {
+    /// Into the device; behind it the launcher puts an `unreachable` of worst metric.
+    Device {
+        /// Preferred source of the gateway's own traffic.
+        source: Option<IpAddr>,
+    },
+    /// To a router on a link.
+    Gateway {
+        /// The router.
+        gateway: IpAddr,
+        /// The link.
+        interface: String,
+    },
 }
 
 /// A kernel route into the device.

@@ -151,6 +151,9 @@ pub enum DfPolicy {
 pub enum Allowed {
     /// Those whose route leads into this tunnel, masked or not, and its inside peer.
     Routed,
+    /// Those whose route leads into any tunnel, and its inside peer: where routes are learned, a reply may come
+    /// by another tunnel than the one that is best.
+    RoutedAnywhere,
     /// Exactly these.
     Prefixes(Vec<IpNet>),
 }

@@ -307,6 +307,11 @@ impl Forwarder {
                     }
                     None => false,
                 },
+                Allowed::RoutedAnywhere => match tables.route(source) {
+                    Some((_, Target::Tunnel(id))) => id == settings.id,
+                    Some((_, Target::Group(_))) => true,
+                    None => false,
+                },
             };
         if allowed {
             self.sources.put(packet.source_number(), packet.v6, settings.id, generation);

@@ -13,5 +13,6 @@ pub mod queue;
 pub mod raw;
 pub mod simd;
 mod sockopt;
+pub mod tcp;
 pub mod tun;
 pub mod udp;

@@ -1,0 +1,453 @@
+//! TCP for BGP: connections that we make, listening sockets, and a task that reads and one that writes for each
+//! connection. They only move octets; [`super::speaker`] decides.
+//!
+//! Invariants: what is read waits in a bounded channel, so that a neighbor is read no faster than its routes are
+//! taken in; what is to be written is bounded by [`Net::has_room`], which whoever sends routes asks first.
+//!
+//! Port 179 needs CAP_NET_BIND_SERVICE, which control keeps. Signatures (RFC 2385) and the least TTL (RFC 5082)
+//! are socket options that no safe wrapper has: `braid_dataplane::io::tcp` has them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use braid_bgp::{ConnectionId, rib::NeighborId};
+use braid_dataplane::io::tcp;
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpSocket, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, oneshot},
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
+
+use super::settings::Endpoint;
+
+/// RFC 4271 section 4.
+const PORT: u16 = 179;
+/// An attempt that takes longer has failed.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// What is still to be sent when a connection closes has so long.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a gateway that stops waits for the last words.
+const FLUSH_PATIENCE: Duration = Duration::from_millis(100);
+/// Octets read at once.
+const READ: usize = 64 * 1024;
+/// Events that wait; with [`READ`], this bounds what is read ahead.
+const QUEUE: usize = 32;
+/// Octets that wait for a neighbor before no more routes are sent to it.
+const ROOM: usize = 256 * 1024;
+/// RFC 5082 section 3.
+const MAX_TTL: u8 = 255;
+/// Class CS6, as routing protocols have it (RFC 4594 section 3.1).
+const TRAFFIC_CLASS: u8 = 0xc0;
+const BACKLOG: u32 = 64;
+
+/// A connection, by its neighbor and number.
+pub(super) type Key = (NeighborId, ConnectionId);
+
+/// What happened to a connection.
+#[derive(Debug)]
+pub(super) enum NetEvent {
+    /// Somebody has connected.
+    Accepted(TcpStream, SocketAddr),
+    /// Ours is made; our end of it.
+    Connected(Key, IpAddr),
+    /// Octets.
+    Received(Key, Bytes),
+    /// It could not be made, or has closed.
+    Closed(Key),
+    /// There is room again.
+    Sent(NeighborId),
+}
+
+/// The sockets.
+#[derive(Debug)]
+pub(super) struct Net {
+    events: mpsc::Sender<NetEvent>,
+    incoming: mpsc::Receiver<NetEvent>,
+    connections: HashMap<Key, Connection>,
+    listeners: BTreeMap<IpAddr, Listener>,
+    /// Tasks that write, also of connections that are closing.
+    writing: JoinSet<()>,
+    /// Addresses that could not be listened on, so that it is said once.
+    complained: BTreeSet<IpAddr>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    /// Dropped, the writing task sends what it has and closes.
+    outgoing: mpsc::UnboundedSender<Bytes>,
+    waiting: Arc<AtomicUsize>,
+    reading: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    socket: Arc<TcpListener>,
+    accepting: JoinHandle<()>,
+    /// Neighbors that sign, with their keys.
+    keys: BTreeMap<IpAddr, crate::config::Key>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl Net {
+    pub(super) fn new() -> Self {
+        let (events, incoming) = mpsc::channel(QUEUE);
+        Net {
+            events,
+            incoming,
+            connections: HashMap::new(),
+            listeners: BTreeMap::new(),
+            writing: JoinSet::new(),
+            complained: BTreeSet::new(),
+        }
+    }
+
+    /// The next event. Safe to cancel.
+    pub(super) async fn next(&mut self) -> NetEvent {
+        match self.incoming.recv().await {
+            Some(event) => event,
+            // We hold a sender ourselves.
+            None => core::future::pending().await,
+        }
+    }
+
+    /// Whether a connection of a neighbor takes more.
+    pub(super) fn has_room(&self, neighbor: NeighborId) -> bool {
+        let mut of = self.connections.iter().filter(|((other, _), _)| *other == neighbor);
+        of.all(|(_, connection)| connection.waiting.load(Ordering::Relaxed) < ROOM)
+    }
+
+    /// Waits until connections that were closed have sent what they had, but not for long.
+    pub(super) async fn flush(&mut self) {
+        let _ = timeout(FLUSH_PATIENCE, async { while self.writing.join_next().await.is_some() {} }).await;
+    }
+
+    /// Listens where neighbors may connect, with their keys; says what cannot be had, once.
+    pub(super) fn listen<'e>(&mut self, endpoints: impl Iterator<Item = &'e Endpoint>) -> Vec<String> {
+        let mut wanted: BTreeMap<IpAddr, BTreeMap<IpAddr, crate::config::Key>> = BTreeMap::new();
+        for endpoint in endpoints {
+            let Some(local) = endpoint.local.or_else(|| local_towards(endpoint)) else { continue };
+            let keys = wanted.entry(local).or_default();
+            keys.extend(endpoint.md5.clone().map(|key| (endpoint.remote, key)));
+        }
+        self.listeners.retain(|local, _| wanted.contains_key(local));
+        let mut lines = Vec::new();
+        for (local, keys) in wanted {
+            let listening = match self.listeners.get_mut(&local) {
+                Some(listener) => listener.set_keys(keys),
+                None => listen_on(local).and_then(|socket| {
+                    let mut listener = Listener::start(socket, self.events.clone());
+                    listener.set_keys(keys)?;
+                    self.listeners.insert(local, listener);
+                    Ok(())
+                }),
+            };
+            match listening {
+                Ok(()) => drop(self.complained.remove(&local)),
+                Err(error) if self.complained.insert(local) => {
+                    lines.push(format!("cannot listen for BGP on {local} port {PORT}: {error}"));
+                }
+                Err(_) => {}
+            }
+        }
+        lines
+    }
+
+    /// Begins to connect.
+    pub(super) fn connect(&mut self, key: Key, endpoint: &Endpoint) {
+        let (events, endpoint) = (self.events.clone(), endpoint.clone());
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let (made, half) = oneshot::channel();
+        let writer = write(key, async { half.await.ok() }, queue, waiting.clone(), events.clone());
+        self.start_writing(writer);
+        let reading = tokio::spawn(async move {
+            let stream = match timeout(CONNECT_PATIENCE, connect(&endpoint)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(_)) | Err(_) => {
+                    // Nobody listens any more when control ends.
+                    let _ = events.send(NetEvent::Closed(key)).await;
+                    return;
+                }
+            };
+            let local = stream.local_addr().map_or(endpoint.remote, |local| local.ip());
+            let (reading, writing) = stream.into_split();
+            // Nobody waits for it where the connection is no longer wanted.
+            let _ = made.send(writing);
+            if events.send(NetEvent::Connected(key, local)).await.is_ok() {
+                read(key, reading, events).await;
+            }
+        });
+        self.connections.insert(key, Connection { outgoing, waiting, reading });
+    }
+
+    /// Takes an accepted connection over.
+    pub(super) fn adopt(&mut self, key: Key, stream: TcpStream, endpoint: &Endpoint) -> io::Result<()> {
+        prepare(stream.as_fd(), endpoint)?;
+        stream.set_nodelay(true)?;
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let (reading, writing) = stream.into_split();
+        let writer = write(key, async { Some(writing) }, queue, waiting.clone(), self.events.clone());
+        self.start_writing(writer);
+        let reading = tokio::spawn(read(key, reading, self.events.clone()));
+        self.connections.insert(key, Connection { outgoing, waiting, reading });
+        Ok(())
+    }
+
+    fn start_writing(&mut self, writer: impl Future<Output = ()> + Send + 'static) {
+        while self.writing.try_join_next().is_some() {}
+        self.writing.spawn(writer);
+    }
+
+    /// Sends.
+    pub(super) fn transmit(&mut self, key: Key, octets: Bytes) {
+        if let Some(connection) = self.connections.get(&key) {
+            connection.waiting.fetch_add(octets.len(), Ordering::Relaxed);
+            // A task that has ended has said so.
+            let _ = connection.outgoing.send(octets);
+        }
+    }
+
+    /// Closes, once what was sent has left.
+    pub(super) fn close(&mut self, key: Key) {
+        self.connections.remove(&key);
+    }
+
+    /// Whether a connection is still there: what is said of one that was closed is no news.
+    pub(super) fn knows(&self, key: Key) -> bool {
+        self.connections.contains_key(&key)
+    }
+}
+
+impl Listener {
+    fn start(socket: TcpListener, events: mpsc::Sender<NetEvent>) -> Self {
+        let socket = Arc::new(socket);
+        let accepted = socket.clone();
+        let accepting = tokio::spawn(async move {
+            loop {
+                match accepted.accept().await {
+                    Ok((stream, from)) => {
+                        if events.send(NetEvent::Accepted(stream, from)).await.is_err() {
+                            return;
+                        }
+                    }
+                    // Out of descriptors, for one: those in use may be free again soon.
+                    Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                }
+            }
+        });
+        Listener { socket, accepting, keys: BTreeMap::new() }
+    }
+
+    fn set_keys(&mut self, wanted: BTreeMap<IpAddr, crate::config::Key>) -> io::Result<()> {
+        for peer in self.keys.keys().filter(|peer| !wanted.contains_key(*peer)) {
+            tcp::set_md5_key(self.socket.as_fd(), *peer, &[])?;
+        }
+        for (peer, key) in wanted.iter().filter(|(peer, key)| self.keys.get(*peer) != Some(*key)) {
+            tcp::set_md5_key(self.socket.as_fd(), *peer, key.expose())?;
+        }
+        self.keys = wanted;
+        Ok(())
+    }
+}
+
+/// The address that the kernel would take towards a neighbor, if it has a route.
+fn local_towards(endpoint: &Endpoint) -> Option<IpAddr> {
+    let any: SocketAddr = match endpoint.remote {
+        IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+        IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    // Connecting a datagram socket sends nothing.
+    let socket = std::net::UdpSocket::bind(any).ok()?;
+    socket.connect((endpoint.remote, PORT)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+fn socket_of(remote: IpAddr) -> io::Result<TcpSocket> {
+    let socket = if remote.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_nodelay(true)?;
+    Ok(socket)
+}
+
+fn listen_on(local: IpAddr) -> io::Result<TcpListener> {
+    let socket = socket_of(local)?;
+    // Connections of an earlier life may still be closing.
+    socket.set_reuseaddr(true)?;
+    // A neighbor with RFC 5082 wants it of the first answer already.
+    set_ttl(socket.as_fd(), local.is_ipv6())?;
+    socket.bind(SocketAddr::new(local, PORT))?;
+    socket.listen(BACKLOG)
+}
+
+async fn connect(endpoint: &Endpoint) -> io::Result<TcpStream> {
+    let socket = socket_of(endpoint.remote)?;
+    if let Some(interface) = &endpoint.interface {
+        socket.bind_device(Some(interface.as_bytes()))?;
+    }
+    prepare(socket.as_fd(), endpoint)?;
+    if let Some(key) = &endpoint.md5 {
+        tcp::set_md5_key(socket.as_fd(), endpoint.remote, key.expose())?;
+    }
+    if let Some(local) = endpoint.local {
+        socket.bind(SocketAddr::new(local, 0))?;
+    }
+    socket.connect(SocketAddr::new(endpoint.remote, PORT)).await
+}
+
+/// RFC 5082: ours leave with the highest TTL; those of a neighbor on the link must have it too, if so configured.
+fn prepare(socket: std::os::fd::BorrowedFd<'_>, endpoint: &Endpoint) -> io::Result<()> {
+    let v6 = endpoint.remote.is_ipv6();
+    set_ttl(socket, v6)?;
+    if endpoint.ttl_security {
+        tcp::set_min_ttl(socket, v6, MAX_TTL)?;
+    }
+    Ok(())
+}
+
+fn set_ttl(socket: std::os::fd::BorrowedFd<'_>, v6: bool) -> io::Result<()> {
+    use rustix::net::sockopt;
+    if v6 {
+        sockopt::set_ipv6_unicast_hops(socket, Some(MAX_TTL))?;
+        sockopt::set_ipv6_tclass(socket, TRAFFIC_CLASS.into())?;
+    } else {
+        sockopt::set_ip_ttl(socket, MAX_TTL.into())?;
+        sockopt::set_ip_tos(socket, TRAFFIC_CLASS)?;
+    }
+    Ok(())
+}
+
+async fn read(key: Key, mut from: OwnedReadHalf, events: mpsc::Sender<NetEvent>) {
+    let mut buffer = vec![0; READ];
+    loop {
+        let event = match from.read(&mut buffer).await {
+            Ok(0) | Err(_) => NetEvent::Closed(key),
+            Ok(len) => NetEvent::Received(key, Bytes::copy_from_slice(buffer.get(..len).unwrap_or_default())),
+        };
+        let over = matches!(event, NetEvent::Closed(_));
+        if events.send(event).await.is_err() || over {
+            return;
+        }
+    }
+}
+
+/// Ends with the queue, or when the neighbor takes nothing more.
+async fn write(
+    key: Key,
+    made: impl Future<Output = Option<OwnedWriteHalf>>,
+    mut queue: mpsc::UnboundedReceiver<Bytes>,
+    waiting: Arc<AtomicUsize>,
+    events: mpsc::Sender<NetEvent>,
+) {
+    let Some(mut to) = made.await else { return };
+    while let Some(octets) = queue.recv().await {
+        let sent = match queue.is_closed() {
+            true => timeout(CLOSE_PATIENCE, to.write_all(&octets)).await.unwrap_or(Ok(())),
+            false => to.write_all(&octets).await,
+        };
+        if sent.is_err() {
+            return; // the reading half has heard it too
+        }
+        let before = waiting.fetch_sub(octets.len(), Ordering::Relaxed);
+        if before >= ROOM && before - octets.len() < ROOM && events.send(NetEvent::Sent(key.0)).await.is_err()
+        {
+            return;
+        }
+    }
+    let _ = timeout(CLOSE_PATIENCE, to.shutdown()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: Key = (NeighborId(1), ConnectionId(1));
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { timeout(Duration::from_secs(20), test).await }).unwrap();
+    }
+
+    fn endpoint() -> Endpoint {
+        let remote = "127.0.0.1".parse().unwrap();
+        Endpoint { remote, local: None, interface: None, ttl_security: false, md5: None }
+    }
+
+    async fn connected_pair(net: &mut Net) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (near, _) = listener.accept().await.unwrap();
+        net.adopt(KEY, near, &endpoint()).unwrap();
+        far
+    }
+
+    #[test]
+    fn what_was_sent_leaves_before_the_connection_closes() {
+        run(async {
+            let mut net = Net::new();
+            let mut far = connected_pair(&mut net).await;
+            let long = Bytes::from(vec![7; 3 * ROOM]);
+            net.transmit(KEY, long.clone());
+            assert!(!net.has_room(KEY.0) && net.has_room(NeighborId(2)));
+            net.transmit(KEY, Bytes::from_static(b"end"));
+            net.close(KEY);
+            assert!(!net.knows(KEY));
+            let mut all = Vec::new();
+            far.read_to_end(&mut all).await.unwrap();
+            assert_eq!(all.len(), long.len() + 3);
+            assert!(all.ends_with(b"end"));
+        });
+    }
+
+    #[test]
+    fn octets_come_in_order_and_then_the_end() {
+        run(async {
+            let mut net = Net::new();
+            let mut far = connected_pair(&mut net).await;
+            far.write_all(b"one").await.unwrap();
+            let NetEvent::Received(KEY, octets) = net.next().await else { panic!("no octets") };
+            assert_eq!(&octets[..], b"one");
+            drop(far);
+            assert!(matches!(net.next().await, NetEvent::Closed(KEY)));
+        });
+    }
+
+    #[test]
+    fn room_that_is_there_again_is_told() {
+        run(async {
+            let mut net = Net::new();
+            let mut far = connected_pair(&mut net).await;
+            net.transmit(KEY, Bytes::from(vec![7; 2 * ROOM]));
+            assert!(!net.has_room(KEY.0));
+            let mut all = vec![0; 2 * ROOM];
+            far.read_exact(&mut all).await.unwrap();
+            let NetEvent::Sent(neighbor) = net.next().await else { panic!("nothing told") };
+            assert!(neighbor == KEY.0 && net.has_room(KEY.0));
+        });
+    }
+}

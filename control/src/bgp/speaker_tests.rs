@@ -1,0 +1,285 @@
+//! Speakers joined without anything in between: octets that one sends are what the other receives, in order, and
+//! time passes only when the test says so.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use braid_bgp::{ConnectionId, SessionState, rib::NeighborId};
+
+use super::speaker::{Command, Speaker};
+use crate::{
+    config::{self, Config},
+    turn::{Hop, LearnedRoute},
+};
+
+const OURS: &str = "[[bgp.neighbor]]\ntunnel = \"a\"\nasn = 65020\n\
+                    [[bgp.neighbor]]\ntunnel = \"b\"\nasn = 65020\n";
+
+/// A gateway with tunnels a and b; `host` is its end of the inside networks.
+fn configuration(asn: u32, host: u8, announce: &str, neighbors: &str) -> Config {
+    let mut text = String::new();
+    for (name, net) in [("a", 10), ("b", 11)] {
+        text.push_str(&format!(
+            "[[tunnel]]\nname = \"{name}\"\nlocal = \"192.0.2.{net}\"\nrole = \"respond\"\n\
+             inside = [\"169.254.{net}.{host}/30\", \"fd00:{net}::{host}/126\"]\n\
+             [tunnel.ike]\npsk = \"x\"\nremote-id = \"{name}.example\"\n"
+        ));
+    }
+    text.push_str(&format!(
+        "[bgp]\nasn = {asn}\nrouter-id = \"10.{host}.0.1\"\nannounce = [{announce}]\n{neighbors}"
+    ));
+    config::parse(&text, Path::new("x.toml"), 0o600).unwrap()
+}
+
+/// Two gateways. The second one's neighbors wait to be connected to.
+struct Joined {
+    now: Instant,
+    speakers: [Speaker; 2],
+    /// By tunnel, the connection at either end.
+    connections: BTreeMap<String, [(NeighborId, ConnectionId); 2]>,
+    learned: [BTreeMap<String, Vec<(Hop, u16)>>; 2],
+}
+
+fn speaker(config: &Config, now: Instant) -> Speaker {
+    Speaker::new(config, config.bgp.as_ref().unwrap(), 1, now)
+}
+
+fn theirs(announce: &str) -> Config {
+    let neighbors = OURS.replace("65020", "65010").replace("asn =", "passive = true\nasn =");
+    configuration(65_020, 1, announce, &neighbors)
+}
+
+impl Joined {
+    fn new(ours: &str, announce: &str) -> Self {
+        let now = Instant::now();
+        let ours = configuration(65_010, 2, "\"10.1.0.0/16\"", ours);
+        let mut speakers = [speaker(&ours, now), speaker(&theirs(announce), now)];
+        for speaker in &mut speakers {
+            speaker.begin(None, now);
+        }
+        let mut joined = Joined { now, speakers, connections: BTreeMap::new(), learned: Default::default() };
+        for tunnel in ["a", "b"] {
+            joined.offer(tunnel, true);
+        }
+        joined.settle();
+        joined
+    }
+
+    fn offer(&mut self, tunnel: &str, offered: bool) {
+        for speaker in &mut self.speakers {
+            speaker.offer(tunnel, offered, self.now);
+        }
+    }
+
+    fn sleep(&mut self, time: Duration) {
+        self.now += time;
+        for speaker in &mut self.speakers {
+            speaker.handle_timeout(self.now);
+        }
+        self.settle();
+    }
+
+    /// Carries everything and lets both do all their work.
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            let mut quiet = true;
+            for side in 0..2 {
+                while let Some(command) = self.speakers[side].poll_command() {
+                    quiet = false;
+                    self.carry(side, command);
+                }
+                if self.speakers[side].has_work(|_| true) {
+                    quiet = false;
+                    self.speakers[side].work(|_| true, self.now);
+                }
+                for LearnedRoute { prefix, paths } in self.speakers[side].take_changes() {
+                    self.learned[side].insert(prefix.to_string(), paths);
+                }
+                self.learned[side].retain(|_, paths| !paths.is_empty());
+            }
+            if quiet {
+                return;
+            }
+        }
+        panic!("they never come to rest");
+    }
+
+    fn carry(&mut self, side: usize, command: Command) {
+        let far = 1 - side;
+        match command {
+            Command::Connect(number, id) => {
+                let peer = &self.speakers[side].peers[&number];
+                let (name, local) = (peer.name.clone(), peer.endpoint.local.unwrap());
+                let remote = peer.endpoint.remote;
+                let accepted = self.speakers[far]
+                    .neighbor_at(local, remote)
+                    .and_then(|other| Some((other, self.speakers[far].accepted(other, self.now)?)));
+                let Some(other) = accepted else {
+                    self.speakers[side].closed(number, id, self.now);
+                    return;
+                };
+                let mut ends = [(number, id), other];
+                if side == 1 {
+                    ends.reverse();
+                }
+                self.connections.insert(name, ends);
+                self.speakers[far].drain(other.0, self.now);
+                self.speakers[side].connected(number, id, self.now);
+            }
+            Command::Transmit(number, id, octets) => {
+                if let Some(ends) = self.connections.values().find(|ends| ends[side] == (number, id)) {
+                    let (number, id) = ends[far];
+                    self.speakers[far].received(number, id, &octets, self.now);
+                }
+            }
+            Command::Close(number, id) => self.close(side, (number, id)),
+        }
+    }
+
+    fn close(&mut self, side: usize, end: (NeighborId, ConnectionId)) {
+        let closed =
+            self.connections.iter().find(|(_, ends)| ends[side] == end).map(|(name, _)| name.clone());
+        if let Some(ends) = closed.and_then(|name| self.connections.remove(&name)) {
+            let (number, id) = ends[1 - side];
+            self.speakers[1 - side].closed(number, id, self.now);
+        }
+    }
+
+    fn states(&self, side: usize) -> Vec<SessionState> {
+        self.speakers[side].peers.values().map(|peer| peer.state()).collect()
+    }
+
+    fn ways(&self, prefix: &str) -> Vec<&str> {
+        let ways = self.learned[0].get(prefix).into_iter().flatten();
+        ways.map(|(hop, _)| match hop {
+            Hop::Tunnel(name) => name.as_str(),
+            Hop::Link { interface, .. } => interface.as_str(),
+        })
+        .collect()
+    }
+}
+
+const BOTH: &str = "\"10.2.0.0/16\", \"fd00:2::/48\"";
+
+#[test]
+fn equal_paths_by_two_tunnels_share_traffic_in_both_families() {
+    let joined = Joined::new(OURS, BOTH);
+    assert_eq!(joined.states(0), [SessionState::Established; 2]);
+    for prefix in ["10.2.0.0/16", "fd00:2::/48"] {
+        assert_eq!(joined.ways(prefix), ["a", "b"], "{prefix}");
+    }
+    // What we announce arrives there.
+    assert!(joined.learned[1].contains_key("10.1.0.0/16"));
+    assert!(joined.speakers.iter().all(Speaker::is_complete));
+}
+
+#[test]
+fn a_tunnel_that_goes_down_takes_its_neighbor_along_and_brings_it_back() {
+    let mut joined = Joined::new(OURS, BOTH);
+    joined.offer("a", false);
+    joined.settle();
+    assert_eq!(joined.ways("10.2.0.0/16"), ["b"]);
+    assert_eq!(joined.speakers[0].established(), ["b".to_owned()].into());
+    // Nobody tries meanwhile.
+    joined.sleep(Duration::from_secs(20));
+    assert_eq!(joined.speakers[0].established(), ["b".to_owned()].into());
+    joined.offer("a", true);
+    joined.settle();
+    assert_eq!(joined.ways("10.2.0.0/16"), ["a", "b"]);
+}
+
+#[test]
+fn the_other_end_returns_by_the_tunnel_of_the_higher_priority() {
+    let ours = configuration(65_010, 2, "\"10.1.0.0/16\"", OURS);
+    let mut standby = ours.clone();
+    standby.tunnels[1].priority = -1;
+    let mut joined = Joined::new(OURS, BOTH);
+    let (now, bgp) = (joined.now, standby.bgp.clone().unwrap());
+    joined.speakers[0].configure(&standby, &bgp, now);
+    joined.settle();
+    // Sessions go on, and MEDs differ now.
+    assert_eq!(joined.states(0), [SessionState::Established; 2]);
+    let there = &joined.learned[1]["10.1.0.0/16"];
+    assert_eq!(there[..], [(Hop::Tunnel("a".to_owned()), 1)]);
+}
+
+#[test]
+fn filters_keep_out_what_is_ours_and_what_is_nobodys() {
+    let announce = "\"10.1.7.0/24\", \"169.254.11.0/30\", \"10.2.0.0/16\", \"224.0.0.0/4\", \"0.0.0.0/0\"";
+    let joined = Joined::new(OURS, announce);
+    assert_eq!(joined.learned[0].keys().collect::<Vec<_>>(), ["0.0.0.0/0", "10.2.0.0/16"]);
+    let only = OURS.replace("asn", "import = [\"10.0.0.0/8 le 24\"]\nasn");
+    let joined = Joined::new(&only, announce);
+    assert_eq!(joined.learned[0].keys().collect::<Vec<_>>(), ["10.1.7.0/24", "10.2.0.0/16"]);
+}
+
+#[test]
+fn after_a_restart_nothing_is_chosen_before_all_is_said() {
+    let mut joined = Joined::new(OURS, BOTH);
+    assert_eq!(joined.states(1), [SessionState::Established; 2]);
+    // Our process dies: connections break without a word.
+    for name in ["a", "b"] {
+        let ends = joined.connections.remove(name).unwrap();
+        let (number, id) = ends[1];
+        joined.speakers[1].closed(number, id, joined.now);
+    }
+    joined.settle();
+    // The other end keeps our routes.
+    assert!(joined.learned[1].contains_key("10.1.0.0/16"));
+    let ours = configuration(65_010, 2, "\"10.1.0.0/16\"", OURS);
+    let mut again = speaker(&ours, joined.now);
+    let had: BTreeSet<String> = ["a".to_owned(), "b".to_owned()].into();
+    again.begin(Some(&had), joined.now);
+    joined.speakers[0] = again;
+    joined.learned[0].clear();
+    joined.speakers[0].offer("a", true, joined.now);
+    joined.settle();
+    assert_eq!(joined.speakers[0].established(), ["a".to_owned()].into());
+    assert!(joined.speakers[0].is_deferring() && !joined.speakers[0].is_complete());
+    assert!(joined.learned[0].is_empty());
+    joined.speakers[0].offer("b", true, joined.now);
+    joined.settle();
+    assert!(joined.speakers[0].is_complete());
+    assert_eq!(joined.ways("10.2.0.0/16"), ["a", "b"]);
+    assert!(joined.learned[1].contains_key("10.1.0.0/16"));
+}
+
+#[test]
+fn a_neighbor_that_does_not_come_back_is_waited_for_only_so_long() {
+    let now = Instant::now();
+    let ours = configuration(65_010, 2, "\"10.1.0.0/16\"", OURS);
+    let mut speaker = speaker(&ours, now);
+    speaker.begin(Some(&["a".to_owned()].into()), now);
+    assert!(!speaker.is_complete());
+    speaker.handle_timeout(now + Duration::from_secs(61));
+    assert!(speaker.has_work(|_| true));
+    speaker.work(|_| true, now + Duration::from_secs(61));
+    assert!(speaker.is_complete());
+}
+
+#[test]
+fn a_neighbor_that_is_named_is_re_advertised_and_others_are_not() {
+    // By a we hear it, b is told.
+    let ours = OURS.replacen("tunnel = \"b\"\n", "tunnel = \"b\"\nexport = [\"bgp:a\"]\n", 1);
+    let mut joined = Joined::new(&ours, BOTH);
+    // It is told to b's other end, which finds its own AS in it; what counts is that it was told.
+    let told =
+        |joined: &Joined| joined.speakers[0].peers.values().map(|peer| peer.out.len()).collect::<Vec<_>>();
+    assert_eq!(told(&joined), [1, 3]);
+    // A configuration that names nobody takes it back.
+    let (now, plain) = (joined.now, configuration(65_010, 2, "\"10.1.0.0/16\"", OURS));
+    joined.speakers[0].configure(&plain, plain.bgp.as_ref().unwrap(), now);
+    joined.settle();
+    assert_eq!(told(&joined), [1, 1]);
+}
+
+#[test]
+fn too_many_routes_end_the_session() {
+    let most = OURS.replace("asn", "max-prefix = 1\nasn");
+    let joined = Joined::new(&most, BOTH);
+    assert!(joined.speakers[0].established().is_empty());
+    assert!(joined.learned[0].is_empty());
+}

@@ -1,0 +1,133 @@
+//! Routes that BGP has learned, through the shipped turn into the core's shipped tables.
+
+use braid_api::Target;
+use ipnet::IpNet;
+
+use super::{tests::Rig, *};
+
+const BGP: &str = "[bgp]\nasn = 65010\nrouter-id = \"10.1.0.1\"\n";
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn by(prefix: &str, tunnels: &[(&str, u16)]) -> LearnedRoute {
+    let paths = tunnels.iter().map(|(name, weight)| (Hop::Tunnel((*name).to_owned()), *weight));
+    LearnedRoute { prefix: net(prefix), paths: paths.collect() }
+}
+
+fn learn(rig: &mut Rig, routes: Vec<LearnedRoute>, complete: bool) {
+    rig.event(Event::Learned(Learned { routes, complete, ..Learned::default() }));
+    rig.settle();
+}
+
+fn target(rig: &Rig, prefix: IpNet) -> Option<Target> {
+    let mut reader = rig.core.as_ref().unwrap().reader();
+    let found = reader.enter().route(prefix.addr());
+    found.filter(|(found, _)| *found == prefix).map(|(_, target)| target)
+}
+
+/// Names and weights of the tunnels that the core sends a prefix to.
+fn ways(rig: &Rig, prefix: &str) -> Vec<(String, u16)> {
+    let core = rig.core.as_ref().unwrap();
+    let (tunnels, _, groups) = core.summary();
+    let Some(Target::Group(id)) = target(rig, net(prefix)) else { return Vec::new() };
+    let group = groups.iter().find(|group| group.id == id).unwrap();
+    let name = |id| tunnels.iter().find(|tunnel| tunnel.id == id).unwrap().name.clone();
+    let mut ways: Vec<_> = group.members.iter().map(|member| (name(member.tunnel), member.weight)).collect();
+    ways.sort();
+    ways
+}
+
+fn two(weights: [u16; 2]) -> Vec<(String, u16)> {
+    vec![("a".to_owned(), weights[0]), ("b".to_owned(), weights[1])]
+}
+
+#[test]
+fn learned_routes_come_move_and_go() {
+    let mut rig = Rig::with_text(BGP);
+    rig.settle();
+    learn(&mut rig, vec![by("10.8.0.0/16", &[("a", 1), ("b", 3)]), by("10.9.0.0/16", &[("b", 1)])], true);
+    assert_eq!(ways(&rig, "10.8.0.0/16"), two([1, 3]));
+    assert_eq!(ways(&rig, "10.9.0.0/16"), [("b".to_owned(), 1)]);
+    assert_eq!(rig.kernel, [net("10.8.0.0/16"), net("10.9.0.0/16")].into());
+    learn(&mut rig, vec![by("10.8.0.0/16", &[("b", 3)]), by("10.9.0.0/16", &[])], true);
+    assert_eq!(ways(&rig, "10.8.0.0/16"), [("b".to_owned(), 3)]);
+    assert_eq!(ways(&rig, "10.9.0.0/16"), []);
+    assert_eq!(rig.kernel, [net("10.8.0.0/16")].into());
+    // A group that nobody wants any more is gone: those of the configuration and one are left.
+    let groups = rig.core.as_ref().unwrap().summary().2.len();
+    learn(&mut rig, vec![by("10.8.0.0/16", &[])], true);
+    assert_eq!(rig.core.as_ref().unwrap().summary().2.len(), groups - 1);
+}
+
+#[test]
+fn the_lower_distance_wins_and_the_other_stands_by() {
+    let mut rig = Rig::with_text(BGP);
+    rig.settle();
+    let configured = ways(&rig, "10.2.0.0/16");
+    assert_eq!(configured.len(), 3);
+    // By the configuration, with distance 1.
+    learn(&mut rig, vec![by("10.2.0.0/16", &[("a", 1)])], true);
+    assert_eq!(ways(&rig, "10.2.0.0/16"), configured);
+    // The same route, at distance 100.
+    let mut rig = Rig::with_text(&format!("{BGP}distance = 10\n"));
+    rig.far_routes = true;
+    rig.reload(0);
+    rig.settle();
+    assert_eq!(ways(&rig, "10.2.0.0/16"), configured);
+    learn(&mut rig, vec![by("10.2.0.0/16", &[("a", 1)])], true);
+    assert_eq!(ways(&rig, "10.2.0.0/16"), [("a".to_owned(), 1)]);
+    learn(&mut rig, vec![by("10.2.0.0/16", &[])], true);
+    assert_eq!(ways(&rig, "10.2.0.0/16"), configured);
+    // An inside peer is nobody else's.
+    learn(&mut rig, vec![by("169.254.11.1/32", &[("a", 1)])], true);
+    assert_eq!(ways(&rig, "169.254.11.1/32"), []);
+}
+
+#[test]
+fn what_an_earlier_life_learned_stays_until_all_is_said() {
+    let mut rig = Rig::with_text(BGP);
+    rig.settle();
+    let kept = by("10.8.0.0/16", &[("a", 1), ("b", 1)]);
+    learn(&mut rig, vec![kept.clone(), by("10.9.0.0/16", &[("b", 1)])], true);
+    rig.kill_control(true);
+    rig.swept = false;
+    rig.settle();
+    // Nothing is said yet: everything is as it was.
+    assert_eq!(ways(&rig, "10.8.0.0/16"), two([1, 1]));
+    assert_eq!(ways(&rig, "10.9.0.0/16"), [("b".to_owned(), 1)]);
+    assert!(!rig.swept);
+    learn(&mut rig, vec![kept], false);
+    assert_eq!(ways(&rig, "10.9.0.0/16"), [("b".to_owned(), 1)]);
+    learn(&mut rig, Vec::new(), true);
+    assert_eq!(ways(&rig, "10.8.0.0/16"), two([1, 1]));
+    assert_eq!(ways(&rig, "10.9.0.0/16"), []);
+    assert!(rig.swept);
+}
+
+#[test]
+fn a_new_core_gets_all_of_it_again() {
+    let mut rig = Rig::with_text(BGP);
+    rig.settle();
+    learn(&mut rig, vec![by("10.8.0.0/16", &[("a", 1), ("b", 1)])], true);
+    rig.kill_core();
+    rig.settle();
+    assert_eq!(ways(&rig, "10.8.0.0/16"), two([1, 1]));
+}
+
+#[test]
+fn many_routes_go_in_portions_and_a_reset_takes_all_back() {
+    let mut rig = Rig::with_text(BGP);
+    rig.settle();
+    let prefix =
+        |index: u32| IpNet::new(std::net::Ipv4Addr::from(0x0b00_0000 + (index << 8)).into(), 24).unwrap();
+    let route = |index| LearnedRoute { prefix: prefix(index), ..by("10.0.0.0/8", &[("a", 1), ("b", 1)]) };
+    learn(&mut rig, (0..20_000).map(route).collect(), true);
+    assert!((0..20_000).all(|index| target(&rig, prefix(index)).is_some()));
+    assert_eq!(rig.kernel.len(), 20_000);
+    rig.event(Event::Learned(Learned { reset: true, complete: true, ..Learned::default() }));
+    rig.settle();
+    assert!((0..20_000).all(|index| target(&rig, prefix(index)).is_none()));
+    assert!(rig.kernel.is_empty());
+}
