@@ -5,7 +5,7 @@
 //! killed run left behind can be told from what runs now, and is removed by the next run
 //! ([`guard::reap_stale`]). Nothing is ever configured in the machine's own namespace.
 //!
-//! It drives `ip`, `nft`, `tc`, `ethtool`, `iperf3`, `ping`, `tcpdump` and `tshark`; `netns-tests/run`
+//! It drives `ip`, `nft`, `tc`, `ethtool`, `iperf3`, `ping`, `tcpdump`, `tshark`, FRR and BIRD; `netns-tests/run`
 //! installs them. It needs root.
 //!
 //! Not done: netem (delay, reordering), which the kernels we test on lack.
@@ -25,6 +25,7 @@ mod netns;
 pub mod paced;
 mod process;
 pub mod raw;
+pub mod routing;
 pub mod runner;
 pub mod strongswan;
 pub mod topology;

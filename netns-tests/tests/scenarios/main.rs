@@ -4,6 +4,7 @@
 mod authority;
 mod aws;
 mod bfd;
+mod bgp;
 mod change;
 mod collide;
 mod demo;
@@ -54,6 +55,7 @@ const GROUPS: &[&[Scenario]] = &[
     collide::ALL,
     mobile::ALL,
     aws::ALL,
+    bgp::ALL,
 ];
 
 fn main() -> ExitCode {
