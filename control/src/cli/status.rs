@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     admin::Request,
-    status::{Status, Tunnel},
+    status::{Failure, Status, Tunnel},
 };
 
 /// Between two looks of `--watch`.
@@ -219,6 +219,7 @@ fn table(status: &Status, before: Option<(Duration, &Status)>) -> String {
     }
     text.push_str(&align(&rows));
     text.push_str(&bfd_table(status));
+    text.push_str(&failure_table(status));
     if !status.routes.is_empty() {
         let mut rows = vec![["ROUTE", "ORIGIN", "PATHS"].map(str::to_owned)];
         for route in status.routes.iter().take(MAX_ROUTES) {
@@ -319,6 +320,26 @@ fn neighbor_row(neighbor: &crate::bgp::NeighborView) -> [String; 9] {
         neighbor.address.clone(),
         neighbor.reason.clone(),
     ]
+}
+
+/// The last failure of each tunnel that had one, the latest first.
+fn failure_table(status: &Status) -> String {
+    /// More than fit a screen are in `--json`.
+    const MAX_FAILURES: usize = 10;
+    let mut failed: Vec<(&Tunnel, &Failure)> =
+        status.tunnels.iter().filter_map(|tunnel| Some((tunnel, tunnel.last_failure.as_ref()?))).collect();
+    failed.sort_by(|one, other| one.1.ago_s.total_cmp(&other.1.ago_s));
+    let mut rows = vec![["LAST FAILURE", "AGO", "CAUSE", "MASKED IN", ""].map(str::to_owned)];
+    for (tunnel, failure) in failed.into_iter().take(MAX_FAILURES) {
+        rows.push([
+            tunnel.name.clone(),
+            time(failure.ago_s),
+            failure.cause.clone(),
+            failure.masked_us.map_or_else(|| "-".to_owned(), |us| format!("{us:.0} us")),
+            failure.reason.clone(),
+        ]);
+    }
+    if rows.len() == 1 { String::new() } else { format!("\n{}", align(&rows)) }
 }
 
 /// Columns as wide as their widest cell, two blanks between them.

@@ -89,7 +89,9 @@ fn a_cut_tunnel_is_left_and_taken_again() -> Outcome {
         "{failure}"
     );
     let text = pair.a.braid(&["status"])?.stdout;
-    assert!(text.contains("BFD") && text.contains("50 ms x 3"), "{text}");
+    let row =
+        |first: &str, cell: &str| text.lines().any(|line| line.starts_with(first) && line.contains(cell));
+    assert!(row("BFD", "DETECTS") && row("t0", "50 ms x 3") && row("t0", "bfd"), "{text}");
     Ok(())
 }
 
