@@ -37,6 +37,8 @@ const INTERVAL_MS: f64 = 50.0;
 const FLAGS: usize = 1;
 const CONTROL_PLANE_INDEPENDENT: u8 = 8;
 const KILLS: usize = 3;
+/// Control packets of a session, over many detection times.
+const ENOUGH: u64 = 40;
 
 /// Every tunnel with BFD, and with probes that would notice nothing so soon.
 fn with_bfd(text: String) -> String {
@@ -256,6 +258,12 @@ fn frr_is_the_other_end() -> Outcome {
         kill_part(&pair.topology.gateway_a, "braid-control")?;
         sessions_are(&pair.a, "up", INTERVAL_MS)?;
     }
+    // Long enough for a silence to be noticed.
+    retry_until("FRR to hear enough", START, || {
+        let counters = frr.json("show bfd peers counters json").map_err(|error| error.to_string())?;
+        let heard = counters[0]["control-packet-input"].as_u64().unwrap_or(0);
+        if heard >= ENOUGH { Ok(()) } else { Err(counters.to_string()) }
+    })?;
     // Another interval, by a poll sequence.
     let slower =
         with_bfd(setup.configuration(Side::A, &pair.topology.paths)).replace("\"50ms\"", "\"200ms\"");
