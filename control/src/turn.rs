@@ -27,16 +27,19 @@ mod learned_tests;
 #[cfg(test)]
 mod tests;
 
-use core::time::Duration;
+use core::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use braid_api::{Epoch, RejectReason, TunnelId};
+use braid_api::{Epoch, RejectReason, TunnelId, launcher::PlannedSocket};
 
 use crate::{
-    config::{Config, ConfigError, Fault},
+    config::{Config, ConfigError, Fault, IKE_PORT, NAT_PORT},
     desired::{self, Circumstances, Desired, Negotiated, Numbers},
     failover::{Health, Obstacle},
     memory::Memory,
@@ -57,6 +60,8 @@ const PLAN_RETRY: Duration = Duration::from_secs(5);
 const SOCKET_RETRY: Duration = Duration::from_millis(500);
 /// How long a plan waits for the core of an earlier life to say what was negotiated with its peers.
 const PLAN_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a reload keeps the sockets that it has no use for: a Delete is sent three times meanwhile.
+const PARTING: Duration = Duration::from_secs(2);
 /// Between two builds of the desired state for outer paths that have changed, for each tunnel: about twenty
 /// times what it costs.
 const REBUILD_GAP: Duration = Duration::from_micros(100);
@@ -78,6 +83,12 @@ pub struct Turn {
     plan_sent: Option<u64>,
     plan_in_force: Option<u64>,
     plan_retry: Option<Duration>,
+    /// UDP sockets of the plan that was sent last, and of the one in force.
+    sockets_sent: Vec<PlannedSocket>,
+    sockets_in_force: Vec<PlannedSocket>,
+    /// Sockets that a reload has no use for, kept until then: the peers behind them are being told, from where
+    /// they know us, that their SAs end.
+    parting: Option<(Duration, Vec<PlannedSocket>)>,
     /// An earlier life's plan is in force, and belongs to peers that only the core's stash knows: nothing is
     /// planned before that was read, or until this time.
     plan_held_until: Option<Duration>,
@@ -131,7 +142,7 @@ struct Runtime {
     /// Adopted masked: the counters tell why.
     unexplained: bool,
     /// From where the peer was heard, if it moved or was unknown.
-    heard_from: Option<core::net::SocketAddr>,
+    heard_from: Option<SocketAddr>,
     deadline: Option<Duration>,
     obstacle: Option<Obstacle>,
     /// Since the kind of obstacle, or its absence, last changed.
@@ -193,6 +204,9 @@ impl Turn {
             plan_sent: None,
             plan_in_force: None,
             plan_retry: None,
+            sockets_sent: Vec::new(),
+            sockets_in_force: Vec::new(),
+            parting: None,
             plan_held_until,
             core: None,
             numbers: Numbers::default(),
@@ -252,8 +266,16 @@ impl Turn {
     pub fn poll_timeout(&self) -> Option<Duration> {
         let rebuild = self.needs_rebuild.then_some(self.next_rebuild);
         let health = self.deadlines.first().map(|(deadline, _)| *deadline);
-        let timers =
-            [rebuild, health, self.stats_at, self.plan_retry, self.plan_held_until, self.refusal_retry];
+        let parting = self.parting.as_ref().map(|(until, _)| *until);
+        let timers = [
+            rebuild,
+            health,
+            parting,
+            self.stats_at,
+            self.plan_retry,
+            self.plan_held_until,
+            self.refusal_retry,
+        ];
         timers.into_iter().flatten().min()
     }
 
@@ -353,6 +375,7 @@ impl Turn {
         let safe = self.fallback.take().map_or_else(|| self.config.clone(), |(config, _)| config);
         self.fallback = Some((safe, token));
         self.refused.clear();
+        self.keep_sockets_of_peers(now);
         self.configure(config, now);
     }
 
@@ -410,6 +433,13 @@ impl Turn {
         for prefix in self.learned.overruled() {
             desired.tables.routes.remove(&prefix);
         }
+        if let Some((_, sockets)) = &mut self.parting {
+            let udp = &mut desired.plan.udp;
+            let used: BTreeSet<SocketAddr> = udp.iter().map(|socket| socket.local).collect();
+            sockets.retain(|socket| !used.contains(&socket.local));
+            udp.extend(sockets.iter().cloned());
+        }
+        self.parting.take_if(|(_, sockets)| sockets.is_empty());
         if desired.plan != self.desired.plan {
             self.plan_wanted += 1;
         }
@@ -417,6 +447,23 @@ impl Turn {
         if let Some(core) = &mut self.core {
             core.is_dirty = true;
         }
+    }
+
+    /// IKE speaks from the sockets of the configuration of before a little longer. Only those that are open
+    /// are kept, so that no plan fails for their sake.
+    fn keep_sockets_of_peers(&mut self, now: Duration) {
+        let tables = &self.desired.tables.tunnels;
+        let with_ids = self.config.tunnels.iter().zip(&self.desired.ids);
+        let local = |id: &Option<TunnelId>| Some(tables.get(&(*id)?)?.local.ip());
+        let locals: BTreeSet<IpAddr> =
+            with_ids.filter(|(tunnel, _)| tunnel.ike().is_some()).filter_map(|(_, id)| local(id)).collect();
+        let before = self.parting.take().map_or_else(Vec::new, |(_, sockets)| sockets);
+        let kept = self.sockets_in_force.iter().filter(|socket| {
+            let is_ike = matches!(socket.local.port(), IKE_PORT | NAT_PORT);
+            is_ike && (locals.contains(&socket.local.ip()) || before.contains(socket))
+        });
+        let kept: Vec<PlannedSocket> = kept.cloned().collect();
+        self.parting = (!kept.is_empty()).then_some((now + PARTING, kept));
     }
 
     fn handle_outer(&mut self, outer: BTreeMap<String, Outer>, now: Duration) {
@@ -438,6 +485,7 @@ impl Turn {
 
     fn handle_plan_done(&mut self) {
         self.plan_in_force = self.plan_sent.take();
+        self.sockets_in_force = core::mem::take(&mut self.sockets_sent);
         self.plan_retry = None;
         if !core::mem::replace(&mut self.memory.planned, true) {
             self.effects.push(Effect::RememberLater);
@@ -464,6 +512,9 @@ impl Turn {
             self.rebuild();
             let tunnels = u32::try_from(self.tunnels.len()).unwrap_or(u32::MAX);
             self.next_rebuild = now + REBUILD_GAP * tunnels;
+        }
+        if self.parting.take_if(|(until, _)| *until <= now).is_some() {
+            self.rebuild();
         }
         while let Some((deadline, index)) = self.deadlines.first().copied()
             && deadline <= now
@@ -496,6 +547,7 @@ impl Turn {
         let may_plan = self.plan_retry.is_none() && self.plan_held_until.is_none();
         if self.plan_sent.is_none() && may_plan && !self.is_planned() {
             self.plan_sent = Some(self.plan_wanted);
+            self.sockets_sent = self.desired.plan.udp.clone();
             self.effects.push(Effect::Plan(Box::new(self.desired.plan.clone())));
         }
         if self.plan_sent.is_none()

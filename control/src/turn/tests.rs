@@ -24,6 +24,8 @@ use crate::outer::Blocked;
 const VARIANTS: usize = 7;
 /// The same tunnels with keys that are negotiated, the peer's address unknown.
 const NEGOTIATED: usize = VARIANTS;
+/// As [`NEGOTIATED`], with a tunnel less.
+const NEGOTIATED_LESS: usize = VARIANTS + 1;
 
 fn configuration(variant: usize) -> Arc<Config> {
     configuration_with(variant, "", false)
@@ -33,7 +35,7 @@ fn configuration(variant: usize) -> Arc<Config> {
 fn configuration_with(variant: usize, more: &str, far: bool) -> Arc<Config> {
     let mut text = "[gateway]\nname = \"x\"\n".to_owned();
     let names = match variant {
-        2 => &["a", "b"][..],
+        2 | NEGOTIATED_LESS => &["a", "b"][..],
         6 => &["c", "b", "a"],
         _ => &["a", "b", "c"],
     };
@@ -45,7 +47,7 @@ fn configuration_with(variant: usize, more: &str, far: bool) -> Arc<Config> {
         };
         let weight = if variant == 1 { 5 } else { 1 };
         let priority = if variant == 4 { index as i32 } else { 0 };
-        if variant == NEGOTIATED {
+        if variant >= NEGOTIATED {
             text.push_str(&format!(
                 "[[tunnel]]\nname = \"{name}\"\nlocal = \"192.0.2.{}\"\nrole = \"respond\"\n\
                  inside = \"169.254.{}.2/30\"\n[tunnel.ike]\npsk = \"x\"\nremote-id = \"{name}.example\"\n",
@@ -747,6 +749,35 @@ fn a_plan_that_fails_at_a_reload_changes_nothing() {
     assert_eq!(rig.core.as_ref().unwrap().summary(), before);
     assert_eq!(rig.view("c").0, State::Up);
     assert_eq!(rig.exited, None);
+}
+
+#[test]
+fn a_reload_keeps_the_sockets_from_which_peers_are_told() {
+    let mut rig = Rig::with(NEGOTIATED);
+    rig.settle();
+    let of_c = |rig: &Rig| {
+        let sockets = rig.plan.iter().flat_map(|plan| &plan.udp);
+        sockets.filter(|socket| socket.local.ip().to_string() == "192.0.2.3").count()
+    };
+    let token = rig.reload(NEGOTIATED_LESS);
+    assert_eq!(of_c(&rig), 2);
+    rig.finish_plan(true);
+    while rig.core_step() || rig.control_step() {}
+    assert_eq!(rig.replies, [(token, Ok("the configuration is in force".to_owned()))]);
+    rig.sleep(PARTING - Duration::from_millis(1));
+    assert!(rig.plan.is_none());
+    rig.sleep(Duration::from_millis(1));
+    assert!(rig.plan.is_some() && of_c(&rig) == 0);
+    rig.finish_plan(true);
+    // What the next configuration uses again is not closed.
+    rig.reload(NEGOTIATED);
+    rig.finish_plan(true);
+    rig.reload(NEGOTIATED_LESS);
+    rig.finish_plan(true);
+    rig.reload(NEGOTIATED);
+    rig.settle();
+    assert!(rig.turn.desired.plan.udp.iter().any(|socket| socket.local.ip().to_string() == "192.0.2.3"));
+    assert!(rig.turn.parting.is_none());
 }
 
 #[test]

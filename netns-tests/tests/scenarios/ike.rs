@@ -17,6 +17,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("ike::rekeys_under_load_lose_nothing", rekeys_under_load_lose_nothing),
     ("ike::control_killed_under_load_is_adopted", control_killed_under_load_is_adopted),
     ("ike::a_killed_core_gets_new_keys", a_killed_core_gets_new_keys),
+    ("ike::a_gateway_that_stops_tells_its_peer", a_gateway_that_stops_tells_its_peer),
     ("ike::comes_up_through_loss", comes_up_through_loss),
     ("ike::follows_a_nat", follows_a_nat),
 ];
@@ -220,6 +221,36 @@ fn a_killed_core_gets_new_keys() -> Outcome {
             assert!(lost.len() < log.sent(), "nothing arrived: {seen}");
         }
     }
+    Ok(())
+}
+
+fn a_gateway_that_stops_tells_its_peer() -> Outcome {
+    let mut pair = start(2, "")?;
+    let edit = |text: String| negotiated(Side::A, &without_probes(&text), "", false);
+    let one = Setup { tunnels: 1, ..Setup::default() }.configuration(Side::A, &pair.topology.paths);
+    let one = edit(one);
+    pair.a.write_configuration(&one)?;
+    let reloaded = pair.a.braid(&["reload"])?;
+    assert!(reloaded.status.success(), "{}", reloaded.stderr);
+    is_told(&pair.b, 1)?;
+    pair.a.process().stop(START)?;
+    is_told(&pair.b, 0)?;
+    pair.a = Gateway::start(&pair.topology.gateway_a, &one)?;
+    pair.a.wait_up(PATIENCE)?;
+    pair.b.process().stop(START)?;
+    is_told(&pair.a, 0)
+}
+
+/// Nothing else may have told it: neither a probe nor DPD speaks this soon.
+fn is_told(gateway: &Gateway, tunnel: usize) -> Outcome {
+    const SOON: Duration = Duration::from_secs(5);
+    retry_until("the peer's last word", SOON, || {
+        let status = gateway.status().map_err(|error| error.to_string())?;
+        let tunnel = &status["tunnels"][tunnel];
+        let reason = tunnel["reason"].as_str().unwrap_or_default();
+        let told = ["the peer has deleted the SA", "the peer deleted the SA"];
+        if told.iter().any(|told| reason.contains(told)) { Ok(()) } else { Err(tunnel.to_string()) }
+    })?;
     Ok(())
 }
 
