@@ -322,7 +322,7 @@ fn failed(view: &TunnelView<'_>, diagnosis: &Diagnosis) -> Finding {
     let private = ours.filter(|ours| matches!(ours, IpAddr::V4(v4) if v4.is_private()));
     match private.zip(diagnosis.remote) {
         Some((ours, remote))
-            if diagnosis.fault == Fault::PeerRejectedUs
+            if matches!(diagnosis.fault, Fault::PeerRejectedUs { .. })
                 && !matches!(remote.ip(), IpAddr::V4(v4) if v4.is_private()) =>
         {
             Finding {

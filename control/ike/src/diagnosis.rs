@@ -75,7 +75,10 @@ pub enum Fault {
         method: u8,
     },
     /// The peer refused us with AUTHENTICATION_FAILED: another pre-shared key, identity or CA there.
-    PeerRejectedUs,
+    PeerRejectedUs {
+        /// Our proof was a certificate's signature, not a pre-shared key.
+        by_certificate: bool,
+    },
     /// The peer calls itself something else than `remote-id`.
     PeerIdMismatch {
         /// Configured.

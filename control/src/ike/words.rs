@@ -104,7 +104,14 @@ pub fn finding(diagnosis: &Diagnosis) -> Finding {
             format!("the peer authenticates by method {method}, which is not what is configured for it"),
             "give both sides a psk, or both a certificate",
         ),
-        Fault::PeerRejectedUs => say(
+        Fault::PeerRejectedUs { by_certificate: true } => say(
+            "certificate",
+            "the peer refuses our certificate (AUTHENTICATION_FAILED)".to_owned(),
+            "see that the peer trusts the CA of our certificate, that it is within its time by the peer's clock, and \
+             that it bears local-id, which the peer must expect; the peer's own log says which of them (AWS: the \
+             customer gateway's certificate, of AWS Private CA)",
+        ),
+        Fault::PeerRejectedUs { by_certificate: false } => say(
             "psk",
             "the peer refuses our proof (AUTHENTICATION_FAILED)".to_owned(),
             "compare psk and local-id with what the peer has for us (AWS: Pre-shared key, the customer gateway's IP \

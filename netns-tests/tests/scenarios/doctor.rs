@@ -213,7 +213,20 @@ fn why_tunnels_do_not_come_up() -> Outcome {
                 &["AUTHENTICATION_FAILED"],
                 &["local-id", "customer gateway"],
             ),
-            expected("expired", "IKE_AUTH", "psk", &["AUTHENTICATION_FAILED"], &[]),
+            expected(
+                "expired",
+                "IKE_AUTH",
+                "certificate",
+                &["our certificate", "AUTHENTICATION_FAILED"],
+                &["within its time", "the CA", "bears local-id"],
+            ),
+            expected(
+                "authority",
+                "IKE_AUTH",
+                "certificate",
+                &["our certificate", "AUTHENTICATION_FAILED"],
+                &["trusts the CA of our certificate"],
+            ),
             expected(
                 "selectors",
                 "IKE_AUTH",

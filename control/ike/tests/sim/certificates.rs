@@ -93,5 +93,7 @@ fn another_ca_is_named() {
     assert!(!net.is_up(0, 1) && !net.is_up(1, 0));
     let untrusted = |fault: &&Fault| matches!(fault, Fault::Certificate(AuthError::UntrustedCa { .. }));
     assert!(net.failures(1).iter().any(untrusted), "{:?}", net.failures(1));
-    assert!(net.failures(0).iter().any(|fault| matches!(fault, Fault::PeerRejectedUs)));
+    assert!(
+        net.failures(0).iter().any(|fault| matches!(fault, Fault::PeerRejectedUs { by_certificate: true }))
+    );
 }

@@ -47,14 +47,14 @@ fn no_common_proposal() {
 #[test]
 fn wrong_psk() {
     let net = misfit(|c| (c.credential, c.verifier) = psk("another"));
-    sees(&net, 0, |fault| matches!(fault, Fault::PeerRejectedUs));
+    sees(&net, 0, |fault| matches!(fault, Fault::PeerRejectedUs { by_certificate: false }));
     sees(&net, 1, |fault| matches!(fault, Fault::AuthMismatch));
 }
 
 #[test]
 fn wrong_identity() {
     let net = misfit(|c| c.remote_id = Some(id("192.0.2.200")));
-    sees(&net, 0, |fault| matches!(fault, Fault::PeerRejectedUs));
+    sees(&net, 0, |fault| matches!(fault, Fault::PeerRejectedUs { by_certificate: false }));
     sees(&net, 1, |fault| {
         matches!(fault, Fault::PeerIdMismatch { expected, received }
             if *expected == id("192.0.2.200") && *received == id(A))

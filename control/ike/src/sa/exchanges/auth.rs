@@ -9,7 +9,7 @@ use super::super::parts::Parts;
 use super::super::{After, Cx, End, IkeSa, Phase, Task, Upcall, Want};
 use super::init::Handshake;
 use super::negotiate::{check_answer, child_offers, choose_child, proposed_selectors};
-use crate::auth::{AuthError, SignedOctets, SignedOctetsInput};
+use crate::auth::{AuthError, Credential, SignedOctets, SignedOctetsInput};
 use crate::crypto::IkeKeys;
 use crate::diagnosis::{Fault, Step, Violation};
 use crate::effect::{DownCause, Effect, Path};
@@ -136,7 +136,7 @@ impl IkeSa {
         parts: &Parts<'_>,
     ) -> Result<(), Fault> {
         let missing = || match parts.error() {
-            Some(error) if error.kind == NotifyType::AUTHENTICATION_FAILED => Fault::PeerRejectedUs,
+            Some(error) if error.kind == NotifyType::AUTHENTICATION_FAILED => rejected(config),
             Some(error) => Fault::PeerError(error.kind),
             None => Fault::Violation(Violation::MissingPayload("IDr or AUTH")),
         };
@@ -388,6 +388,15 @@ fn auth_fault(error: AuthError) -> Fault {
     }
 }
 
+/// The peer does not take our proof.
+pub(crate) fn rejected(config: &PeerConfig) -> Fault {
+    let by_certificate = match &*config.credential {
+        Credential::Psk(_) => false,
+        Credential::Certificate(_) => true,
+    };
+    Fault::PeerRejectedUs { by_certificate }
+}
+
 /// What a refused child means.
 pub(crate) fn refused(config: &PeerConfig, kind: NotifyType) -> Fault {
     match kind {
@@ -402,7 +411,7 @@ pub(crate) fn refused(config: &PeerConfig, kind: NotifyType) -> Fault {
             ),
             peers: (Vec::new(), Vec::new()),
         },
-        NotifyType::AUTHENTICATION_FAILED => Fault::PeerRejectedUs,
+        NotifyType::AUTHENTICATION_FAILED => rejected(config),
         other => Fault::PeerError(other),
     }
 }

@@ -4,6 +4,7 @@ use super::super::child::ChildState;
 use super::super::nat::Nat;
 use super::super::parts::Parts;
 use super::super::{After, Cx, End, IkeSa, Phase, Task, Want};
+use super::auth::rejected;
 use crate::crypto::constant_time_eq;
 use crate::diagnosis::{Fault, Step, Violation};
 use crate::effect::{ChildId, DownCause, Path};
@@ -59,7 +60,10 @@ impl IkeSa {
         let refused = parts.has(NotifyType::AUTHENTICATION_FAILED);
         let end = matches!(self.phase, Phase::Established).then(|| {
             let at_once = cx.now < self.created + AT_ONCE;
-            let fault = if refused { Fault::PeerRejectedUs } else { Fault::PeerDeleted { at_once } };
+            let fault = match &self.config {
+                Some(config) if refused => rejected(config),
+                Some(_) | None => Fault::PeerDeleted { at_once },
+            };
             let diagnosis = Some(self.diagnosis(Step::Informational, fault));
             End { cause: DownCause::PeerDeleted, diagnosis }
         });
