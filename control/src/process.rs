@@ -31,6 +31,7 @@ use crate::{
     config::{self, Config, ConfigError},
     core_client::{CoreClient, Incoming},
     ike::{Ike, punt::PuntClient},
+    key_log::{KeyLog, KeyLogError},
     launcher_client::LauncherClient,
     memory::{self, Memory},
     outer::Outer,
@@ -69,6 +70,9 @@ struct Args {
     /// Allow [tunnel.manual], for tests only
     #[arg(long)]
     insecure_manual_keys: bool,
+    /// Append the keys of every IKE SA to this file, for Wireshark: see `braid run --help`
+    #[arg(long, value_name = "FILE")]
+    ike_key_log: Option<PathBuf>,
 }
 
 /// Why control ends.
@@ -78,6 +82,8 @@ enum Failure {
     Config(Vec<ConfigError>),
     /// The launcher could not do its first part.
     Plan(String),
+    /// The file for the keys of IKE SAs.
+    KeyLog(KeyLogError),
     /// The run directory.
     RunDir { path: PathBuf, error: io::Error },
     /// Something that is there on every Linux.
@@ -117,6 +123,10 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                     eprintln!("braid: {message}");
                     true
                 }
+                Failure::KeyLog(error) => {
+                    eprintln!("braid: {error}");
+                    true
+                }
                 Failure::RunDir { path, error } => {
                     eprintln!("braid-control: {}: {error}", path.display());
                     false
@@ -133,12 +143,16 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn run(args: Args) -> Result<(), Failure> {
     let config = load(&args.config, args.insecure_manual_keys).map_err(Failure::Config)?;
+    let key_log = args.ike_key_log.as_deref().map(KeyLog::open).transpose().map_err(Failure::KeyLog)?;
+    if let Some(key_log) = &key_log {
+        tracing::warn!("{key_log}");
+    }
     drop_privileges();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::System { what: "cannot start", error })?;
-    runtime.block_on(control(args, Arc::new(config)))
+    runtime.block_on(control(args, Arc::new(config), key_log))
 }
 
 /// Reads a configuration, and refuses fixed keys that were not asked for.
@@ -186,6 +200,7 @@ struct Control {
     bgp: Bgp,
     /// What `bgp` was configured by.
     bgp_config: Option<Arc<Config>>,
+    key_log: Option<KeyLog>,
     punt: PuntClient,
     worker: Worker,
     /// The core's count of our adoptions.
@@ -213,7 +228,7 @@ struct Loaded {
     config: Result<Config, Vec<ConfigError>>,
 }
 
-async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
+async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Result<(), Failure> {
     let system = |what| move |error| Failure::System { what, error };
     let run_dir = |error| Failure::RunDir { path: args.run_dir.clone(), error };
     let mut terminate = signal(SignalKind::terminate()).map_err(system("cannot watch signals"))?;
@@ -257,9 +272,10 @@ async fn control(args: Args, config: Arc<Config>) -> Result<(), Failure> {
         next_query: 0,
         checkups: Vec::new(),
         loaded,
-        ike: Ike::new(),
+        ike: Ike::new().with_key_log(key_log.is_some()),
         bgp: Bgp::new(u64::from_ne_bytes(random().map_err(system("no randomness"))?)),
         bgp_config: None,
+        key_log,
         punt: PuntClient::new(&args.run_dir),
         worker: Worker::start().map_err(system("cannot start a thread"))?,
         generation: braid_api::Generation(0),

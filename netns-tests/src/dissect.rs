@@ -1,4 +1,4 @@
-//! What another implementation of ESP makes of captured packets: tshark, given the keys, says whether
+//! What another implementation of ESP and IKE makes of captured packets: tshark, given the keys, says whether
 //! each is authentic and what is inside.
 //!
 //! Not done: ChaCha20-Poly1305, which Debian's tshark (4.0) does not know, and extended sequence
@@ -141,6 +141,42 @@ fn read(line: &str) -> Option<Dissected> {
             .filter(|it| !it.is_empty())
             .collect(),
     })
+}
+
+/// A message of IKE as tshark sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IkeMessage {
+    /// RFC 7296 section 3.1: 34 is IKE_SA_INIT, 35 IKE_AUTH, 36 CREATE_CHILD_SA, 37 INFORMATIONAL.
+    pub exchange: u8,
+    /// Types of its payloads (RFC 7296 section 3.2), those within the Encrypted payload (46) behind it.
+    pub payloads: Vec<u8>,
+}
+
+/// Has tshark read the IKE messages of a capture with the keys that a gateway logged. Those that it cannot
+/// decrypt have nothing behind their Encrypted payload.
+///
+/// # Errors
+/// When tshark is missing, finds a message malformed or not authentic, or says what is not understood.
+pub fn ike(capture: &Recorded, key_log: &str) -> Result<Vec<IkeMessage>> {
+    let mut command = Command::new("tshark");
+    command.arg("-r").arg(capture.path()).args(["-n", "-Y", "isakmp", "-T", "fields"]);
+    for row in key_log.lines() {
+        command.args(["-o", &format!("uat:ikev2_decryption_table:{row}")]);
+    }
+    for field in ["isakmp.exchangetype", "isakmp.typepayload", "_ws.expert.message"] {
+        command.args(["-e", field]);
+    }
+    let ran = check("tshark", run(command)?)?;
+    let understood =
+        |line: &str| read_ike(line).ok_or_else(|| Error::parse("tshark", format!("what is {line:?}")));
+    ran.stdout.lines().map(understood).collect()
+}
+
+fn read_ike(line: &str) -> Option<IkeMessage> {
+    let fields: Vec<&str> = line.split('\t').collect();
+    let [exchange, payloads, ""] = fields[..] else { return None };
+    let payloads = payloads.split(',').map(|kind| kind.parse().ok()).collect::<Option<Vec<u8>>>()?;
+    Some(IkeMessage { exchange: exchange.parse().ok()?, payloads })
 }
 
 #[cfg(test)]

@@ -25,6 +25,14 @@ impl Gateway {
     /// # Errors
     /// When the binary is not built or cannot be started.
     pub fn start(netns: &Netns, configuration: &str) -> Result<Self> {
+        Self::start_with(netns, configuration, &[])
+    }
+
+    /// As [`Gateway::start`], with more arguments to `braid run`.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub fn start_with(netns: &Netns, configuration: &str, more: &[&str]) -> Result<Self> {
         let binary = binary("braid")?;
         let directory = temp_dir("braid")?;
         let configured = directory.path().join("braid.toml");
@@ -33,7 +41,7 @@ impl Gateway {
         fs::create_dir(&run_dir).map_err(Error::io("cannot make a run directory"))?;
         let mut command = Command::new(binary);
         command.arg("run").arg("--config").arg(&configured);
-        command.arg("--run-dir").arg(&run_dir).arg("--insecure-manual-keys");
+        command.arg("--run-dir").arg(&run_dir).arg("--insecure-manual-keys").args(more);
         Ok(Self { netns: netns.clone(), process: netns.spawn_command(command)?, directory })
     }
 

@@ -119,6 +119,9 @@ pub enum Effect {
     /// Computes beside everything else, and brings the result to [`crate::Endpoint::handle_computed`]. It has no
     /// place in the order; there are never more under way than the settings say.
     Compute(Computation),
+    /// Appends a line to the key log; only where [`crate::EndpointSettings::key_log`] asks for it. Whoever has
+    /// it reads the IKE SA.
+    KeyLog(SecretBytes),
     /// Tells.
     Event(Event),
 }

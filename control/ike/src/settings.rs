@@ -52,6 +52,8 @@ pub struct EndpointSettings {
     pub old_inbound_grace: Duration,
     /// Largest IKE datagram without UDP header before it is fragmented (RFC 7383), in octets.
     pub fragment_size: usize,
+    /// Offer the keys of every IKE SA as [`crate::Effect::KeyLog`], so that its messages can be read.
+    pub key_log: bool,
 }
 
 impl Default for EndpointSettings {
@@ -75,6 +77,7 @@ impl Default for EndpointSettings {
             keepalive: Duration::from_secs(20),
             old_inbound_grace: Duration::from_secs(5),
             fragment_size: 1232,
+            key_log: false,
         }
     }
 }

@@ -23,6 +23,10 @@ pub(super) struct Args {
     /// Allow [tunnel.manual], for tests only: every start repeats nonces
     #[arg(long)]
     insecure_manual_keys: bool,
+    /// Append the keys of every IKE SA to FILE, which others must not read, for Wireshark's table
+    /// ikev2_decryption_table. Whoever has the file reads and forges IKE: for finding faults only
+    #[arg(long, value_name = "FILE")]
+    ike_key_log: Option<PathBuf>,
 }
 
 pub(super) fn run(args: Args) -> ExitCode {
@@ -38,5 +42,6 @@ pub(super) fn run(args: Args) -> ExitCode {
             }
         },
     };
-    launcher::run(launcher::RunArgs::new(args.config, run_dir, args.insecure_manual_keys))
+    let run = launcher::RunArgs::new(args.config, run_dir, args.insecure_manual_keys);
+    launcher::run(launcher::RunArgs { ike_key_log: args.ike_key_log, ..run })
 }

@@ -40,8 +40,8 @@ impl Ike {
             // It was only the connection that was lost.
             self.lost.clear();
         }
-        let mut endpoint =
-            Endpoint::new(now.instant, unix_time, EndpointSettings::default(), &mut self.random);
+        let settings = EndpointSettings { key_log: self.logs_keys, ..EndpointSettings::default() };
+        let mut endpoint = Endpoint::new(now.instant, unix_time, settings, &mut self.random);
         // Numbers of this life are above those of all before.
         endpoint.reserve_child_ids(ChildId(u64::from(generation.0) << 32));
         let (notes, states): (Vec<_>, Vec<_>) = stash.into_iter().partition(|(key, _)| key & NOTE != 0);

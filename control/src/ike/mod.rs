@@ -31,7 +31,7 @@ use braid_api::{
 };
 use braid_ike::{
     ChildId, ChildSa, Computation, Computed, DownCause, Effect, Endpoint, EndpointSettings, EspTransport,
-    Event, Path, PeerConfig, PeerId, PeerStatus, StashUpdate, TimerKind,
+    Event, Path, PeerConfig, PeerId, PeerStatus, SecretBytes, StashUpdate, TimerKind,
 };
 use ipnet::IpNet;
 
@@ -93,6 +93,10 @@ pub struct Ike {
     together: Option<Duration>,
     /// Tunnels that were up with the last core, and by which path: their peers do not know yet that it is gone.
     lost: BTreeMap<String, Path>,
+    /// The keys of IKE SAs are asked for.
+    logs_keys: bool,
+    /// Rows for the key log.
+    key_log: Vec<SecretBytes>,
     /// Who called and belongs to no tunnel, the last ones.
     strangers: VecDeque<(Instant, braid_ike::Diagnosis)>,
 }
@@ -137,6 +141,17 @@ impl Ike {
     /// Without a core.
     pub fn new() -> Self {
         Ike::default()
+    }
+
+    /// Whether [`Ike::take_key_log`] is to have something to give.
+    #[must_use]
+    pub fn with_key_log(self, logs_keys: bool) -> Self {
+        Ike { logs_keys, ..self }
+    }
+
+    /// Rows for the key log since the last time, to be written before the datagrams leave.
+    pub fn take_key_log(&mut self) -> Vec<SecretBytes> {
+        core::mem::take(&mut self.key_log)
     }
 
     /// Whether any tunnel negotiates, or has a last word to hear.
@@ -220,8 +235,8 @@ impl Ike {
         });
         let mut lost: BTreeMap<String, Path> = up.collect();
         lost.extend(core::mem::take(&mut self.lost));
-        let (next_peer, life) = (self.next_peer, Life(self.life.0 + 1));
-        *self = Ike { next_peer, life, lost, ..Ike::default() };
+        let (next_peer, logs_keys, life) = (self.next_peer, self.logs_keys, Life(self.life.0 + 1));
+        *self = Ike { next_peer, logs_keys, life, lost, ..Ike::default() };
     }
 
     /// A transaction is in force, or not.
@@ -349,6 +364,7 @@ impl Ike {
             }
             // Taken already.
             Effect::Compute(computation) => self.computations.push(computation),
+            Effect::KeyLog(row) => self.key_log.push(row),
             Effect::Event(event) => self.handle_event(turn, event, now),
         }
         true
@@ -391,7 +407,8 @@ impl Ike {
     /// The value that tells of what was just done goes into force with it: whoever comes after us must not find
     /// SAs in the core that the stash does not speak of. Events in between change nothing.
     fn take_stash_behind(&mut self) -> Option<IkeOp> {
-        let at = self.queue.iter().position(|effect| !matches!(effect, Effect::Event(_)))?;
+        let at =
+            self.queue.iter().position(|effect| !matches!(effect, Effect::Event(_) | Effect::KeyLog(_)))?;
         self.queue.get(at).filter(|effect| matches!(effect, Effect::Stash(_)))?;
         match self.queue.remove(at)? {
             Effect::Stash(update) => Some(IkeOp::Stash(update.key, stash_value(update))),
@@ -444,6 +461,7 @@ impl Ike {
                 other @ (Effect::Install(_)
                 | Effect::Transmit { .. }
                 | Effect::Compute(_)
+                | Effect::KeyLog(_)
                 | Effect::Event(_)) => {
                     self.queue.push_front(other);
                     break;

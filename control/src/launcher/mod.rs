@@ -75,6 +75,8 @@ pub struct RunArgs {
     pub run_dir: PathBuf,
     /// Allows `[tunnel.manual]`.
     pub insecure_manual_keys: bool,
+    /// Where control appends the keys of IKE SAs.
+    pub ike_key_log: Option<PathBuf>,
     /// The program of core and control, which it becomes by its `argv[0]`.
     pub program: PathBuf,
 }
@@ -83,7 +85,8 @@ impl RunArgs {
     /// Arguments for this very program.
     pub fn new(config: PathBuf, run_dir: PathBuf, insecure_manual_keys: bool) -> Self {
         // The link, not its target: it still leads to this program when the file was replaced.
-        Self { config, run_dir, insecure_manual_keys, program: PathBuf::from("/proc/self/exe") }
+        let program = PathBuf::from("/proc/self/exe");
+        Self { config, run_dir, insecure_manual_keys, ike_key_log: None, program }
     }
 }
 

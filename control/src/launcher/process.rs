@@ -48,6 +48,9 @@ impl Role {
                 if args.insecure_manual_keys {
                     all.push("--insecure-manual-keys".into());
                 }
+                if let Some(file) = &args.ike_key_log {
+                    all.extend([OsString::from("--ike-key-log"), file.clone().into_os_string()]);
+                }
                 all
             }
         }

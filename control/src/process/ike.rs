@@ -98,6 +98,8 @@ impl Control {
     pub(super) async fn drive_ike(&mut self) -> Result<(), Failure> {
         let now = self.both_clocks();
         let datagrams = self.ike.drive(&mut self.turn, now);
+        let rows = self.ike.take_key_log();
+        self.key_log.iter_mut().for_each(|log| log.write(&rows));
         datagrams.into_iter().for_each(|datagram| self.punt.send(datagram));
         self.ike.take_computations().into_iter().for_each(|task| self.worker.compute(task));
         self.run_effects().await

@@ -1,14 +1,22 @@
 //! Raw ESP on the wire, read by tshark, an implementation that shares nothing with ours: every packet
-//! is authentic to it, and inside is what was sent.
+//! is authentic to it, and inside is what was sent. IKE, read with the keys that a gateway logs when asked to.
 
-use crate::pair::{Pair, Setup, Side};
+use crate::pair::{Pair, START, Setup, Side};
 use braid_netns::capture::Capture;
-use braid_netns::dissect::{self, Cipher, Dissected, EspSa};
+use braid_netns::dissect::{self, Cipher, Dissected, EspSa, IkeMessage};
+use braid_netns::gateway::Gateway;
+use braid_netns::guard::temp_dir;
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::traffic::{Pings, ping};
+use braid_netns::{Topology, retry_until};
+use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 
-pub(crate) const ALL: &[Scenario] = &[("dissect::raw_esp_is_read_by_tshark", raw_esp_is_read_by_tshark)];
+pub(crate) const ALL: &[Scenario] = &[
+    ("dissect::raw_esp_is_read_by_tshark", raw_esp_is_read_by_tshark),
+    ("dissect::ike_is_read_with_the_key_log", ike_is_read_with_the_key_log),
+];
 
 /// Every cipher with both lengths of key, every integrity once: name, bytes of key material, bytes of it
 /// for the cipher.
@@ -92,4 +100,84 @@ fn judge(packets: &[Dissected], tunnel: usize, inside: &[String]) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// IKE suites: an AEAD, and a cipher with an integrity algorithm beside it.
+const IKE_SUITES: [&str; 2] = ["aes256gcm16-prfsha384-ecp384", "aes256-sha256-ecp256"];
+/// Numbers of exchanges (RFC 7296 section 3.1) and payloads (section 3.2).
+const IKE_AUTH: u8 = 35;
+const CREATE_CHILD_SA: u8 = 36;
+const ENCRYPTED: u8 = 46;
+
+fn ike_is_read_with_the_key_log() -> Outcome {
+    for suite in IKE_SUITES {
+        let directory = temp_dir("keys")?;
+        let [log_a, log_b] =
+            ["a", "b"].map(|name| directory.path().join(name).to_string_lossy().into_owned());
+        let topology = Topology::builder().build()?;
+        let capture = Capture::start(&topology.gateway_a, "wan0", "udp port 500 or udp port 4500", 0)?;
+        let path = &topology.paths[0];
+        let configuration = |role: &str, local: String, remote: String| {
+            format!(
+                "[[tunnel]]\nname = \"t\"\nrole = \"{role}\"\nlocal = \"{local}\"\nremote = \"{remote}\"\n\
+                 probe = \"off\"\n[tunnel.ike]\npsk = \"correct horse battery staple\"\n\
+                 proposals = [\"{suite}\"]\n"
+            )
+        };
+        let text = configuration("respond", path.b.to_string(), path.a.to_string());
+        let mut b = Gateway::start_with(&topology.gateway_b, &text, &["--ike-key-log", &log_b])?;
+        let text = configuration("initiate", path.a.to_string(), path.b.to_string());
+        let mut a = Gateway::start_with(&topology.gateway_a, &text, &["--ike-key-log", &log_a])?;
+        a.wait_up(START)?;
+        b.wait_up(START)?;
+        let warned = a.process().stderr();
+        assert_eq!(warned.matches("--ike-key-log: the keys of every IKE SA").count(), 1, "{warned}");
+        // The IKE SA that takes the place of the first is logged as well, and what it does can be read.
+        a.rekey("t", true)?;
+        retry_until("another IKE SA", START, || {
+            let rows = fs::read_to_string(&log_b).map_err(|error| error.to_string())?.lines().count();
+            if rows == 2 { Ok(()) } else { Err(format!("{rows} rows")) }
+        })?;
+        let before = a.status()?["tunnels"][0]["child"]["spi_in"].clone();
+        a.rekey("t", false)?;
+        retry_until("another child", START, || {
+            let status = a.status().map_err(|error| error.to_string())?;
+            let now = &status["tunnels"][0]["child"]["spi_in"];
+            if now.is_string() && *now != before { Ok(()) } else { Err(status.to_string()) }
+        })?;
+        let keys = fs::read_to_string(&log_a)?;
+        assert_eq!(keys, fs::read_to_string(&log_b)?, "both sides have the same keys");
+        assert_eq!(fs::metadata(&log_a)?.permissions().mode() & 0o777, 0o600);
+        let capture = capture.record()?;
+        let sealed = dissect::ike(&capture, "")?;
+        assert!(sealed.iter().all(|message| inside(message).is_none_or(<[u8]>::is_empty)), "{sealed:?}");
+        let opened = dissect::ike(&capture, &keys)?;
+        let unread = opened.iter().find(|message| inside(message).is_some_and(<[u8]>::is_empty));
+        // An INFORMATIONAL of nothing but its SK payload is an answer, or asks for a sign of life.
+        assert!(unread.is_none_or(|message| message.exchange == 37), "{suite}: {unread:?} in {opened:?}");
+        has(&opened, IKE_AUTH, &[35, 39, 33, 44, 45], suite)?;
+        has(&opened, IKE_AUTH, &[36, 39, 33, 44, 45], suite)?;
+        // Of the IKE SA, then of the child, under the new IKE SA's keys.
+        has(&opened, CREATE_CHILD_SA, &[33, 40, 34], suite)?;
+        has(&opened, CREATE_CHILD_SA, &[41, 33, 40, 44, 45], suite)?;
+    }
+    Ok(())
+}
+
+/// The payloads within the Encrypted one, if there is one.
+fn inside(message: &IkeMessage) -> Option<&[u8]> {
+    let at = message.payloads.iter().position(|kind| *kind == ENCRYPTED)?;
+    message.payloads.get(at + 1..)
+}
+
+/// A message of this exchange has these payloads.
+fn has(messages: &[IkeMessage], exchange: u8, payloads: &[u8], suite: &str) -> Outcome {
+    let found = messages.iter().filter(|message| message.exchange == exchange).any(|message| {
+        inside(message).is_some_and(|inside| payloads.iter().all(|payload| inside.contains(payload)))
+    });
+    if found {
+        Ok(())
+    } else {
+        Err(format!("{suite}: no {exchange} with {payloads:?} in {messages:?}").into())
+    }
 }

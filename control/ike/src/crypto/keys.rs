@@ -145,6 +145,11 @@ impl IkeKeys {
         if of_initiator { &self.sk_pi } else { &self.sk_pr }
     }
 
+    /// SK_ei, SK_er, SK_ai and SK_ar.
+    pub(super) fn message_keys(&self) -> [&SecretBytes; 4] {
+        [&self.sk_ei, &self.sk_er, &self.sk_ai, &self.sk_ar]
+    }
+
     /// The seven keys in the order SK_d, ai, ar, ei, er, pi, pr, for the stash.
     pub fn export(&self) -> SecretBytes {
         let all = [&self.sk_d, &self.sk_ai, &self.sk_ar, &self.sk_ei, &self.sk_er, &self.sk_pi, &self.sk_pr];
@@ -180,7 +185,7 @@ impl IkeKeys {
         Ok(Self { suite: suite.clone(), sk_d, sk_ai, sk_ar, sk_ei, sk_er, sk_pi, sk_pr })
     }
 
-    fn lengths(suite: &IkeSuite) -> [usize; 7] {
+    pub(super) fn lengths(suite: &IkeSuite) -> [usize; 7] {
         let prf = suite.prf.output_len();
         // RFC 5282 section 7.1: with an AEAD, SK_ai and SK_ar have no octets.
         let integrity = suite.integrity.map_or(0, super::Integrity::key_len);

@@ -5,6 +5,7 @@
 
 pub(crate) mod beside;
 pub mod ke;
+mod key_log;
 mod keys;
 mod modp;
 mod modp_primes;

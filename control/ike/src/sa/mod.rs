@@ -13,6 +13,7 @@ pub(crate) mod children;
 pub(crate) mod contest;
 pub(crate) mod core_events;
 pub(crate) mod exchanges;
+pub(crate) mod key_log;
 pub(crate) mod nat;
 pub(crate) mod parts;
 pub(crate) mod receive;

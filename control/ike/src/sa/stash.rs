@@ -15,7 +15,7 @@ use super::exchanges::rekey_ike::IkeCollision;
 use super::nat::Nat;
 use super::parts::Parts;
 use super::window::Window;
-use super::{Crypt, Cx, End, IkeSa, PeerCaps, Phase, Task, Want};
+use super::{Cx, End, IkeSa, PeerCaps, Phase, Task, Want};
 use crate::SecretBytes;
 use crate::crypto::{Cipher, EspSuite, IkeKeys, IkeSuite, Integrity, KeMethod, Prf};
 use crate::effect::{ChildId, DownCause, IkeSaId, Path};
@@ -398,7 +398,7 @@ impl<'a> Reader<'a> {
         sa.nat.seen = self.octets()?.try_into().ok();
         let suite = self.ike_suite()?;
         let keys = IkeKeys::import(&suite, &SecretBytes::from_slice(self.octets()?)).ok()?;
-        sa.crypt = Some(Crypt::new(keys, initiator, generation).ok()?);
+        sa.take_keys(cx, keys, generation).ok()?;
         let (ike_age, rekey_in, expires_in) = (self.duration()?, self.duration()?, self.duration()?);
         sa.child_rekeys = self.u64()?;
         let (rival, low_nonce) = (self.u64()?, self.octets()?.to_vec());

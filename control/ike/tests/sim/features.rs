@@ -53,6 +53,28 @@ fn without_a_nat_auto_means_plain_esp() {
 }
 
 #[test]
+fn keys_are_logged_where_they_are_asked_for_and_nowhere_else() {
+    let change = |config: &mut PeerConfig| {
+        config.ike_proposals = vec!["aes256gcm16-prfsha384-ecp384-ke1_mlkem768".parse().unwrap()];
+    };
+    let settings = EndpointSettings { key_log: true, ..EndpointSettings::default() };
+    let mut net = pair_with(15, settings, change);
+    up(&mut net);
+    rekey_all(&mut net);
+    // The first SA's keys before and after the additional key exchange, and two rekeys.
+    let rows = &net.nodes[0].key_log;
+    assert_eq!(rows.len(), 4, "{rows:?}");
+    let spis = |row: &String| row.split(',').take(2).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(spis(&rows[0]), spis(&rows[1]));
+    assert!(rows.windows(2).all(|two| two[0] != two[1]) && spis(&rows[1]) != spis(&rows[2]));
+    assert_eq!(net.nodes[0].key_log, net.nodes[1].key_log, "both sides have the same keys");
+    let mut net = plain(change);
+    up(&mut net);
+    rekey_all(&mut net);
+    assert!(net.nodes.iter().all(|node| node.key_log.is_empty()));
+}
+
+#[test]
 fn large_messages_go_in_fragments() {
     let settings = EndpointSettings { fragment_size: 180, ..EndpointSettings::default() };
     let mut net = pair_with(14, settings, |_| {});

@@ -118,6 +118,8 @@ pub(crate) struct Node {
     /// Octets of IKE sent.
     pub(crate) sent: u64,
     pub(crate) datagrams: u64,
+    /// Rows for Wireshark.
+    pub(crate) key_log: Vec<String>,
     /// Nothing goes in or out.
     pub(crate) cut: bool,
 }
@@ -193,6 +195,7 @@ impl Net {
                     rng,
                     sent: 0,
                     datagrams: 0,
+                    key_log: Vec::new(),
                     cut: false,
                 }
             })
@@ -305,6 +308,7 @@ impl Net {
                     self.sequence += 1;
                     self.computing.insert((done, self.sequence), (index, computation.run()));
                 }
+                Effect::KeyLog(row) => node.key_log.push(String::from_utf8(row.expose().to_vec()).unwrap()),
                 Effect::Event(event) => {
                     if let Event::EndpointMoved { peer, path, transport } = &event {
                         node.core.follow(*peer, *path, *transport);

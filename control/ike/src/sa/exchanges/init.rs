@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::super::beside::Ours;
 use super::super::nat::Nat;
 use super::super::parts::Parts;
-use super::super::{Crypt, Cx, IkeSa, PeerCaps, Phase, Task};
+use super::super::{Cx, IkeSa, PeerCaps, Phase, Task};
 use crate::auth::{IntAuth, PeerSignatureSupport, SIGNATURE_HASHES};
 use crate::crypto::{Contribution, IkeKeys, IkeSuite, KeMethod, KePrivate};
 use crate::diagnosis::{Fault, Step, Violation};
@@ -189,13 +189,11 @@ impl IkeSa {
             initiator_spi: self.spi_i,
             responder_spi: self.spi_r,
         };
-        let crypt =
-            IkeKeys::initial(&selected.suite, &shared, with).and_then(|keys| Crypt::new(keys, true, 0));
-        let Ok(crypt) = crypt else {
+        let keys = IkeKeys::initial(&selected.suite, &shared, with);
+        if keys.and_then(|keys| self.take_keys(cx, keys, 0)).is_err() {
             self.fail(cx, Step::Init, Fault::Violation(Violation::BadNonce));
             return;
-        };
-        self.crypt = Some(crypt);
+        }
         self.caps = caps(&parts);
         self.nat = Nat::detect(&parts, self.spi_i, self.spi_r, path);
         self.window.settle();
@@ -315,7 +313,7 @@ impl IkeSa {
         let response = Message { header, payloads }.encode_plain();
         handshake.response.clone_from(&response);
         let mut sa = Self::blank(cx, false, (spi_i, spi_r), path, Phase::Handshake(Box::new(handshake)));
-        sa.crypt = Some(Crypt::new(keys, false, 0).ok()?);
+        sa.take_keys(cx, keys, 0).ok()?;
         sa.nat = nat;
         sa.caps = caps;
         sa.window.arriving(super::super::receive::sha256(bytes));

@@ -3,7 +3,7 @@
 
 use super::super::beside::Ours;
 use super::super::parts::Parts;
-use super::super::{Crypt, Cx, IkeSa, Phase, Task};
+use super::super::{Cx, IkeSa, Phase, Task};
 use crate::crypto::{Contribution, SharedSecret};
 use crate::diagnosis::{Fault, Step, Violation};
 use crate::effect::Path;
@@ -69,7 +69,7 @@ impl IkeSa {
             return;
         }
         handshake.additional.remove(0);
-        let Some(()) = cx.agree(&private, &ke.data).ok().and_then(|shared| self.mix(&shared)) else {
+        let Some(()) = cx.agree(&private, &ke.data).ok().and_then(|shared| self.mix(cx, &shared)) else {
             self.violate(cx, ExchangeType::IkeIntermediate, Violation::BadPublicValue);
             return;
         };
@@ -102,7 +102,7 @@ impl IkeSa {
         let header = self.header(request.exchange, true, request.message_id);
         self.cover(&header, &payloads);
         self.respond(cx, &request, path, payloads);
-        if self.mix(&shared).is_none() {
+        if self.mix(cx, &shared).is_none() {
             self.violate(cx, ExchangeType::IkeIntermediate, Violation::BadPublicValue);
         }
     }
@@ -115,7 +115,7 @@ impl IkeSa {
     }
 
     /// RFC 9370 section 2.2.2: the next keys.
-    fn mix(&mut self, shared: &SharedSecret) -> Option<()> {
+    fn mix(&mut self, cx: &mut Cx<'_>, shared: &SharedSecret) -> Option<()> {
         let Phase::Handshake(handshake) = &self.phase else { return None };
         let with = Contribution {
             initiator_nonce: &handshake.ni,
@@ -124,7 +124,6 @@ impl IkeSa {
             responder_spi: self.spi_r,
         };
         let keys = self.crypt.as_ref()?.keys.intermediate(shared, with).ok()?;
-        self.crypt = Some(Crypt::new(keys, self.initiator, 0).ok()?);
-        Some(())
+        self.take_keys(cx, keys, 0).ok()
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::beside::Ours;
 use super::super::parts::Parts;
-use super::super::{Bequest, CLOSED_FOR, Crypt, Cx, End, IkeSa, Phase, Task, Upcall, Want};
+use super::super::{Bequest, CLOSED_FOR, Cx, End, IkeSa, Phase, Task, Upcall, Want};
 use super::followup::{Followup, FollowupKind};
 use super::init::offers;
 use crate::SecretBytes;
@@ -278,7 +278,7 @@ impl IkeSa {
         let keys = self.crypt.as_ref()?.keys.rekeyed(&pending.suite, &secrets, with).ok()?;
         let spis = (pending.spi_i, pending.spi_r);
         let mut new = Self::blank(cx, initiator, spis, self.path, Phase::Established);
-        new.crypt = Some(Crypt::new(keys, initiator, 0).ok()?);
+        new.take_keys(cx, keys, 0).ok()?;
         (new.peer, new.caps) = (self.peer, self.caps.clone());
         (new.began, new.first_spis) = (self.began, Some(self.first_spis()));
         new.nat = super::super::nat::Nat { seen: None, ..self.nat };
