@@ -25,6 +25,15 @@ pub struct IkeSaId(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ChildId(pub u64);
 
+/// What the core still holds of a child SA of an earlier life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HeldChild {
+    /// How long ago the first half was installed.
+    pub age: Duration,
+    /// The outbound half is there as well as the inbound one.
+    pub outbound: bool,
+}
+
 /// Outer addresses and UDP ports of one datagram.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Path {

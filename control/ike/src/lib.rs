@@ -25,8 +25,8 @@ pub mod wire;
 pub use crypto::{Computation, ComputationId, Computed};
 pub use diagnosis::{Diagnosis, Fault, Step, Violation};
 pub use effect::{
-    ChildId, ChildSa, Direction, DownCause, Effect, EspTransport, Event, IkeSaId, Path, PeerId, StashUpdate,
-    TimerKind,
+    ChildId, ChildSa, Direction, DownCause, Effect, EspTransport, Event, HeldChild, IkeSaId, Path, PeerId,
+    StashUpdate, TimerKind,
 };
 pub use endpoint::{Adopted, Endpoint};
 pub use random::Random;

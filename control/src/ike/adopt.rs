@@ -1,7 +1,7 @@
 //! A new connection to the core: what an earlier life of control left there goes on, the rest goes.
 
 use braid_api::{FRAME_HEADER_LEN, Generation, Stats, decode, encode};
-use braid_ike::PeerState;
+use braid_ike::{HeldChild, PeerState};
 use serde::{Deserialize, Serialize};
 
 use super::*;
@@ -51,13 +51,13 @@ impl Ike {
         turn.handle(TurnEvent::Adopt { negotiated }, now.turn);
         self.endpoint = Some(endpoint);
         self.sync_peers(turn, now);
-        let ages = ages(&self.notes, stats);
+        let held = held(&self.notes, stats);
         let mut adopted = BTreeSet::new();
         let Some(endpoint) = &mut self.endpoint else { return };
         // The newest first: of two that claim a child it is the heir.
         for (key, value) in states.into_iter().rev() {
-            let age = |child: ChildId| ages.get(&child).copied();
-            match endpoint.adopt(now.instant, &mut self.random, &value.0, generation.0, &age) {
+            let held = |child: ChildId| held.get(&child).copied();
+            match endpoint.adopt(now.instant, &mut self.random, &value.0, generation.0, &held) {
                 Ok(sa) => adopted.extend(sa.children),
                 Err(error) => {
                     tracing::warn!("an IKE SA of before cannot be adopted: {error}");
@@ -106,15 +106,18 @@ impl Ike {
     }
 }
 
-/// How long ago the core installed those children of which it holds both halves.
-fn ages(notes: &BTreeMap<SaId, SaNote>, stats: Option<&Stats>) -> BTreeMap<ChildId, Duration> {
+/// What the core holds of those children of which it holds the inbound half.
+fn held(notes: &BTreeMap<SaId, SaNote>, stats: Option<&Stats>) -> BTreeMap<ChildId, HeldChild> {
     let mut halves: BTreeMap<ChildId, [Option<Duration>; 2]> = BTreeMap::new();
     for sa in stats.iter().flat_map(|stats| &stats.sas) {
         if let Some(note) = notes.get(&sa.sa) {
             halves.entry(ChildId(note.child)).or_default()[usize::from(note.inbound)] = Some(sa.age);
         }
     }
-    // The age of the half that came first.
-    let whole = halves.into_iter().filter_map(|(id, [out, inbound])| Some((id, out?.max(inbound?))));
-    whole.collect()
+    let held = halves.into_iter().filter_map(|(id, [out, inbound])| {
+        // The age of the half that came first.
+        let age = inbound?.max(out.unwrap_or_default());
+        Some((id, HeldChild { age, outbound: out.is_some() }))
+    });
+    held.collect()
 }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::crypto::Computed;
 use crate::crypto::beside::Made;
-use crate::effect::{ChildId, DownCause, Effect, Event, IkeSaId, PeerId, TimerKind};
+use crate::effect::{ChildId, DownCause, Effect, Event, HeldChild, IkeSaId, PeerId, TimerKind};
 use crate::random::Random;
 use crate::sa::stash::AdoptError;
 use crate::sa::{Bequest, Cx, End, Ids, IkeSa, Phase, Upcall, Want};
@@ -69,8 +69,8 @@ pub struct Adopted {
     pub peer: PeerId,
     /// The SA; its stash value keeps its key.
     pub ike: IkeSaId,
-    /// Its children that go on working. SAs of other children are to be taken out of the core: their keys are
-    /// half lost, and the endpoint speaks of them no more.
+    /// Its children whose SAs stay in the core as they are. Those of other children are to be taken out: the
+    /// endpoint speaks of them no more.
     pub children: Vec<ChildId>,
 }
 
@@ -287,10 +287,11 @@ impl Endpoint {
     }
 
     /// Takes an IKE SA over from an earlier life. `generation` is the core's for this adoption and has never
-    /// been used before: it keeps the nonces of both lives apart. `age` tells how long ago the core installed
-    /// a child, if it holds both halves still; others are deleted at the peer. All values are adopted, the
-    /// highest key first, before anything else is done: so no number is given out twice, and of two IKE SAs that
-    /// both claim a child the heir has it.
+    /// been used before: it keeps the nonces of both lives apart. `held` tells what the core holds of a child:
+    /// nothing where the inbound half is missing, and then it is deleted at the peer. One that lacks only its
+    /// outbound half, whose key is lost, is received on until another has taken its place. All values are
+    /// adopted, the highest key first, before anything else is done: so no number is given out twice, and of two
+    /// IKE SAs that both claim a child the heir has it.
     ///
     /// # Errors
     /// The value is of another layout, or its peer is not configured: then the SA is lost, and another is made.
@@ -300,16 +301,16 @@ impl Endpoint {
         rng: &mut dyn Random,
         value: &[u8],
         generation: u32,
-        age: &dyn Fn(ChildId) -> Option<Duration>,
+        held: &dyn Fn(ChildId) -> Option<HeldChild>,
     ) -> Result<Adopted, AdoptError> {
-        let (sa, upcalls) = self.with_cx(now, rng, |cx| IkeSa::import(cx, value, generation, age));
+        let (sa, upcalls) = self.with_cx(now, rng, |cx| IkeSa::import(cx, value, generation, held));
         let sa = sa?;
         if self.by_spi.contains_key(&sa.our_spi()) || self.sas.contains_key(&sa.id) {
             return Err(AdoptError::Duplicate);
         }
         self.ids.ike = self.ids.ike.max(sa.id.0);
         let peer = sa.peer.ok_or(AdoptError::UnknownPeer)?;
-        let children = sa.children.iter().filter(|child| child.out_installed).map(|child| child.id).collect();
+        let children = sa.children.iter().filter(|child| child.in_installed).map(|child| child.id).collect();
         let adopted = Adopted { peer, ike: sa.id, children };
         let works = |sa: &IkeSa| sa.is_established() && sa.usable_child().is_some();
         // What the earlier life was about to find out. The younger one was adopted before.

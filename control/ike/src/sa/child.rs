@@ -17,7 +17,7 @@ use crate::settings::PeerConfig;
 use crate::{Random, SecretBytes};
 
 /// How long the outbound half may wait for a sign that the peer is ready; then the pair is deleted.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const READY_WITHIN: Duration = Duration::from_secs(60);
 /// When a deletion that did not come about is tried again.
 const DELETED_WITHIN: Duration = Duration::from_secs(45);
 /// How long a pair that lost a collision may wait for the peer to delete it.
@@ -195,6 +195,12 @@ impl Child {
     pub(crate) fn is_usable(&self) -> bool {
         self.out_installed
             && matches!(self.state, ChildState::Live | ChildState::Rekeying | ChildState::Replaced(_))
+    }
+
+    /// Its outbound half was lost with the life that had its key: only what the peer sends passes.
+    pub(crate) fn is_half(&self) -> bool {
+        let lives = matches!(self.state, ChildState::Live | ChildState::Rekeying);
+        lives && self.in_installed && !self.out_installed && self.pending_out.is_none()
     }
 
     /// The next thing to happen to it by time alone.

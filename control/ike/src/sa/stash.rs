@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::child::{Child, ChildState, ChildTerms, Volume};
+use super::child::{Child, ChildState, ChildTerms, READY_WITHIN, Volume};
 use super::exchanges::rekey_ike::IkeCollision;
 use super::nat::Nat;
 use super::parts::Parts;
@@ -18,11 +18,16 @@ use super::window::Window;
 use super::{Cx, End, IkeSa, PeerCaps, Phase, Task, Want};
 use crate::SecretBytes;
 use crate::crypto::{Cipher, EspSuite, IkeKeys, IkeSuite, Integrity, KeMethod, Prf};
-use crate::effect::{ChildId, DownCause, IkeSaId, Path};
+use crate::effect::{ChildId, DownCause, HeldChild, IkeSaId, Path};
 use crate::wire::{ExchangeType, IkeSpi};
 
 /// Of this layout.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+/// States of children.
+const LIVE: u8 = 0;
+const REPLACED: u8 = 1;
+const REDUNDANT: u8 = 2;
+const DELETING: u8 = 3;
 /// An answer longer than this is not kept: then a peer that missed it finds us silent once.
 const MAX_ANSWER: usize = 8 * 1024;
 
@@ -131,18 +136,18 @@ impl IkeSa {
         }
     }
 
-    /// What [`IkeSa::export`] wrote. `age` tells how long ago the core installed a child, if it has it still.
+    /// What [`IkeSa::export`] wrote. `held` tells what the core has of a child still.
     pub(crate) fn import(
         cx: &mut Cx<'_>,
         value: &[u8],
         generation: u32,
-        age: &dyn Fn(ChildId) -> Option<Duration>,
+        held: &dyn Fn(ChildId) -> Option<HeldChild>,
     ) -> Result<Self, AdoptError> {
         if generation == 0 {
             return Err(AdoptError::Generation);
         }
         let mut from = Reader(value);
-        from.sa(cx, generation, age).ok_or(AdoptError::Malformed)?
+        from.sa(cx, generation, held).ok_or(AdoptError::Malformed)?
     }
 
     /// The answer to a request of an earlier life.
@@ -172,13 +177,14 @@ fn export_child(out: &mut Writer, child: &Child, now: Instant) {
     out.u64(child.id.0);
     out.u32(child.terms.spi_in);
     out.u32(child.terms.spi_out);
-    out.u8(child.out_installed.into());
-    out.u8(match child.state {
-        ChildState::Live | ChildState::Rekeying => 0,
-        ChildState::Replaced(_) => 1,
-        ChildState::Redundant => 2,
-        ChildState::Deleting => 3,
-    });
+    let (state, heir) = match child.state {
+        ChildState::Live | ChildState::Rekeying => (LIVE, 0),
+        ChildState::Replaced(heir) => (REPLACED, heir.0),
+        ChildState::Redundant => (REDUNDANT, 0),
+        ChildState::Deleting => (DELETING, 0),
+    };
+    out.u8(state);
+    out.u64(heir);
     let suite = &child.terms.suite;
     out.u8(position(&Cipher::ALL, &suite.cipher));
     out.u8(suite.integrity.map_or(u8::MAX, |integrity| position(&Integrity::ALL, &integrity)));
@@ -370,7 +376,7 @@ impl<'a> Reader<'a> {
         &mut self,
         cx: &mut Cx<'_>,
         generation: u32,
-        age: &dyn Fn(ChildId) -> Option<Duration>,
+        held: &dyn Fn(ChildId) -> Option<HeldChild>,
     ) -> Option<Result<IkeSa, AdoptError>> {
         if self.u8()? != VERSION {
             return None;
@@ -404,7 +410,7 @@ impl<'a> Reader<'a> {
         let (rival, low_nonce) = (self.u64()?, self.octets()?.to_vec());
         sa.collision = (rival != 0).then_some(IkeCollision { sa: IkeSaId(rival), low_nonce });
         self.window(cx, &mut sa)?;
-        let elapsed = self.children(cx, &mut sa, age)?;
+        let elapsed = self.children(cx, &mut sa, held)?;
         sa.created = cx.now.checked_sub(ike_age + elapsed).unwrap_or(cx.now);
         sa.rekey_at = cx.now + rekey_in.saturating_sub(elapsed);
         sa.expires_at = cx.now + expires_in.saturating_sub(elapsed);
@@ -443,7 +449,7 @@ impl<'a> Reader<'a> {
         &mut self,
         cx: &mut Cx<'_>,
         sa: &mut IkeSa,
-        age: &dyn Fn(ChildId) -> Option<Duration>,
+        held: &dyn Fn(ChildId) -> Option<HeldChild>,
     ) -> Option<Duration> {
         let config = sa.config.clone()?;
         let mut elapsed = Duration::ZERO;
@@ -451,7 +457,7 @@ impl<'a> Reader<'a> {
         for _ in 0..self.u32()?.min(super::MAX_CHILDREN as u32) {
             let id = ChildId(self.u64()?);
             let (spi_in, spi_out) = (self.u32()?, self.u32()?);
-            let (out_installed, state) = (self.flag()?, self.u8()?);
+            let (state, heir) = (self.u8()?, ChildId(self.u64()?));
             let suite = self.esp_suite()?;
             let (local, remote) = (self.prefixes()?, self.prefixes()?);
             let (age_then, rekey_in, expires_in) = (self.duration()?, self.duration()?, self.duration()?);
@@ -459,35 +465,61 @@ impl<'a> Reader<'a> {
                 // A younger IKE SA has inherited it.
                 continue;
             }
-            let age_now = age(id);
-            if let Some(age_now) = age_now {
-                elapsed = elapsed.max(age_now.saturating_sub(age_then));
+            let held = held(id);
+            if let Some(held) = held {
+                elapsed = elapsed.max(held.age.saturating_sub(age_then));
             }
             times.push((rekey_in, expires_in));
-            let works = age_now.is_some() && out_installed && state == 0;
             cx.esp_spis.insert(spi_in);
             cx.ids.child = cx.ids.child.max(id.0);
+            let outbound = held.is_some_and(|held| held.outbound);
             sa.children.push(Child {
                 id,
                 terms: ChildTerms { spi_in, spi_out, esn: suite.esn, suite, local, remote },
-                state: if works { ChildState::Live } else { ChildState::Deleting },
-                created: cx.now.checked_sub(age_now.unwrap_or(age_then)).unwrap_or(cx.now),
+                state: match state {
+                    LIVE if held.is_some() => ChildState::Live,
+                    REPLACED if outbound => ChildState::Replaced(heir),
+                    // What nothing is received on is of no use, and so is what was on its way out.
+                    _ => ChildState::Deleting,
+                },
+                created: cx.now.checked_sub(held.map_or(age_then, |held| held.age)).unwrap_or(cx.now),
                 rekey_at: cx.now,
                 expires_at: cx.now,
                 volume: Volume::of(&config, cx.rng),
                 pending_out: None,
-                in_installed: works,
-                out_installed: works,
+                in_installed: held.is_some(),
+                out_installed: outbound,
             });
-            if !works {
-                // Keys that were not in the core are lost: the peer forgets the pair, and a new one is made.
-                sa.want(cx.now, Want::DeleteChild(id));
-            }
         }
         for (child, (rekey_in, expires_in)) in sa.children.iter_mut().zip(times) {
             child.rekey_at = cx.now + rekey_in.saturating_sub(elapsed);
             child.expires_at = cx.now + expires_in.saturating_sub(elapsed).max(super::CLOSED_FOR);
         }
+        sa.resume_children(cx.now);
         Some(elapsed)
+    }
+}
+
+impl IkeSa {
+    /// What an earlier life would have done next with its children.
+    fn resume_children(&mut self, now: Instant) {
+        let there: Vec<ChildId> = self.children.iter().filter(|c| c.in_installed).map(|c| c.id).collect();
+        let mut wants = Vec::new();
+        for child in &mut self.children {
+            match child.state {
+                // The peer may have moved on to a pair that is lost here; it will be told so.
+                ChildState::Replaced(heir) if !there.contains(&heir) => child.state = ChildState::Live,
+                ChildState::Deleting => wants.push(Want::DeleteChild(child.id)),
+                _ if child.is_half() => {
+                    // The key of its outbound half died with the life that had not installed it yet.
+                    child.expires_at = child.expires_at.min(now + READY_WITHIN);
+                    child.state = ChildState::Rekeying;
+                    wants.push(Want::RekeyChild(child.id));
+                }
+                ChildState::Live | ChildState::Rekeying | ChildState::Replaced(_) | ChildState::Redundant => {
+                }
+            }
+        }
+        wants.into_iter().for_each(|want| self.want(now, want));
     }
 }

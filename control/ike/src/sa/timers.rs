@@ -203,7 +203,7 @@ impl IkeSa {
         let Some(child) = self.child_mut(id) else { return };
         child.expires_at = now + CLOSED_FOR;
         child.pending_out = None;
-        let (was, had) = (child.state, child.is_usable());
+        let (was, had, unused) = (child.state, child.is_usable(), unused || child.is_half());
         child.state = ChildState::Deleting;
         self.want(now, Want::DeleteChild(id));
         match was {

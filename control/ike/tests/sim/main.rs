@@ -13,4 +13,5 @@ mod net;
 mod openings;
 #[path = "../../fuzz/bodies/operations.rs"]
 mod operations;
+mod restarts;
 mod schedules;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use braid_ike::{
-    ChildId, ChildSa, Computed, Direction, Effect, Endpoint, EndpointSettings, EspTransport, Event, Path,
-    PeerConfig, PeerId, Random,
+    ChildId, ChildSa, Computed, Direction, Effect, Endpoint, EndpointSettings, EspTransport, Event,
+    HeldChild, Path, PeerConfig, PeerId, Random,
 };
 
 /// Splitmix64.
@@ -240,11 +240,12 @@ impl Net {
         let mut kept = BTreeSet::new();
         for value in std::mem::take(&mut node.stash).values().rev() {
             let (core, installed) = (&node.core, &node.installed);
-            let age = |id: ChildId| {
-                let whole = [Direction::In, Direction::Out].iter().all(|d| core.sas.contains_key(&(id, *d)));
-                whole.then(|| now - installed[&id])
+            let held = |id: ChildId| {
+                let there = |direction| core.sas.contains_key(&(id, direction));
+                let (age, outbound) = (now - *installed.get(&id)?, there(Direction::Out));
+                there(Direction::In).then_some(HeldChild { age, outbound })
             };
-            let adopted = node.endpoint.adopt(now, &mut node.rng, value, generation, &age);
+            let adopted = node.endpoint.adopt(now, &mut node.rng, value, generation, &held);
             kept.extend(adopted.expect("what an endpoint stashed, it adopts").children);
         }
         let stale: Vec<_> = node.core.sas.keys().filter(|(id, _)| !kept.contains(id)).copied().collect();

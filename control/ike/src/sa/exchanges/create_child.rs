@@ -191,7 +191,12 @@ impl IkeSa {
             }
             // RFC 7296 section 2.25.1: the peer has it no longer; a new one is made if it is missed.
             NotifyType::CHILD_SA_NOT_FOUND => {
-                if let Some(old) = replaces {
+                let half = replaces.and_then(|old| self.child_mut(old)).is_some_and(|old| old.is_half());
+                if half {
+                    // The answer of an earlier life that makes it may not have arrived.
+                    let pause = Duration::from_secs(1) + cx.random_below(Duration::from_secs(3));
+                    self.postpone_child(cx.now, replaces, pause);
+                } else if let Some(old) = replaces {
                     self.end_child(cx, old, cx.settings.old_inbound_grace);
                 }
             }

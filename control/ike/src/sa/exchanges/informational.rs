@@ -92,7 +92,13 @@ impl IkeSa {
         if let Some(heir) = heir {
             self.activate_child(cx, heir);
         }
-        self.end_child(cx, id, cx.settings.old_inbound_grace);
+        let until = cx.now + cx.settings.old_inbound_grace;
+        let waits = heir.and_then(|heir| self.child_mut(heir)).is_some_and(|heir| heir.is_half());
+        match self.child_mut(id) {
+            // Nothing can go out by its heir: until that has one, what is under way may still be received.
+            Some(child) if waits => child.expires_at = child.expires_at.min(until),
+            Some(_) | None => self.end_child(cx, id, cx.settings.old_inbound_grace),
+        }
         // RFC 7296 section 1.4.1: what our own Delete under way names is not named again.
         let ours_under_way = matches!(&self.task, Some(Task::DeleteChildren(ids)) if ids.contains(&id));
         (!ours_under_way).then_some(spi_in)
