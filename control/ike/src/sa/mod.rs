@@ -21,6 +21,9 @@ pub(crate) mod stash;
 pub(crate) mod timers;
 pub(crate) mod window;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,5 +1,6 @@
 //! The shipped state machines on a simulated network.
 
+mod authentic;
 mod beside;
 mod certificates;
 mod collisions;

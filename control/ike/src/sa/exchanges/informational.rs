@@ -180,7 +180,7 @@ impl IkeSa {
             }
             return;
         }
-        // RFC 4555 section 4.2.5: another cookie ends the SA.
+        // RFC 4555 sections 3.7 and 4.2.5: another cookie ends the SA.
         let echoed = parts.notify(NotifyType::COOKIE2).is_some_and(|n| constant_time_eq(&n.data, cookie2));
         if !echoed {
             let fault = Fault::Violation(Violation::MissingPayload("COOKIE2"));
