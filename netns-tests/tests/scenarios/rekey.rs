@@ -10,15 +10,25 @@ use braid_netns::{Result, Topology, retry_until};
 use serde_json::Value;
 use std::time::Instant;
 
-pub(crate) const ALL: &[Scenario] = &[("rekey::many_in_a_row_under_load", many_in_a_row_under_load)];
+pub(crate) const ALL: &[Scenario] = &[
+    ("rekey::many_in_a_row_under_load", many_in_a_row_under_load),
+    ("rekey::under_full_packets_both_ways", under_full_packets_both_ways),
+];
 
-/// Of the child SA; every [`CHILDREN_PER_IKE`]th is followed by one of the IKE SA.
-const REKEYS: usize = 40;
+/// Every so many rekeys of the child SA are followed by one of the IKE SA.
 const CHILDREN_PER_IKE: usize = 5;
-/// Each way.
-const LOAD: Load = Load::told_apart(64, 2);
 
 fn many_in_a_row_under_load() -> Outcome {
+    rekeys_lose_nothing(40, Load::told_apart(64, 2))
+}
+
+/// Super-packets, which are cut into segments and sealed while the keys change.
+fn under_full_packets_both_ways() -> Outcome {
+    rekeys_lose_nothing(20, Load { burst: 10, ..Load::of_length(8, 1, 1400) })
+}
+
+/// `rekeys` of the child SA, with the load each way.
+fn rekeys_lose_nothing(rekeys: usize, load: Load) -> Outcome {
     let topology = Topology::builder().build()?;
     let path = &topology.paths[0];
     let mut b = start(&topology, "respond", [path.b.to_string(), path.a.to_string()], NET_A)?;
@@ -27,10 +37,10 @@ fn many_in_a_row_under_load() -> Outcome {
     b.wait_up(START)?;
     let origin = Instant::now();
     let loads = [
-        Paced::start(&topology.client, &topology.server, SERVER, LOAD, origin)?,
-        Paced::start(&topology.server, &topology.client, CLIENT, LOAD, origin)?,
+        Paced::start(&topology.client, &topology.server, SERVER, load, origin)?,
+        Paced::start(&topology.server, &topology.client, CLIENT, load, origin)?,
     ];
-    for number in 0..REKEYS {
+    for number in 0..rekeys {
         let before = tunnel(&a)?;
         // By turns, and at times both at once.
         match number % 3 {
