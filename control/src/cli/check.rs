@@ -3,7 +3,7 @@
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use super::WRONG_USAGE;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Place};
 
 /// Says whether a configuration is right, and every line that is not.
 #[derive(clap::Args, Debug)]
@@ -53,7 +53,7 @@ fn summary(config: &Config) -> String {
     text
 }
 
-/// Names of tunnels that no route uses; the first few.
+/// Names of tunnels that no route uses and no neighbor brings any to; the first few.
 fn unused(config: &Config) -> Vec<&str> {
     const SHOWN: usize = 8;
     let mut used = vec![false; config.tunnels.len()];
@@ -62,10 +62,42 @@ fn unused(config: &Config) -> Vec<&str> {
             *used = true;
         }
     }
-    let idle = config.tunnels.iter().zip(used).filter(|(_, used)| !used);
+    let learns = |name: &str| {
+        let neighbors = config.bgp.iter().flat_map(|bgp| &bgp.neighbors);
+        neighbors
+            .map(|neighbor| &neighbor.place)
+            .any(|place| matches!(place, Place::Tunnel(of) if of == name))
+    };
+    let idle = config.tunnels.iter().zip(used).filter(|(tunnel, used)| !used && !learns(&tunnel.name));
     idle.map(|(tunnel, _)| tunnel.name.as_str()).take(SHOWN).collect()
 }
 
 fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_tunnel_with_a_neighbor_is_in_use() {
+        let tunnel = |name: &str, number: u32| {
+            format!(
+                "[[tunnel]]\nname = \"{name}\"\ntype = \"ipsec\"\nlocal = \"192.0.2.1\"\n\
+                 remote = \"198.51.100.{number}\"\ninside = \"169.254.{number}.2/30\"\n\
+                 [tunnel.ike]\npsk = \"a long and random string\"\n"
+            )
+        };
+        let text = format!(
+            "[gateway]\nname = \"g\"\n{}{}[bgp]\nasn = 65010\nrouter-id = \"10.1.0.1\"\n\
+             [[bgp.neighbor]]\ntunnel = \"a\"\nasn = 64512\n",
+            tunnel("a", 1),
+            tunnel("b", 2)
+        );
+        let config = config::parse(&text, Path::new("braid.toml"), 0o600).unwrap();
+        assert_eq!(unused(&config), ["b"]);
+    }
 }
