@@ -3,6 +3,7 @@
 use crate::counter::{Arrived, Counter};
 use crate::cpu::Busy;
 use crate::generator::{Control, FirstHop, Offer, Sent, send};
+use crate::system::Running;
 use braid_netns::topology::{CLIENT, SERVER};
 use braid_netns::traffic::{IperfServer, PingResult, Pings, TcpLoad, ping};
 use braid_netns::{Error, Result, Topology};
@@ -53,6 +54,8 @@ pub type Figures = BTreeMap<String, f64>;
 
 /// Between two probes.
 const PROBE_INTERVAL: Duration = Duration::from_millis(10);
+/// How long a system's own probes are watched.
+const OWN_PROBES: Duration = Duration::from_secs(10);
 /// Until queues are as full as they will be.
 const WARM_UP: Duration = Duration::from_millis(500);
 
@@ -60,7 +63,12 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// and the others still count. `far_end` is the other end of the tunnel, inside, for probes from
 /// gateway to gateway.
 #[must_use]
-pub fn measure(topology: &Topology, plan: &Plan, far_end: Option<&str>) -> (Figures, Vec<String>) {
+pub fn measure(
+    topology: &Topology,
+    plan: &Plan,
+    far_end: Option<&str>,
+    running: &dyn Running,
+) -> (Figures, Vec<String>) {
     let mut figures = Figures::new();
     let mut failures = Vec::new();
     for test in &plan.tests {
@@ -70,7 +78,7 @@ pub fn measure(topology: &Topology, plan: &Plan, far_end: Option<&str>) -> (Figu
             Test::Small => small(topology, plan, &mut figures),
             Test::RttIdle => rtt_idle(topology, plan, &mut figures),
             Test::RttTcp => rtt_tcp(topology, plan, far_end, &mut figures),
-            Test::RttOverload => rtt_overload(topology, plan, far_end, &mut figures),
+            Test::RttOverload => rtt_overload(topology, plan, far_end, running, &mut figures),
         };
         if let Err(error) = done {
             failures.push(format!("{test:?}: {error}"));
@@ -213,14 +221,29 @@ fn rtt_overload(
     topology: &Topology,
     plan: &Plan,
     far_end: Option<&str>,
+    running: &dyn Running,
     figures: &mut Figures,
 ) -> Result<()> {
     let _counter = Counter::start(&topology.server, "eth0", plan.small_length)?;
-    let (result, sent) = beside_overload(topology, plan, plan.overload_kpps, |_| {
+    let ((result, own), sent) = beside_overload(topology, plan, plan.overload_kpps, |_| {
         std::thread::sleep(WARM_UP);
-        both_pings(topology, plan, far_end)
+        let begin = Instant::now();
+        let before = running.own_probes();
+        let result = both_pings(topology, plan, far_end)?;
+        // What it tells of is recent, not of a window: most of it shall be of this load.
+        if before.is_some() {
+            std::thread::sleep(OWN_PROBES.saturating_sub(begin.elapsed()));
+        }
+        Ok((result, before.zip(running.own_probes())))
     })?;
     put_both(figures, "overload", &result);
+    if let Some((before, after)) = own {
+        figures.insert("rtt_overload_own_p99_ms".to_owned(), after.p99_ms);
+        let (sent, answered) = (after.sent - before.sent, after.answered - before.answered);
+        #[allow(clippy::cast_precision_loss)] // thousands
+        let loss = 1.0 - answered.min(sent) as f64 / sent.max(1) as f64;
+        figures.insert("rtt_overload_own_loss".to_owned(), loss);
+    }
     figures.insert("rtt_overload_offered_kpps".to_owned(), sent.rate() / 1e3);
     Ok(())
 }

@@ -109,7 +109,8 @@ impl Report {
              measured just before in the same topology. {processor}, {processors} processors, \
              Linux {kernel}. TCP with {CONGESTION_CONTROL}. Small packets: {} bytes of IP, {} flows, k packets a second delivered \
              (offered). Round trips: ping every 10 ms, p50 / p99 ms and loss, from client to server (RTT) and \
-             inside the tunnel from gateway to gateway (probe); overload: {} k small packets a second \
+             inside the tunnel from gateway to gateway (probe); own probes: p99 and loss of those that a system \
+             sends by itself, every 10 ms; overload: {} k small packets a second \
              offered.",
             self.runs,
             self.plan.seconds,
@@ -165,6 +166,14 @@ impl Report {
 }
 
 fn rtt_columns() -> Vec<Column> {
+    let own: Column = (
+        "own probes in overload".to_owned(),
+        Box::new(|entry| {
+            let loss = entry.medians.get("rtt_overload_own_loss")? * 100.0;
+            let p99 = entry.medians.get("rtt_overload_own_p99_ms")?;
+            Some(format!("{p99:.2} ms, {loss:.1} %"))
+        }),
+    );
     let headings = [
         ("idle", "RTT idle"),
         ("tcp", "RTT under TCP"),
@@ -187,6 +196,7 @@ fn rtt_columns() -> Vec<Column> {
                 }),
             )
         })
+        .chain([own])
         .collect()
 }
 

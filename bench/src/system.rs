@@ -54,11 +54,27 @@ pub trait System {
     fn start(&self, topology: &Topology) -> Result<Box<dyn Running>>;
 }
 
+/// What a system says of the probes that it sends by itself through its first tunnel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OwnProbes {
+    /// What 99 of 100 recent round trips do not exceed, in milliseconds.
+    pub p99_ms: f64,
+    /// Since it started.
+    pub sent: u64,
+    /// Of these.
+    pub answered: u64,
+}
+
 /// A running system; dropped, it ends.
 pub trait Running: std::fmt::Debug {
     /// What it has to say when no packet crosses: its output, its state.
     fn diagnosis(&mut self) -> String {
         String::new()
+    }
+
+    /// What it knows of probes of its own in the tunnels, if it sends any.
+    fn own_probes(&self) -> Option<OwnProbes> {
+        None
     }
 }
 

@@ -74,6 +74,12 @@ pub struct Tunnel {
     pub rx_bytes: u64,
     /// Smoothed round-trip time of the probes.
     pub latency_ms: Option<f64>,
+    /// What 99 of 100 recent round trips do not exceed.
+    pub latency_p99_ms: Option<f64>,
+    /// Probes sent since the core began.
+    pub probes_sent: u64,
+    /// And answered.
+    pub probes_answered: u64,
     /// The IKE SA.
     pub ike: Option<IkeSa>,
     /// The SA pair.
@@ -367,6 +373,9 @@ fn tunnel_status(
         rx_packets: stats.map_or(0, |stats| stats.rx_packets),
         rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
         latency_ms: stats.and_then(|stats| stats.latency).map(milliseconds),
+        latency_p99_ms: stats.and_then(|stats| stats.latency_p99).map(milliseconds),
+        probes_sent: stats.map_or(0, |stats| stats.probes.0),
+        probes_answered: stats.map_or(0, |stats| stats.probes.1),
         ike: peer.and_then(|peer| peer.ike.as_ref()).map(|ike| IkeSa {
             suite: ike.suite.clone(),
             rekey_in_s: ike.rekey_in.as_secs(),

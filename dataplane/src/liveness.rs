@@ -217,12 +217,12 @@ impl Liveness {
             return;
         }
         let Some(session) = self.sessions.get_mut(&reply.tunnel) else { return };
-        let heard = session.reply(reply.cookie, reply.nanos);
+        let Some(answer) = session.reply(reply.cookie, reply.nanos) else { return };
         let mut reader = self.reader.clone();
         if let Some(tunnel) = reader.enter().tunnel(reply.tunnel) {
-            tunnel.live.answered(reply.nanos, session.latency());
+            tunnel.live.answered(reply.nanos, answer.round_trip, answer.latency);
         }
-        if heard == Some(Verdict::Up) {
+        if answer.up {
             let now = monotonic().nanos;
             self.report(reply.tunnel, Verdict::Up, Cause::Probe, Duration::ZERO, (now, now));
         }
@@ -245,6 +245,7 @@ impl Liveness {
                     if let Some(death) = down {
                         self.died(id, death, now);
                     }
+                    tunnel.live.probed();
                     self.probe(tunnel, cookie, 0);
                 }
                 Turn::Down(death) => self.died(id, death, now),

@@ -174,7 +174,7 @@ fn try_once(system: &dyn System, plan: &Plan, entry: &mut Entry) -> Result<(Figu
         entry.placement = placement(&topology.gateway_a)?;
         entry.placement.extend(placement(&topology.gateway_b)?);
     }
-    let (figures, mut failures) = measure(&topology, plan, system.far_end());
+    let (figures, mut failures) = measure(&topology, plan, system.far_end(), running.as_ref());
     if !failures.is_empty() {
         failures.push(running.diagnosis());
         failures.retain(|failure| !failure.is_empty());

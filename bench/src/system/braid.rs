@@ -1,6 +1,6 @@
 //! Braid itself: the shipped `braid` command on both gateways, keys by IKE.
 
-use super::{Running, System, Wire, random_hex};
+use super::{OwnProbes, Running, System, Wire, random_hex};
 use braid_netns::gateway::Gateway;
 use braid_netns::topology::{GATEWAY_A, GATEWAY_B, NET_A, NET_B};
 use braid_netns::{Error, Result, Topology};
@@ -44,6 +44,7 @@ impl Braid {
                 text,
                 "\n[[tunnel]]\nname = \"t{index}\"\ntype = \"ipsec\"\nrole = \"{role}\"\n\
                  local = \"{local}\"\nremote = \"{remote}\"\ninside = \"{inside}\"\n\
+                 probe = {{ interval = \"10ms\", multiplier = 10 }}\n\
                  \n[tunnel.ike]\npsk = \"{psk}\"\n\
                  proposals = [\"{suite}-prfsha256-ecp256\"]\nesp-proposals = [\"{suite}-ecp256\"]\n"
             );
@@ -106,5 +107,15 @@ impl Running for Pair {
             let _ = writeln!(said, "{}\nstatus: {status}", gateway.process().failure());
         }
         said
+    }
+
+    fn own_probes(&self) -> Option<OwnProbes> {
+        let status = self.a.status().ok()?;
+        let tunnel = status.get("tunnels")?.get(0)?;
+        Some(OwnProbes {
+            p99_ms: tunnel.get("latency_p99_ms")?.as_f64()?,
+            sent: tunnel.get("probes_sent")?.as_u64()?,
+            answered: tunnel.get("probes_answered")?.as_u64()?,
+        })
     }
 }

@@ -207,8 +207,8 @@ fn table(status: &Status, before: Option<(Duration, &Status)>) -> String {
         if status.core { "" } else { "; THE FORWARDING CORE DOES NOT ANSWER" },
     );
     let titles = match before {
-        Some(_) => ["TUNNEL", "STATE", "FOR", "OUT", "IN", "RTT", "MTU", "LOCAL", "REMOTE", ""],
-        None => ["TUNNEL", "STATE", "FOR", "SENT", "RECEIVED", "RTT", "MTU", "LOCAL", "REMOTE", ""],
+        Some(_) => ["TUNNEL", "STATE", "FOR", "OUT", "IN", "RTT/P99", "MTU", "LOCAL", "REMOTE", ""],
+        None => ["TUNNEL", "STATE", "FOR", "SENT", "RECEIVED", "RTT/P99", "MTU", "LOCAL", "REMOTE", ""],
     };
     let mut rows = vec![titles.map(str::to_owned)];
     for tunnel in &status.tunnels {
@@ -272,7 +272,10 @@ fn row(tunnel: &Tunnel, before: Option<(Duration, &Tunnel)>) -> [String; 10] {
         time(tunnel.since_s),
         out,
         inward,
-        tunnel.latency_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms")),
+        match (tunnel.latency_ms, tunnel.latency_p99_ms) {
+            (Some(mean), Some(slow)) => format!("{mean:.1}/{slow:.1} ms"),
+            _ => "-".to_owned(),
+        },
         tunnel.mtu.to_string(),
         address(&tunnel.local),
         address(&tunnel.remote),

@@ -90,6 +90,10 @@ pub struct TunnelStats {
     pub answered_ago: Option<Duration>,
     /// Smoothed round-trip time of the probes.
     pub latency: Option<Duration>,
+    /// What 99 of 100 recent round trips do not exceed.
+    pub latency_p99: Option<Duration>,
+    /// Probes sent, and answered.
+    pub probes: (u64, u64),
     /// Inner MTU now.
     pub mtu: u16,
     /// Outer address of the peer now.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use braid_api::{Cause, Probe, Verdict};
+use braid_api::{Cause, Probe};
 
 /// How long a tunnel may send nothing (RFC 3948 section 4): a NAT may forget it after half a minute.
 const KEEPALIVE_NANOS: u64 = 20_000_000_000;
@@ -45,6 +45,17 @@ pub(super) struct Death {
     pub(super) cause: Cause,
     /// Since it was last heard; one-way: since a probe was last answered.
     pub(super) silent: Duration,
+}
+
+/// What a reply tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Answer {
+    /// Of the probe that it answers.
+    pub(super) round_trip: Duration,
+    /// Smoothed.
+    pub(super) latency: Duration,
+    /// The tunnel was not known to be alive.
+    pub(super) up: bool,
 }
 
 /// The probes of one tunnel.
@@ -189,8 +200,8 @@ impl Session {
         }
     }
 
-    /// A probe came back at `now`; `Up` when the tunnel was not known to be alive.
-    pub(super) fn reply(&mut self, cookie: u64, now: u64) -> Option<Verdict> {
+    /// A probe came back at `now`; `None` when it was answered before, or is forgotten.
+    pub(super) fn reply(&mut self, cookie: u64, now: u64) -> Option<Answer> {
         let (sequence, sent) = self.outstanding[cookie as usize % OUTSTANDING];
         if sequence != cookie || sequence == 0 {
             return None;
@@ -198,17 +209,17 @@ impl Session {
         self.outstanding[cookie as usize % OUTSTANDING] = (0, 0);
         let sample = now.saturating_sub(sent);
         // RFC 6298 section 2: alpha is 1/8.
-        self.smoothed = Some(self.smoothed.map_or(sample, |smoothed| smoothed - smoothed / 8 + sample / 8));
+        let smoothed = self.smoothed.map_or(sample, |smoothed| smoothed - smoothed / 8 + sample / 8);
+        self.smoothed = Some(smoothed);
         self.replied = Some(now);
         self.unanswered = 0;
         self.live(now);
         let was = core::mem::replace(&mut self.up, true);
-        (!was).then_some(Verdict::Up)
-    }
-
-    /// Smoothed round-trip time.
-    pub(super) fn latency(&self) -> Option<Duration> {
-        self.smoothed.map(Duration::from_nanos)
+        Some(Answer {
+            round_trip: Duration::from_nanos(sample),
+            latency: Duration::from_nanos(smoothed),
+            up: !was,
+        })
     }
 }
 
@@ -219,6 +230,8 @@ fn look_after(now: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use braid_api::Verdict;
+
     use super::*;
 
     const MS: u64 = 1_000_000;
@@ -241,7 +254,9 @@ mod tests {
             }
             if replies.first().is_some_and(|&(at, _)| at == next) {
                 let (at, cookie) = replies.remove(0);
-                verdicts.extend(session.reply(cookie, at).map(|verdict| (at, verdict)));
+                let answer = session.reply(cookie, at).expect("a probe of its own");
+                assert_eq!(answer.round_trip, Duration::from_nanos(delay));
+                verdicts.extend(answer.up.then_some((at, Verdict::Up)));
                 continue;
             }
             match session.turn(next, None, 0) {
@@ -268,7 +283,6 @@ mod tests {
         let up = play(&mut session, 2000 * MS, 3000 * MS, MS, true);
         assert_eq!(up.len(), 1);
         assert_eq!(up[0].1, Verdict::Up);
-        assert!(session.latency().unwrap() <= Duration::from_millis(2));
     }
 
     #[test]
@@ -364,7 +378,7 @@ mod tests {
                 panic!("a verdict on the word of a machine that was late")
             };
             if answers {
-                assert_eq!(session.reply(cookie, woken + MS), None);
+                assert!(!session.reply(cookie, woken + MS).unwrap().up);
                 assert_eq!(play(&mut session, woken + MS, 5000 * MS, MS, true), []);
             } else {
                 let down = play(&mut session, woken + MS, 5000 * MS, MS, false);
@@ -387,9 +401,16 @@ mod tests {
         let mut session = session();
         let Turn::Probe { cookie, .. } = session.turn(0, None, 0) else { panic!("no probe") };
         assert_eq!(session.reply(cookie + 1, MS), None);
-        assert_eq!(session.reply(cookie, MS), Some(Verdict::Up));
+        let ms = Duration::from_millis(1);
+        assert_eq!(session.reply(cookie, MS), Some(Answer { round_trip: ms, latency: ms, up: true }));
         assert_eq!(session.reply(cookie, 2 * MS), None);
-        assert_eq!(session.latency(), Some(Duration::from_millis(1)));
+        let Turn::Probe { cookie, .. } = session.turn(100 * MS, None, 0) else { panic!("no probe") };
+        // RFC 6298 section 2.3: an eighth of what is new.
+        let smoothed = ms * 2;
+        assert_eq!(
+            session.reply(cookie, 109 * MS),
+            Some(Answer { round_trip: ms * 9, latency: smoothed, up: false })
+        );
     }
 
     #[test]

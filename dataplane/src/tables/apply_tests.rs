@@ -494,7 +494,9 @@ fn summaries_and_stats_tell_what_is_there() {
     live.sent(1, 1, 100);
     live.received(1, 5, 50);
     live.heard(4_000_000);
-    live.answered(2_000_000, Some(Duration::from_micros(1200)));
+    (0..3).for_each(|_| live.probed());
+    live.answered(1_000_000, Duration::from_micros(4000), Duration::from_micros(4000));
+    live.answered(2_000_000, Duration::from_micros(800), Duration::from_micros(1200));
     outbound(&writer, 0).counter.add(3, 400);
     let stats = writer.stats(9_000_000);
     let first = &stats.tunnels[0];
@@ -502,6 +504,8 @@ fn summaries_and_stats_tell_what_is_there() {
     assert_eq!(first.heard_ago, Some(Duration::from_millis(5)));
     assert_eq!(first.answered_ago, Some(Duration::from_millis(7)));
     assert_eq!(first.latency, Some(Duration::from_micros(1200)));
+    assert!((4000..4500).contains(&first.latency_p99.unwrap().as_micros()));
+    assert_eq!(first.probes, (3, 2));
     assert_eq!((first.buckets, stats.tunnels[1].buckets), (4096, 0));
     let (out, in_) = (&stats.sas[0], &stats.sas[1]);
     assert_eq!((out.packets, out.bytes, out.sequence), (3, 400, 1000));

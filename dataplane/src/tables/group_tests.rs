@@ -139,8 +139,12 @@ fn a_slower_path_is_left_after_a_longer_gap() {
     let group = Group::new(settings, lives.to_vec(), None, Ticks(0));
     let states = all_live(&members);
     let bucket = (0..BUCKETS as u16).find(|&bucket| group.home(bucket) == TunnelId(0)).unwrap();
-    lives[0].answered(1, Some(Duration::from_millis(10)));
-    lives[1].answered(1, Some(Duration::from_millis(60)));
+    let answered = |live: &TunnelLive, ms| {
+        let took = Duration::from_millis(ms);
+        live.answered(1, took, took);
+    };
+    answered(&lives[0], 10);
+    answered(&lives[1], 60);
     states.set(TunnelId(0), MASKED);
     assert_eq!(group.pick(bucket, group.home(bucket), &states, Ticks(0), 0), Some(TunnelId(1)));
     states.clear(TunnelId(0), MASKED);

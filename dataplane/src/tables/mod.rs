@@ -17,6 +17,7 @@ mod apply;
 mod buckets;
 mod fib;
 mod group;
+mod latency;
 mod ledger;
 mod left_right;
 pub mod mtu;

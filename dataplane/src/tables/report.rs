@@ -74,6 +74,8 @@ impl Writer {
                 heard_ago: live.last_heard().map(ago),
                 answered_ago: live.last_answered().map(ago),
                 latency: live.latency(),
+                latency_p99: live.latency_p99(),
+                probes: live.probes(),
                 mtu: entry.tunnel.mtu,
                 remote: live.remote(),
                 buckets: buckets.get(id.0 as usize).copied().unwrap_or(0),

@@ -6,7 +6,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU16, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -15,7 +15,10 @@ use std::{
 use arc_swap::ArcSwapOption;
 use braid_api::BfdStats;
 
-use super::mtu::{inner_mtu, smallest_inner_mtu};
+use super::{
+    latency::Latencies,
+    mtu::{inner_mtu, smallest_inner_mtu},
+};
 use crate::{counters::PerWorker, esp::sa::OutboundSa};
 
 /// A tunnel's settings, its MTU and the SA that carries it now.
@@ -62,6 +65,9 @@ pub struct TunnelLive {
     answered: AtomicU64,
     /// Nanoseconds, 0 for unknown.
     latency: AtomicU64,
+    /// From the first answer on: most tunnels of a large gateway are not probed.
+    latencies: OnceLock<Box<Latencies>>,
+    probes_sent: AtomicU64,
     remote: ArcSwapOption<SocketAddr>,
     /// 0 for none.
     path_mtu: AtomicU16,
@@ -76,6 +82,8 @@ impl TunnelLive {
             heard: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             latency: AtomicU64::new(0),
+            latencies: OnceLock::new(),
+            probes_sent: AtomicU64::new(0),
             remote: ArcSwapOption::from_pointee(remote),
             path_mtu: AtomicU16::new(0),
             bfd: [ArcSwapOption::empty(), ArcSwapOption::empty()],
@@ -120,11 +128,27 @@ impl TunnelLive {
         }
     }
 
-    /// A probe was answered at `now`, in monotonic nanoseconds; with the smoothed round-trip time.
-    pub fn answered(&self, now: u64, latency: Option<Duration>) {
+    /// A probe was sent. Only the liveness thread says so.
+    pub fn probed(&self) {
+        self.probes_sent.store(self.probes_sent.load(Relaxed) + 1, Relaxed);
+    }
+
+    /// A probe was answered at `now`, in monotonic nanoseconds: its round-trip time, and the smoothed one.
+    /// Only the liveness thread says so.
+    pub fn answered(&self, now: u64, sample: Duration, smoothed: Duration) {
         self.answered.store(now.max(1), Relaxed);
-        let nanos = latency.map_or(0, |latency| (latency.as_nanos() as u64).max(1));
-        self.latency.store(nanos, Relaxed);
+        self.latency.store((smoothed.as_nanos() as u64).max(1), Relaxed);
+        self.latencies.get_or_init(|| Box::new(Latencies::new())).add(sample);
+    }
+
+    /// Probes that were sent, and that were answered.
+    pub fn probes(&self) -> (u64, u64) {
+        (self.probes_sent.load(Relaxed), self.latencies.get().map_or(0, |latencies| latencies.answered()))
+    }
+
+    /// What 99 of 100 recent round trips of the probes do not exceed.
+    pub fn latency_p99(&self) -> Option<Duration> {
+        self.latencies.get()?.quantile(0.99)
     }
 
     /// When a probe was last answered, in monotonic nanoseconds.
