@@ -105,6 +105,8 @@ pub struct Negotiated {
     pub remote: SocketAddr,
     /// How ESP travels.
     pub encapsulation: Encapsulation,
+    /// A NAT's mapping must be kept open.
+    pub keepalive: bool,
     /// Of the SAs.
     pub suite: Suite,
 }
@@ -160,6 +162,7 @@ impl Negotiated {
         tunnel.local = self.local;
         tunnel.remote = Some(self.remote);
         tunnel.encapsulation = self.encapsulation;
+        tunnel.keepalive = self.keepalive;
     }
 }
 
@@ -280,6 +283,8 @@ fn core_tunnel(
         remote: remote_address(tunnel, outer).map(|remote| SocketAddr::new(remote, remote_port)),
         follow_remote: tunnel.ike().is_some(),
         encapsulation: tunnel.encapsulation(),
+        // Nobody has looked for a NAT.
+        keepalive: tunnel.ike().is_none(),
         inside: tunnel.inside.iter().map(IpNet::addr).collect(),
         peer_inside: tunnel.peer_inside.clone(),
         path_mtu: outer.mtu.unwrap_or(DEFAULT_PATH_MTU),

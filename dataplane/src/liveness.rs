@@ -160,7 +160,8 @@ impl Liveness {
         };
         let now = monotonic().nanos;
         self.bfd.configure(id, &tunnel.settings.bfd, now, &mut random);
-        let keepalive = tunnel.settings.encapsulation == Encapsulation::Udp;
+        let settings = &tunnel.settings;
+        let keepalive = settings.keepalive && settings.encapsulation == Encapsulation::Udp;
         let session = self.sessions.entry(id).or_insert_with(|| Session::new(now));
         let withdrawn = session.configure(tunnel.settings.probe, keepalive, now);
         self.due.insert((session.due(), id));

@@ -37,6 +37,7 @@ fn tunnel(host: u8, worlds: [&World; 2], bfd: Vec<Bfd>) -> Op {
         remote: Some(peer.local),
         follow_remote: false,
         encapsulation: Encapsulation::Udp,
+        keepalive: false,
         inside: [false, true].map(|v6| inside(host, v6)).to_vec(),
         peer_inside: [false, true].map(|v6| inside(3 - host, v6)).to_vec(),
         path_mtu: 1500,

@@ -53,6 +53,7 @@ fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> Vec<Op> {
         remote: Some(address(peer)),
         follow_remote: false,
         encapsulation: Encapsulation::Udp,
+        keepalive: false,
         inside: inside(side),
         peer_inside: inside(peer),
         path_mtu: MTU,

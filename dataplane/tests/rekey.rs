@@ -61,6 +61,7 @@ impl Gateway {
             remote: Some(outer(3 - side)),
             follow_remote,
             encapsulation: Encapsulation::Udp,
+            keepalive: false,
             inside: vec![IpAddr::from([169, 254, 1, side])],
             peer_inside: vec![IpAddr::from([169, 254, 1, 3 - side])],
             path_mtu: 1500,

@@ -220,6 +220,7 @@ fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> [Op; 3] {
         remote: Some(outer(other(side), number)),
         follow_remote: false,
         encapsulation: Encapsulation::Udp,
+        keepalive: false,
         inside: vec![Ipv4Addr::new(169, 254, 1, 1 + side as u8).into()],
         peer_inside: vec![Ipv4Addr::new(169, 254, 1, 1 + other(side) as u8).into()],
         path_mtu: 9200,

@@ -28,6 +28,8 @@ pub struct Held {
     pub kib_per_tunnel: [Target; 2],
     /// Processor time in the time watched.
     pub usage: [Usage; 2],
+    /// Resident memory of each process at the end, KiB.
+    pub resident: [Usage; 2],
     /// Resident memory of a gateway with one tunnel, KiB.
     pub one_tunnel_kib: [f64; 2],
 }
@@ -68,6 +70,7 @@ pub fn held(tunnels: usize, watch: Duration) -> Result<Held> {
             Target::most(grown / tunnels as f64, MOST_KIB)
         }),
         usage,
+        resident: after,
         one_tunnel_kib: one,
     })
 }

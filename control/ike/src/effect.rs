@@ -63,7 +63,10 @@ pub enum Direction {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum EspTransport {
     /// In UDP (RFC 3948), on the IKE SA's ports.
-    Udp,
+    Udp {
+        /// A NAT stands before us, whose mapping must be kept open (RFC 3948 section 4).
+        keepalive: bool,
+    },
     /// As IP protocol 50 (RFC 4303).
     Esp,
 }

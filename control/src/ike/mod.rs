@@ -562,13 +562,14 @@ impl Ike {
 
 fn path_of(path: Path, transport: EspTransport, suite: braid_api::Suite) -> Negotiated {
     let (local, remote, encapsulation) = match transport {
-        EspTransport::Udp => (path.local, path.remote, braid_api::Encapsulation::Udp),
+        EspTransport::Udp { .. } => (path.local, path.remote, braid_api::Encapsulation::Udp),
         EspTransport::Esp => {
             let bare = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
             (bare(path.local), bare(path.remote), braid_api::Encapsulation::Esp)
         }
     };
-    Negotiated { local, remote, encapsulation, suite }
+    let keepalive = transport == EspTransport::Udp { keepalive: true };
+    Negotiated { local, remote, encapsulation, keepalive, suite }
 }
 
 fn stash_value(update: StashUpdate) -> StashValue {
@@ -579,4 +580,19 @@ fn stash_value(update: StashUpdate) -> StashValue {
 fn any_is_none(nets: Vec<IpNet>) -> Vec<IpNet> {
     let any = |v4: bool| nets.iter().any(|net| net.addr().is_ipv4() == v4 && net.prefix_len() == 0);
     if any(true) && any(false) { Vec::new() } else { nets }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_nat_before_us_asks_for_keepalives() {
+        let path = Path { local: ([192, 0, 2, 1], 4500).into(), remote: ([192, 0, 2, 2], 4500).into() };
+        let of = |transport| path_of(path, transport, braid_api::Suite::Aes128Gcm16);
+        assert!(of(EspTransport::Udp { keepalive: true }).keepalive);
+        assert!(!of(EspTransport::Udp { keepalive: false }).keepalive);
+        let bare = of(EspTransport::Esp);
+        assert_eq!((bare.keepalive, bare.local.port(), bare.remote.port()), (false, 0, 0));
+    }
 }

@@ -447,6 +447,7 @@ mod tests {
             local: "192.0.2.1:4500".parse().unwrap(),
             remote: "203.0.113.7:61000".parse().unwrap(),
             encapsulation: Encapsulation::Udp,
+            keepalive: false,
             suite: Suite::Aes256Gcm16,
         }
     }

@@ -553,6 +553,7 @@ fn path(name: &str) -> Negotiated {
         local: format!("192.0.2.{host}:4500").parse().unwrap(),
         remote: format!("203.0.113.{host}:61000").parse().unwrap(),
         encapsulation: braid_api::Encapsulation::Udp,
+        keepalive: false,
         suite: braid_api::Suite::Aes256Gcm16,
     }
 }

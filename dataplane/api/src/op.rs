@@ -199,6 +199,8 @@ pub struct Tunnel {
     pub follow_remote: bool,
     /// How ESP travels.
     pub encapsulation: Encapsulation,
+    /// A NAT's mapping is kept open while nothing else is sent; in UDP only.
+    pub keepalive: bool,
     /// Our inside addresses.
     pub inside: Vec<IpAddr>,
     /// The peer's inside addresses; probes go to the first that has the family of one of ours.

@@ -34,6 +34,7 @@ fn tunnel(id: u32) -> braid_api::Tunnel {
         remote: Some("203.0.113.1:4500".parse().unwrap()),
         follow_remote: false,
         encapsulation: Encapsulation::Udp,
+        keepalive: false,
         inside: vec!["169.254.10.2".parse().unwrap()],
         peer_inside: vec!["169.254.10.1".parse().unwrap()],
         path_mtu: 1500,

@@ -226,6 +226,7 @@ mod tests {
             remote: remote.map(|remote| remote.parse().unwrap()),
             follow_remote: false,
             encapsulation: Encapsulation::Udp,
+            keepalive: false,
             inside: Vec::new(),
             peer_inside: Vec::new(),
             path_mtu: 1500,

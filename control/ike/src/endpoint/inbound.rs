@@ -15,6 +15,9 @@ use crate::sa::parts::Parts;
 use crate::sa::receive::is_first_request;
 use crate::wire::{DecodeError, ExchangeType, Header, Message, Notify, NotifyType, Parsed, Payload, parse};
 
+/// A header, an SA of one transform, a KE payload of 32 octets and a nonce of 16 (RFC 7296 section 3).
+const SHORTEST_FIRST: usize = 28 + 20 + 40 + 20;
+
 impl Endpoint {
     /// Takes a datagram that came in on `path`, without the non-ESP marker.
     pub fn handle_datagram(&mut self, now: Instant, rng: &mut dyn Random, path: Path, bytes: &[u8]) {
@@ -23,6 +26,11 @@ impl Endpoint {
             // Not answered: RFC 7296 section 2.5 leaves it open, and nobody vouches for the sender.
             Err(DecodeError::MajorVersion { .. }) => {
                 self.counters.other_version += 1;
+                return;
+            }
+            Err(DecodeError::UnsupportedCritical(kind)) => {
+                self.counters.malformed += 1;
+                self.refuse_critical(path, bytes, kind);
                 return;
             }
             Err(_) => {
@@ -166,6 +174,17 @@ impl Endpoint {
         match made {
             Some(sa) => self.settle(now, rng, Box::new(sa), upcalls),
             None => self.counters.malformed += 1,
+        }
+    }
+
+    /// RFC 7296 section 2.5: a request with a critical payload that is not known is rejected by this notify. Of
+    /// messages in clear only the first request is one; a response is dropped, and so is what could not have
+    /// begun an SA and would be shorter than its answer.
+    fn refuse_critical(&mut self, path: Path, bytes: &[u8], kind: u8) {
+        let Ok((header, _)) = Header::decode(bytes) else { return };
+        let known = self.directory.candidates(path).next().is_some();
+        if is_first_request(&header) && known && !self.is_closing && bytes.len() >= SHORTEST_FIRST {
+            self.refuse(path, &header, Notify::new(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD, vec![kind]));
         }
     }
 

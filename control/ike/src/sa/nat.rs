@@ -89,7 +89,8 @@ impl Nat {
         };
         // A peer that fakes a NAT encapsulates; one that does no NAT traversal would drop ESP in UDP.
         if self.supported && (wanted || self.there || self.here) {
-            EspTransport::Udp
+            // RFC 7296 section 2.23: who stands behind the NAT keeps its mapping.
+            EspTransport::Udp { keepalive: self.here }
         } else {
             EspTransport::Esp
         }

@@ -21,7 +21,7 @@ fn psk_comes_up_in_two_round_trips() {
     assert!(net.run_until(Duration::from_secs(1), |net| net.is_up(0, 1) && net.is_up(1, 0)));
     assert_eq!(net.now - net.start, Duration::from_millis(40), "four messages of 10 ms");
     assert!(net.connected(0, 1));
-    assert_eq!(net.transport(0, 1), Some(EspTransport::Udp));
+    assert_eq!(net.transport(0, 1), Some(EspTransport::Udp { keepalive: false }));
     assert_eq!(net.nodes[0].datagrams + net.nodes[1].datagrams, 4);
     assert!(net.ping(0, 1) && net.ping(1, 0));
     net.run(Duration::from_secs(1));

@@ -321,3 +321,54 @@ fn answers_in_clear_that_are_not_the_peers_do_not_end_an_attempt() {
         assert!(net.connected(0, 1));
     }
 }
+
+/// RFC 7296 section 2.5: of messages in clear, the first request too. Without a configured peer, and when it is
+/// shorter than any first request, there is no answer; a payload without the bit is skipped.
+#[test]
+fn an_unknown_critical_payload_in_a_first_request_is_refused() {
+    use braid_ike::wire::{NotifyType, Parsed, parse};
+    const UNKNOWN: u8 = 222;
+    let mut net = Net::new(91, &[A, B]);
+    net.put_peer(1, 0, peer(Role::Respond, B, A));
+    let answers = std::rc::Rc::new(std::cell::RefCell::new(Vec::<Vec<u8>>::new()));
+    let recorder = answers.clone();
+    net.censor = Some(Box::new(move |from, bytes| {
+        recorder.borrow_mut().extend((from == 1).then(|| bytes.to_vec()));
+        false
+    }));
+    let request = |flags: u8, body: u8, response: bool| {
+        let length = 28 + 4 + body;
+        let mut bytes = vec![7; 8];
+        bytes.extend([0; 8]);
+        bytes.extend([UNKNOWN, 0x20, 34, if response { 0x20 } else { 0x08 }]);
+        bytes.extend([0; 4]);
+        bytes.extend([0, 0, 0, length, 0, flags, 0, 4 + body]);
+        bytes.resize(usize::from(length), 0xAB);
+        bytes
+    };
+    let path =
+        Path { local: format!("{B}:500").parse().unwrap(), remote: format!("{A}:500").parse().unwrap() };
+    let stranger = Path { remote: "203.0.113.200:500".parse().unwrap(), ..path };
+    let mut play = |path: Path, bytes: Vec<u8>| {
+        let before = net.nodes[1].endpoint.counters().malformed;
+        net.inject(1, path, bytes);
+        net.run(Duration::from_millis(1));
+        assert_eq!(net.nodes[1].endpoint.counters().malformed, before + 1);
+        assert_eq!(net.nodes[1].endpoint.ike_sas(), 0);
+        answers.borrow_mut().drain(..).collect::<Vec<_>>()
+    };
+    let answer = play(path, request(0x80, 100, false));
+    assert_eq!(answer.len(), 1);
+    let Ok(Parsed::Plain(message)) = parse(&answer[0]) else { panic!("in clear") };
+    let refusal = message.notify(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD).unwrap();
+    assert_eq!(refusal.data, [UNKNOWN]);
+    assert!(message.header.response && message.header.responder_spi.is_zero());
+    for (path, bytes) in [
+        (stranger, request(0x80, 100, false)),
+        (path, request(0x80, 8, false)),
+        (path, request(0x80, 100, true)),
+        (path, request(0, 100, false)),
+    ] {
+        assert_eq!(play(path, bytes), Vec::<Vec<u8>>::new());
+    }
+}

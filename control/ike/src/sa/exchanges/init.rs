@@ -204,7 +204,7 @@ impl IkeSa {
 
     /// RFC 7296 section 2.23, RFC 4555 section 3.3: from here on port 4500, where NAT traversal or MOBIKE is used.
     fn float(&mut self, cx: &Cx<'_>, config: &PeerConfig) {
-        let udp = self.nat.transport(config.encapsulation) == crate::EspTransport::Udp;
+        let udp = self.nat.transport(config.encapsulation) != crate::EspTransport::Esp;
         let wanted = self.nat.supported && (udp || config.mobike);
         if wanted && self.path.local.port() == cx.settings.port {
             self.path.local.set_port(cx.settings.nat_port);
