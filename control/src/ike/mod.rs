@@ -84,6 +84,8 @@ pub struct Ike {
     /// SAs in the core or on their way there.
     sas: BTreeMap<(ChildId, Way), SaId>,
     notes: BTreeMap<SaId, SaNote>,
+    /// Pairs of SAs, since the start.
+    installed: u64,
     states: BTreeMap<String, IkeState>,
     out: Vec<PuntOut>,
     computations: Vec<Computation>,
@@ -157,6 +159,11 @@ impl Ike {
     /// Whether any tunnel negotiates, or has a last word to hear.
     pub fn has_peers(&self) -> bool {
         !self.peers.is_empty() || self.endpoint.as_ref().is_some_and(|endpoint| endpoint.ike_sas() > 0)
+    }
+
+    /// Pairs of SAs that were handed to the core since the start.
+    pub fn installed(&self) -> u64 {
+        self.installed
     }
 
     /// Ends all SAs and tells the peers.
@@ -401,6 +408,7 @@ impl Ike {
             self.notes.insert(id, note);
             installed.push((child, way, id));
         }
+        self.installed += 1;
         self.waiting = Some(Waiting { epoch: carried.epoch, child: Some((peer, child)), installed });
     }
 

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 pub mod batch;
+pub mod heap;
 pub mod path;
 pub mod priority;
 pub mod queue;
