@@ -72,7 +72,7 @@ impl Ike {
                 self.states.insert(peer.name.clone(), IkeState::Up);
             }
         }
-        self.drop_strays(turn, &adopted);
+        self.drop_strays(turn.ike_sas().map(|(id, ..)| id), &adopted, now.instant);
     }
 
     fn read_notes(&mut self, turn: &Turn, notes: &[(u64, StashValue)]) {
@@ -90,19 +90,31 @@ impl Ike {
         }
     }
 
-    /// SAs that nobody speaks for any more.
-    fn drop_strays(&mut self, turn: &Turn, adopted: &BTreeSet<ChildId>) {
-        for (id, ..) in turn.ike_sas() {
-            let note = self.notes.get(&id);
-            if note.is_some_and(|note| adopted.contains(&ChildId(note.child))) {
-                continue;
+    /// SAs that nobody speaks for any more. One from the peer may have been replaced just before: what is under
+    /// way on it still arrives.
+    fn drop_strays(&mut self, held: impl Iterator<Item = SaId>, adopted: &BTreeSet<ChildId>, now: Instant) {
+        let until = now + EndpointSettings::default().old_inbound_grace;
+        for id in held {
+            match self.notes.get(&id) {
+                Some(note) if adopted.contains(&ChildId(note.child)) => {}
+                Some(note) if note.inbound => self.strays.push((until, id)),
+                Some(_) | None => self.drop_stray(id),
             }
-            if let Some(note) = self.notes.remove(&id) {
-                let way = if note.inbound { Way::In } else { Way::Out };
-                self.sas.remove(&(ChildId(note.child), way));
-            }
-            self.first.push(IkeOp::Remove(id));
         }
+    }
+
+    /// Strays whose time is over.
+    pub(super) fn drop_due_strays(&mut self, now: Instant) {
+        let due: Vec<_> = self.strays.extract_if(.., |(until, _)| *until <= now).collect();
+        due.into_iter().for_each(|(_, id)| self.drop_stray(id));
+    }
+
+    fn drop_stray(&mut self, id: SaId) {
+        if let Some(note) = self.notes.remove(&id) {
+            let way = if note.inbound { Way::In } else { Way::Out };
+            self.sas.remove(&(ChildId(note.child), way));
+        }
+        self.first.push(IkeOp::Remove(id));
     }
 }
 
@@ -120,4 +132,38 @@ fn held(notes: &BTreeMap<SaId, SaNote>, stats: Option<&Stats>) -> BTreeMap<Child
         Some((id, HeldChild { age, outbound: out.is_some() }))
     });
     held.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_may_still_send_on_is_kept_for_its_grace_time() {
+        let now = Instant::now();
+        let mut ike = Ike::new();
+        for (id, child, inbound) in [(1, 7, true), (2, 7, false), (3, 8, true), (4, 8, false)] {
+            let path = Path { local: ([192, 0, 2, 1], 4500).into(), remote: ([192, 0, 2, 2], 4500).into() };
+            let negotiated = path_of(path, EspTransport::Esp, braid_api::Suite::Aes128Gcm16);
+            let note = SaNote { child, inbound, tunnel: "a".to_owned(), negotiated };
+            ike.sas.insert((ChildId(child), if inbound { Way::In } else { Way::Out }), SaId(id));
+            ike.notes.insert(SaId(id), note);
+        }
+        // Child 8 was adopted, of child 7 nobody knows, and 5 has no note.
+        ike.drop_strays((1..=5).map(SaId), &BTreeSet::from([ChildId(8)]), now);
+        let removed = |ike: &mut Ike| {
+            let ops = core::mem::take(&mut ike.first).into_iter();
+            ops.filter_map(|op| if let IkeOp::Remove(id) = op { Some(id.0) } else { None })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(removed(&mut ike), [2, 5]);
+        let until = ike.poll_timeout().unwrap();
+        assert_eq!(until, now + Duration::from_secs(5));
+        ike.handle_timeout(until - Duration::from_millis(1));
+        assert_eq!(removed(&mut ike), [0; 0]);
+        ike.handle_timeout(until);
+        assert_eq!(removed(&mut ike), [1]);
+        assert_eq!(ike.poll_timeout(), None);
+        assert_eq!(ike.sas.len(), 2);
+    }
 }

@@ -84,6 +84,8 @@ pub struct Ike {
     /// SAs in the core or on their way there.
     sas: BTreeMap<(ChildId, Way), SaId>,
     notes: BTreeMap<SaId, SaNote>,
+    /// Inbound SAs of before that nobody speaks for, and when they go.
+    strays: Vec<(Instant, SaId)>,
     /// Pairs of SAs, since the start.
     installed: u64,
     states: BTreeMap<String, IkeState>,
@@ -180,11 +182,13 @@ impl Ike {
 
     /// When [`Ike::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let (at, kind) = self.endpoint.as_ref()?.poll_timeout()?;
+        let stray = self.strays.iter().map(|(until, _)| *until).min();
+        let Some((at, kind)) = self.endpoint.as_ref().and_then(Endpoint::poll_timeout) else { return stray };
         // Nobody waits for these to the millisecond, and thousands of tunnels have them: those that are due
         // in a row are done together, which wakes every process on their way once.
         let may_wait = matches!(kind, TimerKind::Dpd | TimerKind::Keepalive);
-        Some(if may_wait { at + self.together.unwrap_or(TOGETHER) } else { at })
+        let at = if may_wait { at + self.together.unwrap_or(TOGETHER) } else { at };
+        Some(stray.map_or(at, |stray| stray.min(at)))
     }
 
     /// What is known of a tunnel.
@@ -209,6 +213,7 @@ impl Ike {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.drop_due_strays(now);
         if let Some(endpoint) = &mut self.endpoint {
             endpoint.handle_timeout(now, &mut self.random);
         }
