@@ -6,6 +6,7 @@
 mod ask;
 mod check;
 mod doctor;
+mod keys;
 mod routes;
 mod run;
 mod status;
@@ -35,6 +36,9 @@ enum Command {
     Undrain(ask::Undrain),
     Rekey(ask::Rekey),
     Reload(ask::Reload),
+    Genkey(keys::Genkey),
+    Pubkey(keys::Pubkey),
+    Genpsk(keys::Genpsk),
 }
 
 /// The run directory of the gateway that is asked.
@@ -124,6 +128,9 @@ fn command(args: Vec<OsString>) -> ExitCode {
         Command::Undrain(args) => ask::undrain(args),
         Command::Rekey(args) => ask::rekey(args),
         Command::Reload(args) => ask::reload(&args),
+        Command::Genkey(_) => keys::genkey(),
+        Command::Pubkey(_) => keys::pubkey(),
+        Command::Genpsk(_) => keys::genpsk(),
     }
 }
 

@@ -28,3 +28,4 @@ pub mod process;
 pub mod status;
 pub mod turn;
 pub mod watch;
+pub mod wireguard;

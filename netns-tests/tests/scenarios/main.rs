@@ -27,6 +27,7 @@ mod strongswan;
 mod survival;
 mod swan;
 mod tunnel;
+mod wireguard;
 mod wires;
 
 use braid_netns::runner::{self, Scenario};
@@ -56,6 +57,7 @@ const GROUPS: &[&[Scenario]] = &[
     mobile::ALL,
     aws::ALL,
     bgp::ALL,
+    wireguard::ALL,
 ];
 
 fn main() -> ExitCode {
