@@ -6,6 +6,7 @@
 mod ask;
 mod check;
 mod doctor;
+mod import;
 mod keys;
 mod routes;
 mod run;
@@ -36,6 +37,7 @@ enum Command {
     Undrain(ask::Undrain),
     Rekey(ask::Rekey),
     Reload(ask::Reload),
+    Import(import::Args),
     Genkey(keys::Genkey),
     Pubkey(keys::Pubkey),
     Genpsk(keys::Genpsk),
@@ -128,6 +130,7 @@ fn command(args: Vec<OsString>) -> ExitCode {
         Command::Undrain(args) => ask::undrain(args),
         Command::Rekey(args) => ask::rekey(args),
         Command::Reload(args) => ask::reload(&args),
+        Command::Import(args) => import::run(&args),
         Command::Genkey(_) => keys::genkey(),
         Command::Pubkey(_) => keys::pubkey(),
         Command::Genpsk(_) => keys::genpsk(),

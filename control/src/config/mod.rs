@@ -37,6 +37,7 @@ pub use bfd::BfdTiming;
 pub use bgp::{Bgp, Neighbor, Place};
 pub use error::{ConfigError, Fault};
 pub(crate) use ike::core_suite;
+pub(crate) use value::{dns_name, inside};
 
 use error::Report;
 use section::{Schema, Section};

@@ -110,7 +110,7 @@ pub(super) fn prefix(text: &str) -> Result<IpNet, Fault> {
 }
 
 /// An address of ours with its network, as in `"169.254.10.2/30"`.
-pub(super) fn inside(text: &str) -> Result<IpNet, Fault> {
+pub(crate) fn inside(text: &str) -> Result<IpNet, Fault> {
     let Ok(net) = text.parse::<IpNet>() else {
         return invalid(
             format!("{text:?} is no address with a prefix length"),
@@ -179,7 +179,7 @@ pub(super) fn hex(text: &str) -> Result<Zeroizing<Vec<u8>>, Fault> {
 }
 
 /// Whether a text can be a DNS name (RFC 1123 section 2.1).
-pub(super) fn dns_name(text: &str) -> bool {
+pub(crate) fn dns_name(text: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63

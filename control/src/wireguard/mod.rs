@@ -1,5 +1,6 @@
-//! WireGuard's keys as people write them.
+//! WireGuard as people write it: keys, and configurations of wg-quick.
 
+pub mod import;
 mod key;
 
 pub(crate) use key::BASE64_LEN;
