@@ -93,6 +93,8 @@ pub struct AdjOut {
     learned: BTreeMap<IpNet, Learned>,
     sent: BTreeMap<IpNet, Held>,
     pending: BTreeSet<IpNet>,
+    /// Families that are to be repeated, of which nothing was repeated yet.
+    repeating: BTreeSet<Family>,
     beyond_limit: BTreeSet<IpNet>,
     warned: bool,
     told_beyond: bool,
@@ -108,6 +110,7 @@ impl AdjOut {
             learned: BTreeMap::new(),
             sent: BTreeMap::new(),
             pending: BTreeSet::new(),
+            repeating: BTreeSet::new(),
             beyond_limit: BTreeSet::new(),
             warned: false,
             told_beyond: false,
@@ -196,6 +199,7 @@ impl AdjOut {
     /// The session is established, and the peer holds nothing of ours that counts.
     pub fn restart(&mut self) {
         self.sent.clear();
+        self.repeating.clear();
         self.beyond_limit.clear();
         (self.warned, self.told_beyond) = (false, false);
         self.pending = self.originated.iter().chain(self.learned.keys()).copied().collect();
@@ -203,6 +207,10 @@ impl AdjOut {
 
     /// The peer wants all of a family again.
     pub fn refresh(&mut self, family: Family) {
+        // A peer may ask thousands of times in what is read at once: the table is gone through once for it.
+        if !self.repeating.insert(family) {
+            return;
+        }
         for (prefix, held) in self.sent.iter_mut().filter(|(prefix, _)| Family::of(prefix) == family) {
             held.again = true;
             self.pending.insert(*prefix);
@@ -212,6 +220,7 @@ impl AdjOut {
     /// What is to be sent, of at most `budget` prefixes, and what the user should know.
     pub fn poll(&mut self, budget: usize) -> (Outgoing, Option<Notice>) {
         let (mut withdrawn, mut notice) = (Vec::new(), None);
+        self.repeating.clear();
         let mut announced: BTreeMap<Arc<Attributes>, Vec<IpNet>> = BTreeMap::new();
         for _ in 0..budget {
             let Some(prefix) = self.next() else { break };

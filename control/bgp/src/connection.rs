@@ -212,7 +212,8 @@ pub(crate) fn describe(notification: &NotificationMessage) -> Notification {
         code: notification.code.as_u8(),
         subcode: notification.subcode,
         text: match said {
-            Some(said) => format!("{text}: {said}"),
+            // What a peer says (RFC 9003) neither begins a line of the log nor moves the cursor of who reads it.
+            Some(said) => format!("{text}: {}", said.replace(char::is_control, " ")),
             None => text.to_string(),
         },
     }

@@ -41,6 +41,9 @@ const PORT: u16 = 179;
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// What is still to be sent when a connection closes has so long.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+/// A neighbor that takes nothing for so long has failed, even if it still sends (RFC 9687, whose least time this
+/// is; with a hold time of more than half of it that RFC would wait longer).
+const SEND_HOLD: Duration = Duration::from_secs(8 * 60);
 /// How long a gateway that stops waits for the last words.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(100);
 /// Octets read at once.
@@ -82,6 +85,7 @@ pub(super) struct Net {
     listeners: BTreeMap<IpAddr, Listener>,
     /// Tasks that write, also of connections that are closing.
     writing: JoinSet<()>,
+    send_hold: Duration,
     /// Addresses that could not be listened on, so that it is said once.
     complained: BTreeSet<IpAddr>,
 }
@@ -90,6 +94,8 @@ pub(super) struct Net {
 struct Connection {
     /// Dropped, the writing task sends what it has and closes.
     outgoing: mpsc::UnboundedSender<Bytes>,
+    /// Dropped with it: from then on the neighbor has [`CLOSE_PATIENCE`] to take it.
+    _open: oneshot::Sender<()>,
     waiting: Arc<AtomicUsize>,
     reading: JoinHandle<()>,
 }
@@ -123,6 +129,7 @@ impl Net {
             connections: HashMap::new(),
             listeners: BTreeMap::new(),
             writing: JoinSet::new(),
+            send_hold: SEND_HOLD,
             complained: BTreeSet::new(),
         }
     }
@@ -181,11 +188,8 @@ impl Net {
     /// Begins to connect.
     pub(super) fn connect(&mut self, key: Key, endpoint: &Endpoint) {
         let (events, endpoint) = (self.events.clone(), endpoint.clone());
-        let (outgoing, queue) = mpsc::unbounded_channel();
-        let waiting = Arc::new(AtomicUsize::new(0));
         let (made, half) = oneshot::channel();
-        let writer = write(key, async { half.await.ok() }, queue, waiting.clone(), events.clone());
-        self.start_writing(writer);
+        let connection = self.start_writing(key, async { half.await.ok() });
         let reading = tokio::spawn(async move {
             let stream = match timeout(CONNECT_PATIENCE, connect(&endpoint)).await {
                 Ok(Ok(stream)) => stream,
@@ -203,26 +207,45 @@ impl Net {
                 read(key, reading, events).await;
             }
         });
-        self.connections.insert(key, Connection { outgoing, waiting, reading });
+        self.connections.insert(key, connection(reading));
     }
 
     /// Takes an accepted connection over.
     pub(super) fn adopt(&mut self, key: Key, stream: TcpStream, endpoint: &Endpoint) -> io::Result<()> {
         prepare(stream.as_fd(), endpoint)?;
         stream.set_nodelay(true)?;
-        let (outgoing, queue) = mpsc::unbounded_channel();
-        let waiting = Arc::new(AtomicUsize::new(0));
         let (reading, writing) = stream.into_split();
-        let writer = write(key, async { Some(writing) }, queue, waiting.clone(), self.events.clone());
-        self.start_writing(writer);
+        let connection = self.start_writing(key, async { Some(writing) });
         let reading = tokio::spawn(read(key, reading, self.events.clone()));
-        self.connections.insert(key, Connection { outgoing, waiting, reading });
+        self.connections.insert(key, connection(reading));
         Ok(())
     }
 
-    fn start_writing(&mut self, writer: impl Future<Output = ()> + Send + 'static) {
+    /// Starts the task that writes, once there is something to write to; yields what makes a connection of it
+    /// and of the task that reads.
+    fn start_writing<F>(&mut self, key: Key, made: F) -> impl FnOnce(JoinHandle<()>) -> Connection + use<F>
+    where
+        F: Future<Output = Option<OwnedWriteHalf>> + Send + 'static,
+    {
         while self.writing.try_join_next().is_some() {}
-        self.writing.spawn(writer);
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        let (open, closing) = oneshot::channel::<()>();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let (events, waits, send_hold) = (self.events.clone(), waiting.clone(), self.send_hold);
+        self.writing.spawn(async move {
+            let Some(mut to) = made.await else { return };
+            // One patience for all that is left: a neighbor that reads nothing would else keep task, socket and
+            // queue for ever, and have as many of them as it likes by connecting anew.
+            let too_long = async {
+                let _ = closing.await;
+                tokio::time::sleep(CLOSE_PATIENCE).await;
+            };
+            tokio::select! {
+                () = write(key, &mut to, queue, waits, events, send_hold) => {}
+                () = too_long => {}
+            }
+        });
+        move |reading| Connection { outgoing, _open: open, waiting, reading }
     }
 
     /// Sends.
@@ -359,19 +382,22 @@ async fn read(key: Key, mut from: OwnedReadHalf, events: mpsc::Sender<NetEvent>)
 /// Ends with the queue, or when the neighbor takes nothing more.
 async fn write(
     key: Key,
-    made: impl Future<Output = Option<OwnedWriteHalf>>,
+    to: &mut OwnedWriteHalf,
     mut queue: mpsc::UnboundedReceiver<Bytes>,
     waiting: Arc<AtomicUsize>,
     events: mpsc::Sender<NetEvent>,
+    send_hold: Duration,
 ) {
-    let Some(mut to) = made.await else { return };
     while let Some(octets) = queue.recv().await {
-        let sent = match queue.is_closed() {
-            true => timeout(CLOSE_PATIENCE, to.write_all(&octets)).await.unwrap_or(Ok(())),
-            false => to.write_all(&octets).await,
-        };
-        if sent.is_err() {
-            return; // the reading half has heard it too
+        match timeout(send_hold, to.write_all(&octets)).await {
+            Ok(Ok(())) => {}
+            // The reading half has heard it too.
+            Ok(Err(_)) => return,
+            Err(_) => {
+                // Nobody listens any more when control ends.
+                let _ = events.send(NetEvent::Closed(key)).await;
+                return;
+            }
         }
         let before = waiting.fetch_sub(octets.len(), Ordering::Relaxed);
         if before >= ROOM && before - octets.len() < ROOM && events.send(NetEvent::Sent(key.0)).await.is_err()
@@ -379,7 +405,8 @@ async fn write(
             return;
         }
     }
-    let _ = timeout(CLOSE_PATIENCE, to.shutdown()).await;
+    // It may have failed meanwhile.
+    let _ = to.shutdown().await;
 }
 
 #[cfg(test)]
@@ -433,6 +460,33 @@ mod tests {
             let NetEvent::Received(KEY, octets) = net.next().await else { panic!("no octets") };
             assert_eq!(&octets[..], b"one");
             drop(far);
+            assert!(matches!(net.next().await, NetEvent::Closed(KEY)));
+        });
+    }
+
+    /// More than the kernel takes for somebody who reads nothing.
+    async fn clogged_pair(net: &mut Net) -> TcpStream {
+        let far = connected_pair(net).await;
+        net.transmit(KEY, Bytes::from(vec![7; 64 << 20]));
+        far.readable().await.unwrap();
+        far
+    }
+
+    #[test]
+    fn a_neighbor_that_reads_nothing_does_not_keep_what_was_closed() {
+        run(async {
+            let mut net = Net::new();
+            let _far = clogged_pair(&mut net).await;
+            net.close(KEY);
+            net.writing.join_next().await.unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_neighbor_that_takes_nothing_for_long_has_failed() {
+        run(async {
+            let mut net = Net { send_hold: Duration::from_millis(100), ..Net::new() };
+            let _far = clogged_pair(&mut net).await;
             assert!(matches!(net.next().await, NetEvent::Closed(KEY)));
         });
     }

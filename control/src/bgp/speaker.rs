@@ -73,6 +73,8 @@ pub(super) struct Peer {
     /// Families whose End-of-RIB is owed.
     owed: BTreeSet<Family>,
     last_failure: Option<Cause>,
+    /// Types of the malformed attributes that the log has heard of in this session.
+    malformed: BTreeSet<u8>,
 }
 
 /// The speaker.
@@ -203,6 +205,7 @@ impl Speaker {
             local: None,
             owed: BTreeSet::new(),
             last_failure: None,
+            malformed: BTreeSet::new(),
         }
     }
 
@@ -513,6 +516,7 @@ impl Speaker {
                 peer.out.restart();
                 peer.owed = negotiated.families.iter().copied().collect();
                 peer.last_failure = None;
+                peer.malformed.clear();
                 self.unsent.insert(number);
                 self.sessions_changed = true;
                 let line = format!("neighbor {} (AS {}) is established", peer.name, negotiated.remote_as);
@@ -538,6 +542,8 @@ impl Speaker {
                 peer.out.refresh(family);
                 self.unsent.insert(number);
             }
+            // All are counted; the log, that a peer could fill with them, hears of each type once a session.
+            Event::Malformed { attribute, .. } if !peer.malformed.insert(attribute) => {}
             Event::Malformed { attribute, detail, .. } => {
                 let line = format!(
                     "neighbor {} sent a malformed attribute of type {attribute}: {detail}",

@@ -283,3 +283,23 @@ fn too_many_routes_end_the_session() {
     assert!(joined.speakers[0].established().is_empty());
     assert!(joined.learned[0].is_empty());
 }
+
+#[test]
+fn the_log_hears_once_a_session_of_what_is_malformed() {
+    let mut joined = Joined::new(OURS, BOTH);
+    let [(number, id), _] = joined.connections["a"];
+    joined.speakers[0].take_said();
+    // An UPDATE with an ORIGIN that does not exist, and no other attribute.
+    let body: &[u8] = &[0, 0, 0, 4, 0x40, 1, 1, 9, 16, 10, 77];
+    let update = [&[0xff; 16], &[0, 19 + body.len() as u8, 2][..], body].concat();
+    for _ in 0..100 {
+        joined.speakers[0].received(number, id, &update, joined.now);
+    }
+    let counters = joined.speakers[0].peers[&number].session.counters();
+    assert!(counters.treated_as_withdrawn >= 100, "{counters:?}");
+    let mut lines: Vec<_> = joined.speakers[0].take_said().into_iter().map(|said| said.line).collect();
+    assert!(!lines.is_empty() && lines.len() < 10, "{lines:?}");
+    let said = lines.len();
+    lines.dedup();
+    assert_eq!(lines.len(), said);
+}

@@ -2,8 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use braid_bgp::{
@@ -155,6 +156,26 @@ fn a_refresh_repeats_one_family_and_withdraws_what_has_gone() {
     // A new session is told everything.
     out.restart();
     assert_eq!(out.poll(usize::MAX).0.announced.len(), 2);
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "what is tested is how long it takes")]
+fn a_peer_that_asks_again_and_again_costs_no_more_than_one_that_asks_once() {
+    let mut out = AdjOut::new(PEER, settings());
+    let prefixes = (0..100_000u32).map(|n| IpNet::new(Ipv4Addr::from(0x0a00_0000 + (n << 8)).into(), 24));
+    out.announce(prefixes.map(Result::unwrap));
+    out.poll(usize::MAX);
+    let begin = Instant::now();
+    for _ in 0..3000 {
+        out.refresh(Family::Ipv4);
+    }
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    // What it asks once it was told some of it, it gets from the start.
+    let told =
+        |out: &mut AdjOut, budget| out.poll(budget).0.announced.iter().map(|(_, p)| p.len()).sum::<usize>();
+    assert_eq!(told(&mut out, 40_000), 40_000);
+    out.refresh(Family::Ipv4);
+    assert_eq!(told(&mut out, usize::MAX), 100_000);
 }
 
 /// What happens to a table of what is told.

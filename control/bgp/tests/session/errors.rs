@@ -296,6 +296,27 @@ fn attributes_that_nobody_knows_are_passed_on_if_they_are_to_be() {
     assert_eq!(opaque.len(), 1);
     // RFC 4271 section 5: with the partial bit.
     assert_eq!((opaque[0].code, opaque[0].flags, &opaque[0].value[..]), (201, 0xe0, &[1, 2][..]));
+    // Nor do they keep the rest of what was received.
+    assert!(opaque[0].value.is_unique());
+}
+
+#[test]
+fn as_number_zero_is_malformed() {
+    // RFC 7607 section 2. The peer's AS comes first, as it must.
+    let (header, own) = AS_PATH.split_at(5);
+    let longer = [&[0x40, 2, header[2] + 4, 2, 2], own, &[0; 4]].concat();
+    let octets = update(&[], &[ORIGIN, &longer, NEXT_HOP], TEN_ONE);
+    assert_eq!(outcome(&octets, false), (vec![(2, Handling::TreatedAsWithdrawn)], 0, 1));
+
+    let aggregator: &[u8] = &[0xc0, 7, 8, 0, 0, 0, 0, 192, 0, 2, 1];
+    let octets = update(&[], &[ORIGIN, AS_PATH, NEXT_HOP, aggregator], TEN_ONE);
+    assert_eq!(outcome(&octets, false), (vec![(7, Handling::AttributeDiscarded)], 1, 0));
+    let effects = established().feed(&octets);
+    let update = effects.iter().find_map(|effect| match effect {
+        Effect::Event(Event::Update(update)) => Some(update),
+        _ => None,
+    });
+    assert_eq!(update.unwrap().announced[0].attributes.aggregator, None);
 }
 
 #[test]

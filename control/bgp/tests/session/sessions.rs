@@ -182,6 +182,15 @@ fn the_reason_of_a_stop_reaches_the_peer() {
 }
 
 #[test]
+fn what_the_peer_says_stays_on_one_line() {
+    let mut net = Net::established(1, [config(0), config(1)]);
+    net.act(0, |neighbor, now| neighbor.stop(now, "bye\nneighbor b is established\u{1b}[2J"));
+    net.run(SECOND);
+    let Cause::Received(notification) = net.downs(1)[0].1 else { unreachable!() };
+    assert!(notification.text.ends_with("bye neighbor b is established [2J"), "{:?}", notification.text);
+}
+
+#[test]
 fn too_many_routes_pause_the_session() {
     let mut net = Net::established(1, [config(0), config(1)]);
     net.act(0, |neighbor, now| neighbor.stop_for_too_many_routes(now, 120 * SECOND));
