@@ -18,6 +18,8 @@ type IdentityKey = Option<(u8, Vec<u8>)>;
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     peers: BTreeMap<PeerId, Arc<PeerConfig>>,
+    /// Adopting thousands of SAs asks for as many.
+    by_name: BTreeMap<String, PeerId>,
     /// Peers of a known address: configured, or resolved.
     by_remote: BTreeMap<IpAddr, BTreeSet<PeerId>>,
     /// Peers that may call from anywhere.
@@ -45,6 +47,7 @@ impl Directory {
                 self.anywhere.insert(id);
             }
         }
+        self.by_name.insert(config.name.clone(), id);
         self.peers.insert(id, config);
     }
 
@@ -61,6 +64,9 @@ impl Directory {
     pub(crate) fn remove(&mut self, id: PeerId) {
         let Some(config) = self.peers.remove(&id) else { return };
         self.anywhere.remove(&id);
+        if self.by_name.get(&config.name) == Some(&id) {
+            self.by_name.remove(&config.name);
+        }
         let address = self.addresses.remove(&id);
         remove_from(&mut self.by_identity, (address, key_of(&config)), id);
         if let Some(address) = address {
@@ -70,7 +76,8 @@ impl Directory {
 
     /// A peer by its configured name.
     pub(crate) fn by_name(&self, name: &str) -> Option<(PeerId, &Arc<PeerConfig>)> {
-        self.peers.iter().find(|(_, config)| config.name == name).map(|(id, config)| (*id, config))
+        let id = self.by_name.get(name)?;
+        Some((*id, self.peers.get(id)?))
     }
 
     /// Who may call on this path, those of this very address first.
