@@ -505,6 +505,7 @@ fn plan_routes(config: &Config) -> Vec<PlannedRoute> {
     let mut routes: BTreeSet<PlannedRoute> = config
         .routes
         .iter()
+        .filter(|route| route.link.is_none())
         .map(|route| PlannedRoute { prefix: route.prefix, source: source(route.prefix.addr().is_ipv4()) })
         .collect();
     for tunnel in &config.tunnels {

@@ -286,6 +286,7 @@ async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Re
         generation: braid_api::Generation(0),
         args,
     };
+    control.look_at_links(None);
     control.run_effects().await?;
     control.drive_bgp().await?;
     let mut look_at_names = tokio::time::interval(NAMES_INTERVAL);
@@ -331,7 +332,10 @@ async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Re
                 control.bgp.handle(happened, Instant::now());
                 None
             }
-            () = control.watch.changed() => Some(Event::Outer(control.look())),
+            () = control.watch.changed() => {
+                control.look_at_links(None);
+                Some(Event::Outer(control.look()))
+            }
             () = sleep_until(deadline) => Some(Event::Timer),
             () = sleep_until(ike_deadline) => {
                 control.ike.handle_timeout(Instant::now());
@@ -394,6 +398,14 @@ impl Control {
 
     fn look(&mut self) -> BTreeMap<String, Outer> {
         self.watch.look(&self.lookups, self.names.resolved())
+    }
+
+    /// Looks at the links of this configuration and of another one that comes.
+    fn look_at_links(&mut self, next: Option<&Config>) {
+        let configs = next.into_iter().chain([&**self.turn.config()]);
+        let names = configs.flat_map(Config::links).map(str::to_owned).collect();
+        let up = self.watch.links_up(&names);
+        self.turn.handle(Event::Links(up), self.now());
     }
 
     fn handle_core(&mut self, incoming: Incoming) -> Option<Event> {

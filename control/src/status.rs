@@ -258,17 +258,17 @@ pub(crate) fn route(route: crate::turn::RouteView<'_>) -> Route {
         weight,
         active,
     };
-    let by_link = |(gateway, interface): (core::net::IpAddr, &str)| Path {
+    let by_link = |(link, active): (&config::Link, bool)| Path {
         tunnel: None,
-        interface: Some(interface.to_owned()),
-        gateway: Some(gateway.to_string()),
+        interface: Some(link.interface.clone()),
+        gateway: Some(link.gateway.to_string()),
         weight: 1,
-        active: true,
+        active,
     };
     Route {
         prefix: route.prefix.to_string(),
         origin: route.origin.to_owned(),
-        paths: route.paths.into_iter().map(by_tunnel).chain(route.link.map(by_link)).collect(),
+        paths: route.link.map(by_link).into_iter().chain(route.paths.into_iter().map(by_tunnel)).collect(),
     }
 }
 

@@ -48,7 +48,7 @@ use crate::{
 
 pub(crate) use ike::NOTE;
 pub use ike::{Carried, IkeOp, IkeState, NotHeld};
-pub use learned::{Hop, Learned, LearnedRoute};
+pub use learned::{Learned, LearnedRoute};
 pub use message::{Effect, Event, Note, Token};
 pub use view::{RouteView, State, TunnelView};
 
@@ -123,7 +123,9 @@ pub struct Turn {
     negotiated: BTreeMap<String, Negotiated>,
     /// What BGP has learned.
     learned: learned::Table,
-    /// Counts the times that tunnels were offered to traffic or taken back.
+    /// Links of routes and neighbors that are up.
+    links: BTreeSet<String>,
+    /// Counts the times that tunnels were offered to traffic or taken back, and links came or went.
     offer_changes: u64,
     /// Counts the times that the core's tunnels may have changed.
     held_changes: u64,
@@ -227,6 +229,7 @@ impl Turn {
             next_rebuild: Duration::ZERO,
             negotiated: BTreeMap::new(),
             learned: learned::Table::new(),
+            links: BTreeSet::new(),
             offer_changes: 0,
             held_changes: 0,
             effects: Vec::new(),
@@ -251,7 +254,12 @@ impl Turn {
         self.plan_in_force.is_some()
     }
 
-    /// Another number than before: [`Turn::is_offered`] may answer otherwise.
+    /// Links of routes and neighbors that are up.
+    pub fn links(&self) -> &BTreeSet<String> {
+        &self.links
+    }
+
+    /// Another number than before: [`Turn::is_offered`] and [`Turn::links`] may answer otherwise.
     pub fn offer_changes(&self) -> u64 {
         self.offer_changes
     }
@@ -332,6 +340,7 @@ impl Turn {
         match event {
             Event::Configured { config, outer, token } => self.handle_configured(config, outer, token, now),
             Event::Outer(outer) => self.handle_outer(outer, now),
+            Event::Links(up) => self.handle_links(up),
             Event::PlanDone => self.handle_plan_done(),
             Event::PlanFailed { message } => self.handle_plan_failed(message, now),
             Event::CoreHello(hello) => self.handle_hello(hello, now),
@@ -405,6 +414,7 @@ impl Turn {
         self.memory.outer.retain(|name, _| by_name.contains_key(name));
         self.memory.drained.retain(|name| by_name.contains_key(name));
         self.learned.configure(&config);
+        self.learned.set_links(&config, &self.links);
         self.offer_changes += 1;
         self.held_changes += 1;
         self.effects.push(Effect::RememberLater);
@@ -481,6 +491,18 @@ impl Turn {
             }
             self.touched.insert(index);
         }
+    }
+
+    fn handle_links(&mut self, up: BTreeSet<String>) {
+        if up == self.links {
+            return;
+        }
+        for (interface, is_up) in self.links.symmetric_difference(&up).map(|name| (name, up.contains(name))) {
+            self.effects.push(Effect::Note(Note::Link { interface: interface.clone(), is_up }));
+        }
+        self.links = up;
+        self.learned.set_links(&self.config, &self.links);
+        self.offer_changes += 1;
     }
 
     fn handle_plan_done(&mut self) {

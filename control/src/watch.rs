@@ -5,7 +5,7 @@
 //! Changes nothing and needs no privilege.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::IpAddr,
     time::{Duration, Instant},
@@ -138,6 +138,13 @@ impl Watch {
         let outer = lookups.iter().map(look).collect();
         self.next_look = Instant::now() + MIN_GAP.max(begin.elapsed() * LOOK_SHARE);
         outer
+    }
+
+    /// Which of these links exist and are up.
+    pub fn links_up(&mut self, names: &BTreeSet<String>) -> BTreeSet<String> {
+        let mut up = names.clone();
+        up.retain(|name| self.link_by_name(name).is_some_and(|(_, link)| link.is_up));
+        up
     }
 
     /// Notices that came before a look are answered by it.

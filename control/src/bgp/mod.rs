@@ -184,13 +184,14 @@ impl Bgp {
         self.reset || complete && !self.told_complete
     }
 
-    /// Tells the speaker which tunnels are offered to traffic, if that has changed.
+    /// Tells the speaker which links are up and which tunnels are offered to traffic, if that has changed.
     pub fn follow(&mut self, turn: &Turn, now: Instant) {
         if self.offers_seen == Some(turn.offer_changes()) {
             return;
         }
         self.offers_seen = Some(turn.offer_changes());
         let (Some(speaker), Some(config)) = (&mut self.speaker, &self.config) else { return };
+        speaker.set_links(turn.links(), now);
         for tunnel in config.neighbors.iter().filter_map(config::Neighbor::tunnel) {
             speaker.offer(tunnel, turn.is_offered(tunnel), now);
         }

@@ -9,8 +9,8 @@ use braid_bgp::rib::{Change, Chosen, NeighborId, Resolver};
 use ipnet::IpNet;
 
 use crate::{
-    config::{Config, Place},
-    turn::{Hop, LearnedRoute},
+    config::{Config, Link, Place},
+    turn::LearnedRoute,
 };
 
 /// What next hops are judged by.
@@ -21,7 +21,17 @@ pub(super) struct Reach {
     peers: BTreeMap<IpAddr, String>,
     /// Tunnels that are offered to traffic.
     offered: BTreeSet<String>,
+    /// Links that are up.
+    links: BTreeSet<String>,
     places: BTreeMap<NeighborId, Place>,
+}
+
+/// One way to a next hop.
+enum Hop {
+    /// Into a tunnel, by its name.
+    Tunnel(String),
+    /// To a router on a link.
+    Link(Link),
 }
 
 impl Reach {
@@ -46,6 +56,24 @@ impl Reach {
         if offered { self.offered.insert(tunnel.to_owned()) } else { self.offered.remove(tunnel) }
     }
 
+    /// These links are up, and no others; the interfaces of which that is another answer than before.
+    pub(super) fn set_links(&mut self, links: &BTreeSet<String>) -> BTreeSet<String> {
+        let changed = self.links.symmetric_difference(links).cloned().collect();
+        self.links.clone_from(links);
+        changed
+    }
+
+    /// Whether a link is up.
+    pub(super) fn is_up(&self, interface: &str) -> bool {
+        self.links.contains(interface)
+    }
+
+    /// Whether a path by this neighbor goes by one of these links.
+    pub(super) fn is_by(&self, interfaces: &BTreeSet<String>, neighbor: NeighborId) -> bool {
+        let place = self.places.get(&neighbor).and_then(Place::interface);
+        place.is_some_and(|interface| interfaces.contains(interface))
+    }
+
     /// Whether a path by this neighbor and next hop goes by a tunnel.
     pub(super) fn concerns(&self, tunnel: &str, neighbor: NeighborId, next_hop: IpAddr) -> bool {
         match self.peers.get(&next_hop) {
@@ -63,42 +91,37 @@ impl Reach {
         match self.places.get(&neighbor)? {
             // A tunnel has one other end: whatever next hop is named there lies behind it.
             Place::Tunnel(name) => by_tunnel(name),
-            Place::Address { interface: Some(interface), .. } => Some(Hop::Link {
-                gateway: link_local.map_or(next_hop, IpAddr::V6),
-                interface: interface.clone(),
+            Place::Address { interface: Some(interface), .. } => self.is_up(interface).then(|| {
+                let gateway = link_local.map_or(next_hop, IpAddr::V6);
+                Hop::Link(Link { gateway, interface: interface.clone() })
             }),
             // Several hops away: it is for others to forward there, and for us to pass on.
             Place::Address { interface: None, .. } => None,
         }
     }
 
-    /// What a choice of the routing table means to whoever forwards. Paths are of one kind, that of the best.
+    /// What a choice of the routing table means to whoever forwards: a link that is best, and tunnels that carry
+    /// the traffic or stand by behind it.
     pub(super) fn route(&self, change: &Change) -> LearnedRoute {
-        let hop = |path: &Chosen| {
-            let hop = self.hop(path.neighbor, path.next_hop, path.attributes.link_local)?;
-            Some((hop, path.weight))
-        };
-        let hops: Vec<(Hop, u32)> = change.paths.iter().filter_map(hop).collect();
-        let mut paths: BTreeMap<Hop, u32> = BTreeMap::new();
-        match hops.first() {
-            None => {}
-            Some((link @ Hop::Link { .. }, weight)) => drop(paths.insert(link.clone(), *weight)),
-            Some((Hop::Tunnel(_), _)) => {
-                for (hop, weight) in hops {
-                    if matches!(hop, Hop::Tunnel(_)) {
-                        let sum = paths.entry(hop).or_default();
-                        *sum = sum.saturating_add(weight);
-                    }
-                }
+        let hop = |path: &Chosen| self.hop(path.neighbor, path.next_hop, path.attributes.link_local);
+        let link = change.paths.iter().find_map(hop).and_then(|hop| match hop {
+            Hop::Link(link) => Some(link),
+            Hop::Tunnel(_) => None,
+        });
+        let mut shares: BTreeMap<String, u32> = BTreeMap::new();
+        for path in if link.is_some() { &change.standby } else { &change.paths } {
+            if let Some(Hop::Tunnel(name)) = hop(path) {
+                let sum = shares.entry(name).or_default();
+                *sum = sum.saturating_add(path.weight);
             }
         }
-        let most = paths.values().copied().max().unwrap_or(1).max(1);
+        let most = shares.values().copied().max().unwrap_or(1).max(1);
         let fit = |weight: u32| match most {
             0..=0xffff => weight,
             _ => (u64::from(weight) * 0xffff / u64::from(most)) as u32,
         };
-        let paths = paths.into_iter().map(|(hop, weight)| (hop, fit(weight).max(1) as u16)).collect();
-        LearnedRoute { prefix: change.prefix, paths }
+        let tunnels = shares.into_iter().map(|(name, weight)| (name, fit(weight).max(1) as u16)).collect();
+        LearnedRoute { prefix: change.prefix, link, tunnels }
     }
 }
 
@@ -114,6 +137,10 @@ impl Resolver for Reach {
             }
             (None, _) => None,
         }
+    }
+
+    fn is_link(&self, neighbor: NeighborId, next_hop: IpAddr) -> bool {
+        matches!(self.hop(neighbor, next_hop, None), Some(Hop::Link(_)))
     }
 }
 
@@ -144,6 +171,7 @@ mod tests {
         };
         let far = Place::Address { address: "10.9.0.1".parse().unwrap(), interface: None, source: None };
         let places = [Place::Tunnel("a".to_owned()), Place::Tunnel("b".to_owned()), link, far];
+        reach.links.insert("lan0".to_owned());
         reach.places = (0..).map(NeighborId).zip(places).collect();
         reach
     }
@@ -161,6 +189,11 @@ mod tests {
         assert_eq!(cost(&reach, 0, "169.254.11.1"), None);
         assert_eq!(cost(&reach, 0, "169.254.10.2"), None);
         assert_eq!(cost(&reach, 2, "10.1.0.254"), Some(0));
+        let none = BTreeSet::new();
+        let changed = reach.set_links(&none);
+        assert!(changed == ["lan0".to_owned()].into() && reach.is_by(&changed, NeighborId(2)));
+        assert_eq!(cost(&reach, 2, "10.1.0.254"), None);
+        assert!(!reach.is_by(&changed, NeighborId(0)) && !reach.is_by(&changed, NeighborId(3)));
         assert_eq!(cost(&reach, 3, "10.9.0.1"), Some(1));
         assert!(reach.concerns("a", NeighborId(0), "192.0.2.7".parse().unwrap()));
         assert!(!reach.concerns("a", NeighborId(0), "169.254.11.1".parse().unwrap()));
@@ -169,24 +202,27 @@ mod tests {
     }
 
     #[test]
-    fn paths_of_a_route_are_of_the_best_ones_kind() {
+    fn a_link_that_is_best_has_tunnels_behind_it() {
         let mut reach = reach();
         reach.offer("a", true);
         reach.offer("b", true);
         let prefix = "10.2.0.0/16".parse().unwrap();
-        let route = |paths| reach.route(&Change { prefix, paths });
-        let tunnel = |name: &str| Hop::Tunnel(name.to_owned());
-        let both = route(vec![chosen(1, "169.254.11.1", 3), chosen(0, "169.254.10.1", 1)]);
-        assert_eq!(both.paths, [(tunnel("a"), 1), (tunnel("b"), 3)]);
-        let link = route(vec![chosen(2, "10.1.0.254", 1), chosen(0, "169.254.10.1", 1)]);
-        let gateway = "10.1.0.254".parse().unwrap();
-        assert_eq!(link.paths, [(Hop::Link { gateway, interface: "lan0".to_owned() }, 1)]);
-        let first = route(vec![chosen(0, "169.254.10.1", 1), chosen(2, "10.1.0.254", 1)]);
-        assert_eq!(first.paths, [(tunnel("a"), 1)]);
+        let route = |paths, standby| {
+            let route = reach.route(&Change { prefix, paths, standby });
+            (route.link, route.tunnels)
+        };
+        let tunnel = |name: &str, weight| (name.to_owned(), weight);
+        let both = vec![chosen(1, "169.254.11.1", 3), chosen(0, "169.254.10.1", 1)];
+        assert_eq!(route(both.clone(), Vec::new()), (None, vec![tunnel("a", 1), tunnel("b", 3)]));
+        let link = Link { gateway: "10.1.0.254".parse().unwrap(), interface: "lan0".to_owned() };
+        let best = vec![chosen(2, "10.1.0.254", 1)];
+        assert_eq!(route(best.clone(), Vec::new()), (Some(link.clone()), Vec::new()));
+        assert_eq!(route(best, both), (Some(link), vec![tunnel("a", 1), tunnel("b", 3)]));
         // Two paths by one tunnel are one member; weights fit.
-        let one = route(vec![chosen(0, "169.254.10.1", 100_000), chosen(0, "192.0.2.7", 100_000)]);
-        assert_eq!(one.paths, [(tunnel("a"), 65_535)]);
-        assert_eq!(route(vec![chosen(3, "10.9.0.1", 1)]).paths, []);
-        assert_eq!(route(Vec::new()).paths, []);
+        let one = vec![chosen(0, "169.254.10.1", 100_000), chosen(0, "192.0.2.7", 100_000)];
+        assert_eq!(route(one, Vec::new()), (None, vec![tunnel("a", 65_535)]));
+        for nothing in [vec![chosen(3, "10.9.0.1", 1)], Vec::new()] {
+            assert_eq!(route(nothing, Vec::new()), (None, Vec::new()));
+        }
     }
 }

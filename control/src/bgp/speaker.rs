@@ -2,8 +2,8 @@
 //! sessions and on to whoever forwards.
 //!
 //! Invariants:
-//! - A session in a tunnel runs only while the tunnel is offered to traffic: a tunnel that goes down takes its
-//!   neighbor and its routes with it, without graceful restart.
+//! - A session in a tunnel runs only while the tunnel is offered to traffic, one on a link only while that is up:
+//!   what goes down takes its neighbor and its routes with it, without graceful restart.
 //! - Work is done in portions ([`Speaker::work`]), so that a table of any size lets others get in between.
 //! - After a restart nothing is chosen, and no End-of-RIB is sent, before the neighbors of the life before have
 //!   said all, or until a deadline (RFC 4724 section 4.1).
@@ -270,7 +270,9 @@ impl Speaker {
             let Some(peer) = self.peers.get_mut(&number) else { continue };
             let may = match &peer.place {
                 Place::Tunnel(tunnel) => self.reach.is_offered(tunnel),
-                Place::Address { .. } => true,
+                Place::Address { interface, .. } => {
+                    interface.as_ref().is_none_or(|interface| self.reach.is_up(interface))
+                }
             };
             if may {
                 peer.session.start(now);
@@ -289,18 +291,39 @@ impl Speaker {
         if !self.begun {
             return;
         }
-        let inside = |peer: &Peer| matches!(&peer.place, Place::Tunnel(name) if name == tunnel);
-        let numbers = self.peers.iter().filter(|(_, peer)| inside(peer)).map(|(number, _)| *number);
+        self.switch(|place| place.tunnel() == Some(tunnel), offered, "the tunnel is down", now);
+    }
+
+    /// These links are up, and no others.
+    pub(super) fn set_links(&mut self, up: &BTreeSet<String>, now: Instant) {
+        let changed = self.reach.set_links(up);
+        if changed.is_empty() {
+            return;
+        }
+        let reach = &self.reach;
+        self.rib.next_hops_changed(|neighbor, _| reach.is_by(&changed, neighbor));
+        if !self.begun {
+            return;
+        }
+        for interface in &changed {
+            let on = |place: &Place| place.interface() == Some(interface);
+            self.switch(on, up.contains(interface), "the link is down", now);
+        }
+    }
+
+    /// Starts the sessions at some places, or ends them.
+    fn switch(&mut self, at: impl Fn(&Place) -> bool, on: bool, why: &str, now: Instant) {
+        let numbers = self.peers.iter().filter(|(_, peer)| at(&peer.place)).map(|(number, _)| *number);
         for number in numbers.collect::<Vec<_>>() {
             let Some(peer) = self.peers.get_mut(&number) else { continue };
-            if offered {
+            if on {
                 peer.session.start(now);
             } else {
                 // RFC 9384: the peer is told that the path is what failed, should it hear it.
                 peer.session.handle_bfd_down(now);
                 self.drain(number, now);
                 let Some(peer) = self.peers.get_mut(&number) else { continue };
-                peer.session.stop(now, "the tunnel is down");
+                peer.session.stop(now, why);
             }
             self.drain(number, now);
         }
@@ -585,7 +608,7 @@ impl Speaker {
         let best = self.rib.best().map(|(prefix, neighbor, attributes)| {
             let next_hop = attributes.next_hop;
             let path = Chosen { neighbor, next_hop, weight: 1, attributes: attributes.clone() };
-            Change { prefix: *prefix, paths: vec![path] }
+            Change { prefix: *prefix, paths: vec![path], standby: Vec::new() }
         });
         for change in &best.collect::<Vec<_>>() {
             let preference = self.external_preference(change);

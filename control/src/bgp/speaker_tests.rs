@@ -12,7 +12,7 @@ use braid_bgp::{ConnectionId, SessionState, rib::NeighborId};
 use super::speaker::{Command, Speaker};
 use crate::{
     config::{self, Config},
-    turn::{Hop, LearnedRoute},
+    turn::LearnedRoute,
 };
 
 const OURS: &str = "[[bgp.neighbor]]\ntunnel = \"a\"\nasn = 65020\n\
@@ -40,7 +40,7 @@ struct Joined {
     speakers: [Speaker; 2],
     /// By tunnel, the connection at either end.
     connections: BTreeMap<String, [(NeighborId, ConnectionId); 2]>,
-    learned: [BTreeMap<String, Vec<(Hop, u16)>>; 2],
+    learned: [BTreeMap<String, LearnedRoute>; 2],
 }
 
 fn speaker(config: &Config, now: Instant) -> Speaker {
@@ -95,10 +95,10 @@ impl Joined {
                     quiet = false;
                     self.speakers[side].work(|_| true, self.now);
                 }
-                for LearnedRoute { prefix, paths } in self.speakers[side].take_changes() {
-                    self.learned[side].insert(prefix.to_string(), paths);
+                for route in self.speakers[side].take_changes() {
+                    self.learned[side].insert(route.prefix.to_string(), route);
                 }
-                self.learned[side].retain(|_, paths| !paths.is_empty());
+                self.learned[side].retain(|_, route| route.link.is_some() || !route.tunnels.is_empty());
             }
             if quiet {
                 return;
@@ -153,12 +153,10 @@ impl Joined {
     }
 
     fn ways(&self, prefix: &str) -> Vec<&str> {
-        let ways = self.learned[0].get(prefix).into_iter().flatten();
-        ways.map(|(hop, _)| match hop {
-            Hop::Tunnel(name) => name.as_str(),
-            Hop::Link { interface, .. } => interface.as_str(),
-        })
-        .collect()
+        let route = self.learned[0].get(prefix);
+        let link = route.and_then(|route| route.link.as_ref()).map(|link| link.interface.as_str());
+        let tunnels = route.into_iter().flat_map(|route| &route.tunnels).map(|(name, _)| name.as_str());
+        link.into_iter().chain(tunnels).collect()
     }
 }
 
@@ -203,7 +201,7 @@ fn the_other_end_returns_by_the_tunnel_of_the_higher_priority() {
     // Sessions go on, and MEDs differ now.
     assert_eq!(joined.states(0), [SessionState::Established; 2]);
     let there = &joined.learned[1]["10.1.0.0/16"];
-    assert_eq!(there[..], [(Hop::Tunnel("a".to_owned()), 1)]);
+    assert_eq!(there.tunnels, [("a".to_owned(), 1)]);
 }
 
 #[test]

@@ -163,13 +163,28 @@ pub enum Place {
     },
 }
 
-impl Neighbor {
-    /// The tunnel in which it is, if it is in one.
+impl Place {
+    /// The tunnel, if it is in one.
     pub fn tunnel(&self) -> Option<&str> {
-        match &self.place {
+        match self {
             Place::Tunnel(name) => Some(name),
             Place::Address { .. } => None,
         }
+    }
+
+    /// The link, if it is on one.
+    pub fn interface(&self) -> Option<&str> {
+        match self {
+            Place::Tunnel(_) => None,
+            Place::Address { interface, .. } => interface.as_deref(),
+        }
+    }
+}
+
+impl Neighbor {
+    /// The tunnel in which it is, if it is in one.
+    pub fn tunnel(&self) -> Option<&str> {
+        self.place.tunnel()
     }
 }
 

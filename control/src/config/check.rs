@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use ipnet::IpNet;
 
 use super::{
-    NAT_PORT, Tunnel,
+    NAT_PORT, Route, Tunnel,
     error::{Fault, Report},
     route::Draft as RouteDraft,
     tunnel::Draft as TunnelDraft,
@@ -124,16 +124,20 @@ fn report_overlap(a: (IpNet, &Tunnel), b: (IpNet, &Tunnel), report: &mut Report)
 }
 
 fn check_routes(routes: &[RouteDraft], peers: &HashMap<IpAddr, &Tunnel>, report: &mut Report) {
-    let mut seen = HashMap::with_capacity(routes.len());
+    let mut by_tunnels = HashMap::with_capacity(routes.len());
+    let mut by_distance = HashMap::with_capacity(routes.len());
     for draft in routes {
-        let prefix = draft.route.prefix;
-        if let Some(first) = seen.insert(prefix, draft.line) {
-            let remedy = "name all its tunnels in one via";
-            report.error_at_line(
-                draft.line,
-                "route.prefix",
-                conflict(format!("{prefix} is routed already"), first, remedy),
-            );
+        let Route { prefix, link, distance, .. } = &draft.route;
+        let tunnels = if link.is_none() { by_tunnels.insert(*prefix, draft.line) } else { None };
+        let alike = by_distance.insert((*prefix, *distance), draft.line);
+        let remedy = match (tunnels, alike) {
+            (Some(first), _) => Some((first, "name all its tunnels in one via")),
+            (None, Some(first)) => Some((first, "give each of its routes another distance: the lower wins")),
+            (None, None) => None,
+        };
+        if let Some((first, remedy)) = remedy {
+            let fault = conflict(format!("{prefix} is routed already"), first, remedy);
+            report.error_at_line(draft.line, "route.prefix", fault);
         }
         let host = prefix.prefix_len() == prefix.max_prefix_len();
         if let Some(tunnel) = peers.get(&prefix.addr()).filter(|_| host) {

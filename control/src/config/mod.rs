@@ -2,8 +2,8 @@
 //!
 //! A [`Config`] cannot be wrong in itself: names resolve, keys have their suite's length, inside
 //! networks are disjoint. What it cannot know is whether the machine allows it. Reading is pure
-//! but for [`load`], which opens the file, and the files that `[tunnel.ike]` names. Not done: WireGuard,
-//! metrics and interface paths, whose keys are known and refused.
+//! but for [`load`], which opens the file, and the files that `[tunnel.ike]` names. Not done: WireGuard
+//! and metrics, whose keys are known and refused.
 
 mod bfd;
 mod bgp;
@@ -352,11 +352,29 @@ pub struct Route {
     pub prefix: IpNet,
     /// Indexes into [`Config::tunnels`], ascending; one ECMP group.
     pub via: Vec<u32>,
+    /// Instead of tunnels.
+    pub link: Option<Link>,
     /// The lower wins between origins.
     pub distance: u8,
 }
 
+/// A router on a link, which the kernel reaches without the core.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Link {
+    /// The router.
+    pub gateway: IpAddr,
+    /// The link.
+    pub interface: String,
+}
+
 impl Config {
+    /// Interfaces of routes and neighbors outside the tunnels.
+    pub fn links(&self) -> impl Iterator<Item = &str> {
+        let routes = self.routes.iter().filter_map(|route| Some(route.link.as_ref()?.interface.as_str()));
+        let neighbors = self.bgp.iter().flat_map(|bgp| &bgp.neighbors);
+        routes.chain(neighbors.filter_map(|neighbor| neighbor.place.interface()))
+    }
+
     /// The first tunnel with fixed keys, as the error that refuses it without
     /// `--insecure-manual-keys`.
     pub fn manual_keys(&self) -> Option<ConfigError> {

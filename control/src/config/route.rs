@@ -2,15 +2,18 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use ipnet::IpNet;
+
 use super::{
-    MAX_ROUTES, Route,
+    Link, MAX_ROUTES, Route,
     error::{Fault, Report},
-    section::{Schema, Section},
+    section::{Item, Schema, Section},
     tunnel::Draft as TunnelDraft,
     value,
 };
 
 static ROUTE: Schema = Schema { path: "route", keys: &["prefix", "via", "distance"], later: &[] };
+static LINK: Schema = Schema { path: "route.via", keys: &["interface", "gateway"], later: &[] };
 
 /// Most members of a group (the core's limit).
 const MAX_MEMBERS: usize = 256;
@@ -54,14 +57,22 @@ fn read(section: Section<'_>, names: &Names<'_>, report: &mut Report) -> Option<
     let distance = section.get("distance").and_then(|item| item.integer(1, 255, report));
     let mut via: Vec<u32> = Vec::new();
     let list = section.require("via", "via = [\"aws-a\", \"aws-b\"]", report)?;
-    let items = if list.is_string() { vec![list] } else { list.list(MAX_MEMBERS, report) };
+    let single = list.is_string() || list.is_table();
+    let items = if single { vec![list] } else { list.list(MAX_MEMBERS, report) };
     if items.is_empty() && list.is_empty_list() {
         list.invalid(report, "an empty list", "name at least one tunnel");
     }
+    let mut link = None;
+    let many = items.len() > 1;
     for item in items {
         if item.is_table() {
-            let instead = "name tunnels only; paths over an interface come later";
-            item.fault(report, Fault::NotYet { instead });
+            if many {
+                let remedy = "give each interface a [[route]] of its own with the same prefix, and each of these \
+                              another distance: the lowest whose link is up wins";
+                item.invalid(report, "a path over an interface shares with no other", remedy);
+            } else {
+                link = read_link(item, prefix, report);
+            }
             continue;
         }
         let Some(name) = item.string(report) else { continue };
@@ -84,7 +95,22 @@ fn read(section: Section<'_>, names: &Names<'_>, report: &mut Report) -> Option<
     let route = Route {
         prefix: prefix?,
         via,
+        link,
         distance: distance.map_or(DEFAULT_DISTANCE, |distance| distance as u8),
     };
     Some(Draft { route, line: report.line_of(section.start()) })
+}
+
+/// A router on a link.
+fn read_link(item: Item<'_>, prefix: Option<IpNet>, report: &mut Report) -> Option<Link> {
+    let section = item.section(&LINK, report)?;
+    let interface = section
+        .require("interface", "interface = \"eth1\"", report)
+        .and_then(|item| item.parse(value::interface, report));
+    let gateway = section.require("gateway", "gateway = \"10.9.0.1\"", report)?;
+    let address = gateway.parse(value::host_address, report)?;
+    if prefix.is_some_and(|prefix| prefix.addr().is_ipv4() != address.is_ipv4()) {
+        gateway.invalid(report, "another family than the prefix's", "name a router of its family");
+    }
+    Some(Link { gateway: address, interface: interface? })
 }

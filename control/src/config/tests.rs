@@ -152,7 +152,28 @@ fn every_error_names_line_key_and_remedy() {
         (
             "via = [\"b\", \"a\"]",
             "via = [{ interface = \"dx0\" }]",
-            "route.via: this version does not do it yet",
+            "route.via.gateway: missing; for example gateway = \"10.9.0.1\"",
+        ),
+        (
+            "via = [\"b\", \"a\"]",
+            "via = { interface = \"dx0\", gateway = \"fd00::1\" }",
+            "route.via.gateway: another family than the prefix's",
+        ),
+        (
+            "via = [\"b\", \"a\"]",
+            "via = [\"b\", { interface = \"dx0\", gateway = \"10.9.0.1\" }]",
+            "route.via: a path over an interface shares with no other",
+        ),
+        (
+            "via = [\"b\", \"a\"]",
+            "via = [\"b\", \"a\"]\n[[route]]\nprefix = \"10.2.0.0/16\"\nvia = \"a\"\ndistance = 9",
+            "10.2.0.0/16 is routed already (line 44); name all its tunnels in one via",
+        ),
+        (
+            "via = [\"b\", \"a\"]",
+            "via = [\"b\", \"a\"]\n[[route]]\nprefix = \"10.2.0.0/16\"\n\
+             via = { interface = \"dx0\", gateway = \"10.9.0.1\" }",
+            "10.2.0.0/16 is routed already (line 44); give each of its routes another distance",
         ),
         ("via = [\"b\", \"a\"]", "", "route.via: missing; for example via = [\"aws-a\", \"aws-b\"]"),
         (

@@ -291,6 +291,9 @@ impl Kernel {
         if !std::mem::replace(&mut self.adopted, true) {
             let left = self.netlink.learned_unreachable(slot).map_err(kernel("reading learned routes"))?;
             self.learned.adopt(slot, left);
+            // Nobody knows whether what they lead to still forwards.
+            let links = self.netlink.learned_links(slot).map_err(kernel("reading learned routes"))?;
+            self.run_learned(&links);
         }
         let (before, after) = self.learned.relocate(slot, plan);
         let index = self.device.as_ref().map_or(0, |device| device.index);

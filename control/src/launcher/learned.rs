@@ -5,7 +5,11 @@
 //! control; what its next life does not confirm goes when that asks for it.
 //!
 //! A learned prefix that covers a peer's outer address is captured as a planned one is ([`super::layout`]): its
-//! routes live in the slot's table, and the layout has the rules that lead there.
+//! routes live in the slot's table, and the layout has the rules that lead there. A way over a link is for outer
+//! packets too, so that it lives in table main, and in the slot's table as well, should rules lead there.
+//!
+//! A way over a link goes before every way into the device, the plan's too: whoever learns has compared them. What
+//! stands behind carries the traffic as soon as the link's route goes.
 //!
 //! All routes into tunnels lead to one device, so that moving prefixes from tunnel to tunnel changes nothing here:
 //! next-hop objects would save nothing.
@@ -26,9 +30,14 @@ use super::layout::{DEVICE_METRIC, MAIN, SLOTS, WORST_METRIC, table_of};
 /// Routing protocol number of learned routes.
 pub(super) const PROTOCOL: u8 = 0xB2;
 
-/// The metric of a slot's learned routes: behind those of all plans.
+/// The metric of a slot's learned routes into the device: behind those of all plans.
 fn metric(slot: u8) -> u32 {
     DEVICE_METRIC + u32::from(SLOTS) + u32::from(slot)
+}
+
+/// The metric of a slot's routes over links: before those of all plans.
+pub(super) fn link_metric(slot: u8) -> u32 {
+    DEVICE_METRIC - u32::from(SLOTS) + u32::from(slot)
 }
 
 /// The metric of the `unreachable` behind each.
@@ -49,6 +58,8 @@ pub(super) enum Way {
     Unreachable,
     /// As learned.
     Via(LearnedVia),
+    /// Over a link, in a run that was killed.
+    Left,
 }
 
 /// A kernel route.
@@ -138,8 +149,7 @@ impl Learned {
 
     fn put(&mut self, prefix: IpNet, via: LearnedVia, add: &mut Vec<Step>, remove: &mut Vec<Step>) {
         let Some(index) = self.via_index(&via) else { return };
-        // A way over a link is for outer packets too.
-        let captured = matches!(via, LearnedVia::Device { .. }) && self.is_captured(&prefix);
+        let captured = self.is_captured(&prefix);
         let held = Held { via: index, fresh: true, captured };
         let before = self.routes.insert(prefix, held);
         match before {
@@ -167,7 +177,8 @@ impl Learned {
 
     /// The kernel routes of a prefix: what protects, then the way.
     fn held_routes(&self, prefix: IpNet, held: Held) -> Vec<Route> {
-        let table = if held.captured { table_of(self.slot) } else { MAIN };
+        let captured = held.captured.then(|| table_of(self.slot));
+        let table = captured.unwrap_or(MAIN);
         let unreachable =
             Route { prefix, table, metric: unreachable_metric(self.slot), way: Way::Unreachable };
         let metric = metric(self.slot);
@@ -176,7 +187,9 @@ impl Learned {
                 vec![unreachable, Route { prefix, table, metric, way: Way::Via(via.clone()) }]
             }
             Some(via @ LearnedVia::Gateway { .. }) => {
-                vec![Route { prefix, table, metric, way: Way::Via(via.clone()) }]
+                let metric = link_metric(self.slot);
+                let route = |table| Route { prefix, table, metric, way: Way::Via(via.clone()) };
+                captured.into_iter().chain([MAIN]).map(route).collect()
             }
             None => vec![unreachable],
         }
@@ -210,15 +223,16 @@ impl Learned {
         concerned.extend(self.routes.iter().filter(|(_, held)| held.captured).map(|(prefix, _)| *prefix));
         for prefix in concerned {
             let Some(held) = self.routes.get(&prefix).copied() else { continue };
-            let is_device = matches!(self.vias.get(usize::from(held.via)), Some(LearnedVia::Device { .. }));
-            let captured = is_device && self.is_captured(&prefix);
-            if !is_device || captured == held.captured {
+            let captured = self.is_captured(&prefix);
+            if captured == held.captured || held.via == STALE {
                 continue;
             }
             let moved = Held { captured, ..held };
             self.routes.insert(prefix, moved);
-            before.extend(self.held_routes(prefix, moved).into_iter().map(Step::Put));
-            after.extend(self.held_routes(prefix, held).into_iter().rev().map(Step::Remove));
+            let (now, mut gone) = (self.held_routes(prefix, moved), self.held_routes(prefix, held));
+            gone.retain(|route| !now.contains(route));
+            before.extend(now.into_iter().map(Step::Put));
+            after.extend(gone.into_iter().rev().map(Step::Remove));
         }
         (before, after)
     }
@@ -374,6 +388,10 @@ mod tests {
         assert_eq!(slot_of_metric(unreachable_metric(2)), Some(2));
         assert_eq!(slot_of_metric(WORST_METRIC), None);
         assert_eq!(slot_of_metric(metric(2)), None);
+        for slot in 0..SLOTS {
+            assert!(0 < link_metric(slot) && link_metric(slot) < DEVICE_METRIC);
+            assert!((DEVICE_METRIC + u32::from(SLOTS)..).contains(&metric(slot)));
+        }
     }
 
     #[test]
@@ -397,9 +415,21 @@ mod tests {
         assert_eq!(table(&kernel, "203.0.112.0/21"), MAIN);
         assert_eq!(table(&kernel, "10.0.0.0/8"), table_of(1));
         assert_eq!(kernel.0.len(), 8);
-        // A default route over a link is one for outer packets too.
+        // A default route over a link is one for outer packets too, and where rules lead it is as well.
         apply(&mut learned, &mut kernel, put("0.0.0.0/0", gateway()));
-        assert_eq!(kernel.ways("0.0.0.0/0"), [(MAIN, Way::Via(gateway()))]);
+        let over = Way::Via(gateway());
+        assert_eq!(kernel.ways("0.0.0.0/0"), [(MAIN, over.clone()), (table_of(1), over.clone())]);
+        // So is one to what begins to cover a peer, and it leaves no trace.
+        apply(&mut learned, &mut kernel, put("10.3.0.0/16", gateway()));
+        assert_eq!(kernel.ways("10.3.0.0/16"), [(MAIN, over.clone())]);
+        for (peer, ways) in [("10.3.4.5", 2), ("10.9.9.9", 1)] {
+            let (before, after) = learned.relocate(1, &plan(&[peer]));
+            kernel.run(before);
+            kernel.run(after);
+            assert_eq!(kernel.ways("10.3.0.0/16").len(), ways, "{peer}");
+        }
+        kernel.run(learned.clear());
+        assert_eq!(kernel, Kernel::default());
     }
 
     #[test]

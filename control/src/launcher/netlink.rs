@@ -213,6 +213,20 @@ impl Netlink {
         Ok(found.map(|found| (found.route.prefix, found.route.table != MAIN)).collect())
     }
 
+    /// Steps that remove a slot's routes over links.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(super) fn learned_links(&mut self, slot: u8) -> io::Result<Vec<learned::Step>> {
+        let metric = learned::link_metric(slot);
+        let found = self.routes(learned::PROTOCOL)?.into_iter().map(|found| found.route);
+        let left = found.filter(|route| route.via == Via::Device && route.metric == metric);
+        let remove = |Route { prefix, table, metric, .. }| {
+            learned::Step::Remove(learned::Route { prefix, table, metric, way: learned::Way::Left })
+        };
+        Ok(left.map(remove).collect())
+    }
+
     /// Makes many changes; yields those that the kernel refused, but for removals of what was gone already.
     ///
     /// # Errors
@@ -456,7 +470,7 @@ fn learned_message(route: &learned::Route, link: u32) -> RouteMessage {
     let mut message = RouteMessage::default();
     let kind = match route.way {
         learned::Way::Unreachable => RouteType::Unreachable,
-        learned::Way::Via(_) => RouteType::Unicast,
+        learned::Way::Via(_) | learned::Way::Left => RouteType::Unicast,
     };
     let scope = match (&route.way, route.prefix) {
         (learned::Way::Via(LearnedVia::Device { .. }), IpNet::V4(_)) => RouteScope::Link,
@@ -478,7 +492,7 @@ fn learned_message(route: &learned::Route, link: u32) -> RouteMessage {
     attributes.push(RouteAttribute::Table(route.table));
     attributes.push(RouteAttribute::Priority(route.metric));
     match &route.way {
-        learned::Way::Unreachable => {}
+        learned::Way::Unreachable | learned::Way::Left => {}
         learned::Way::Via(via) => {
             attributes.push(RouteAttribute::Oif(link));
             match via {

@@ -158,6 +158,7 @@ impl Control {
         }
         self.lookups = lookups_of(&config);
         self.ask_names(|_| true);
+        self.look_at_links(Some(&config));
         let outer = self.look();
         Some(Event::Configured { config: config.into(), outer, token })
     }

@@ -1,7 +1,11 @@
 //! Routes that BGP has learned, on their way into the core and the kernel.
 //!
 //! They are kept apart from what the configuration says, since there may be a million of them: a change costs
-//! what has changed. Prefixes with equal paths share a *set*, which is a group of the core.
+//! what has changed. Prefixes with equal ways share a *set*, whose tunnels are a group of the core.
+//!
+//! A way over a link is the kernel's alone, by a route that goes before those into the device; the core has the
+//! tunnels behind it all the while, so that nothing waits for it when the link goes, and what the other end still
+//! sends by a tunnel is accepted. Links of the configuration's routes go the same way.
 //!
 //! Invariants:
 //! - A prefix whose entry differs from what the core or the kernel has of it is in the queue for that, or on its
@@ -10,7 +14,7 @@
 //! - What an earlier life of control had learned stays in the core and in the kernel until [`Learned::complete`]
 //!   and all that is learned now is there.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use braid_api::{
     GroupId, Op, Target,
@@ -19,34 +23,25 @@ use braid_api::{
 use ipnet::IpNet;
 
 use super::{Effect, Turn};
-use crate::{config::Config, mirror::Beside};
+use crate::{
+    config::{Config, Link},
+    mirror::Beside,
+};
 
 /// Routes in one message to the launcher, which does nothing else meanwhile.
 const MAX_KERNEL: usize = 2048;
 /// Routes in one transaction.
 const MAX_CORE: usize = 8192;
 
-/// One way to a prefix.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Hop {
-    /// Into a tunnel, by its name.
-    Tunnel(String),
-    /// To a router on a link, by the kernel alone.
-    Link {
-        /// The router.
-        gateway: core::net::IpAddr,
-        /// The link.
-        interface: String,
-    },
-}
-
-/// A prefix, and the ways to it with their shares; none: it is gone.
+/// A prefix, and the ways to it; none: it is gone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LearnedRoute {
     /// The prefix.
     pub prefix: IpNet,
-    /// All of one kind, in order.
-    pub paths: Vec<(Hop, u16)>,
+    /// Before the tunnels, if there is one.
+    pub link: Option<Link>,
+    /// By their names, in order, with their shares.
+    pub tunnels: Vec<(String, u16)>,
 }
 
 /// What BGP says.
@@ -59,18 +54,23 @@ pub struct Learned {
     /// That is all for now: what an earlier life left may go.
     pub complete: bool,
     /// Names of the neighbors with sessions, if that has changed.
-    pub sessions: Option<std::collections::BTreeSet<String>>,
+    pub sessions: Option<BTreeSet<String>>,
 }
 
 /// Ways that prefixes share.
-type Paths = Vec<(Hop, u16)>;
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+struct Ways {
+    link: Option<Link>,
+    tunnels: Vec<(String, u16)>,
+}
+
 /// Index into [`Table::sets`].
 type SetId = u32;
 const NONE: u32 = u32::MAX;
 
 #[derive(Debug)]
 struct Set {
-    paths: Paths,
+    ways: Ways,
     uses: usize,
     /// In the tables as last built.
     group: Option<GroupId>,
@@ -89,12 +89,17 @@ struct Entry {
     in_kernel_queue: bool,
 }
 
+impl Entry {
+    const NEW: Entry =
+        Entry { wanted: NONE, core: NONE, kernel: NONE, in_core_queue: false, in_kernel_queue: false };
+}
+
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Table {
     routes: BTreeMap<IpNet, Entry>,
     sets: Vec<Set>,
-    by_paths: BTreeMap<Paths, SetId>,
+    by_ways: BTreeMap<Ways, SetId>,
     free: Vec<SetId>,
     vias: Vec<LearnedVia>,
     /// How many routes the core has into each group.
@@ -108,6 +113,8 @@ pub(super) struct Table {
     swept_kernel: bool,
     /// Prefixes that the configuration routes too, with its distance; those of inside peers have zero.
     configured: BTreeMap<IpNet, u8>,
+    /// The configuration's links that are up: each prefix's of lowest distance.
+    links: BTreeMap<IpNet, (u8, Link)>,
     distance: u8,
     /// Sets have come or gone, or a prefix that the configuration has too: the tables are to be built anew.
     needs_build: bool,
@@ -125,7 +132,7 @@ impl Table {
         Table {
             routes: BTreeMap::new(),
             sets: Vec::new(),
-            by_paths: BTreeMap::new(),
+            by_ways: BTreeMap::new(),
             free: Vec::new(),
             vias: Vec::new(),
             held: BTreeMap::new(),
@@ -135,6 +142,7 @@ impl Table {
             complete: false,
             swept_kernel: false,
             configured: BTreeMap::new(),
+            links: BTreeMap::new(),
             distance: u8::MAX,
             needs_build: false,
         }
@@ -144,12 +152,36 @@ impl Table {
     pub(super) fn configure(&mut self, config: &Config) {
         let peers = config.tunnels.iter().flat_map(|tunnel| &tunnel.peer_inside);
         self.configured = peers.map(|peer| (IpNet::from(*peer), 0)).collect();
-        self.configured.extend(config.routes.iter().map(|route| (route.prefix, route.distance)));
+        let routes = config.routes.iter().filter(|route| route.link.is_none());
+        self.configured.extend(routes.map(|route| (route.prefix, route.distance)));
         self.distance = config.bgp.as_ref().map_or(u8::MAX, |bgp| bgp.distance);
         // Nobody will say so.
         self.complete |= config.bgp.is_none();
         self.needs_build = true;
         self.requeue();
+    }
+
+    /// The configuration's routes by these links are in use, and no others.
+    pub(super) fn set_links(&mut self, config: &Config, up: &BTreeSet<String>) {
+        let mut links: BTreeMap<IpNet, (u8, Link)> = BTreeMap::new();
+        for route in &config.routes {
+            let Some(link) = route.link.as_ref().filter(|link| up.contains(&link.interface)) else {
+                continue;
+            };
+            let way = (route.distance, link.clone());
+            links
+                .entry(route.prefix)
+                .and_modify(|known| *known = way.clone().min(known.clone()))
+                .or_insert(way);
+        }
+        let before = std::mem::replace(&mut self.links, links);
+        let prefixes: BTreeSet<IpNet> = before.keys().chain(self.links.keys()).copied().collect();
+        for prefix in prefixes {
+            if before.get(&prefix) != self.links.get(&prefix) {
+                self.routes.entry(prefix).or_insert(Entry::NEW);
+                self.queue(prefix);
+            }
+        }
     }
 
     fn requeue(&mut self) {
@@ -167,14 +199,9 @@ impl Table {
 
     /// Takes a choice in.
     pub(super) fn learn(&mut self, route: LearnedRoute) {
-        let set = if route.paths.is_empty() { NONE } else { self.intern(route.paths) };
-        let entry = self.routes.entry(route.prefix).or_insert(Entry {
-            wanted: NONE,
-            core: NONE,
-            kernel: NONE,
-            in_core_queue: false,
-            in_kernel_queue: false,
-        });
+        let ways = Ways { link: route.link, tunnels: route.tunnels };
+        let set = if ways == Ways::default() { NONE } else { self.intern(ways) };
+        let entry = self.routes.entry(route.prefix).or_insert(Entry::NEW);
         let before = core::mem::replace(&mut entry.wanted, set);
         self.release(before);
         self.needs_build |= self.configured.contains_key(&route.prefix);
@@ -184,16 +211,16 @@ impl Table {
     /// All of it is void.
     pub(super) fn forget(&mut self) {
         for prefix in self.routes.keys().copied().collect::<Vec<_>>() {
-            self.learn(LearnedRoute { prefix, paths: Vec::new() });
+            self.learn(LearnedRoute { prefix, link: None, tunnels: Vec::new() });
         }
     }
 
-    fn intern(&mut self, paths: Paths) -> SetId {
-        if let Some(id) = self.by_paths.get(&paths) {
+    fn intern(&mut self, ways: Ways) -> SetId {
+        if let Some(id) = self.by_ways.get(&ways) {
             self.sets[*id as usize].uses += 1;
             return *id;
         }
-        let set = Set { paths: paths.clone(), uses: 1, group: None };
+        let set = Set { ways: ways.clone(), uses: 1, group: None };
         let id = match self.free.pop() {
             Some(id) => {
                 self.sets[id as usize] = set;
@@ -204,7 +231,7 @@ impl Table {
                 (self.sets.len() - 1) as SetId
             }
         };
-        self.by_paths.insert(paths, id);
+        self.by_ways.insert(ways, id);
         self.needs_build = true;
         id
     }
@@ -213,8 +240,8 @@ impl Table {
         let Some(set) = self.sets.get_mut(id as usize) else { return };
         set.uses -= 1;
         if set.uses == 0 {
-            self.by_paths.remove(&set.paths);
-            set.paths = Paths::new();
+            self.by_ways.remove(&set.ways);
+            set.ways = Ways::default();
             set.group = None;
             self.free.push(id);
             self.needs_build = true;
@@ -233,14 +260,17 @@ impl Table {
 
     /// The sets that are in use, each as a list of tunnels with their shares.
     pub(super) fn groups(&self) -> Vec<Vec<(&str, u16)>> {
-        self.by_paths.keys().map(tunnels).collect()
+        self.by_ways
+            .keys()
+            .map(|ways| ways.tunnels.iter().map(|(name, share)| (name.as_str(), *share)).collect())
+            .collect()
     }
 
     /// The tables were built, with these groups for [`Table::groups`].
     pub(super) fn built(&mut self, groups: &[Option<GroupId>]) {
         self.needs_build = false;
         let mut moved = Vec::new();
-        for (id, group) in self.by_paths.values().zip(groups) {
+        for (id, group) in self.by_ways.values().zip(groups) {
             let group = *group;
             let set = &mut self.sets[*id as usize];
             if core::mem::replace(&mut set.group, group) != group {
@@ -342,15 +372,12 @@ impl Table {
         {
             let Some(mut entry) = self.routes.get(&prefix).copied() else { continue };
             entry.in_kernel_queue = false;
-            let via =
-                self.sets.get(entry.wanted as usize).and_then(|set| set.paths.first()).map(
-                    |path| match &path.0 {
-                        Hop::Tunnel(_) => LearnedVia::Device { source: source(prefix.addr().is_ipv4()) },
-                        Hop::Link { gateway, interface } => {
-                            LearnedVia::Gateway { gateway: *gateway, interface: interface.clone() }
-                        }
-                    },
-                );
+            let via = self.way(&prefix, &entry).map(|way| match way {
+                Some(Link { gateway, interface }) => {
+                    LearnedVia::Gateway { gateway: *gateway, interface: interface.clone() }
+                }
+                None => LearnedVia::Device { source: source(prefix.addr().is_ipv4()) },
+            });
             let wanted = via.as_ref().map_or(NONE, |via| self.via_index(via));
             if wanted != entry.kernel {
                 match via {
@@ -370,6 +397,24 @@ impl Table {
         something.then_some(message)
     }
 
+    /// What the kernel is to have of a prefix from here: a link, or the device; the plan has what the
+    /// configuration sends there.
+    fn way(&self, prefix: &IpNet, entry: &Entry) -> Option<Option<&Link>> {
+        let ways = self.sets.get(entry.wanted as usize).map(|set| &set.ways);
+        let by_tunnels = self.configured.get(prefix).copied();
+        if let Some((distance, link)) = self.links.get(prefix)
+            && by_tunnels.is_none_or(|other| *distance <= other)
+            && (ways.is_none() || *distance <= self.distance)
+        {
+            return Some(Some(link));
+        }
+        let ways = ways?;
+        match &ways.link {
+            Some(link) if self.owner(prefix) == Owner::Bgp => Some(Some(link)),
+            Some(_) | None => (!ways.tunnels.is_empty()).then_some(None),
+        }
+    }
+
     /// There are few of them.
     fn via_index(&mut self, via: &LearnedVia) -> u32 {
         let known = self.vias.iter().position(|other| other == via);
@@ -384,12 +429,24 @@ impl Table {
         self.kernel_busy = false;
     }
 
-    /// Every prefix with its paths and its group, if the core is to have it from here.
-    pub(super) fn view(&self) -> impl Iterator<Item = (IpNet, &[(Hop, u16)], Option<GroupId>)> {
+    /// Every prefix that BGP decides about, with its link and its group; whether the kernel takes the link.
+    pub(super) fn view(&self) -> impl Iterator<Item = (IpNet, Option<(&Link, bool)>, Option<GroupId>)> {
         self.routes.iter().filter_map(|(prefix, entry)| {
             let set = self.sets.get(entry.wanted as usize)?;
-            (self.owner(prefix) == Owner::Bgp).then_some((*prefix, set.paths.as_slice(), set.group))
+            let taken = self.way(prefix, entry).flatten();
+            let link = set.ways.link.as_ref().map(|link| (link, taken == Some(link)));
+            (self.owner(prefix) == Owner::Bgp).then_some((*prefix, link, set.group))
         })
+    }
+
+    /// Whether the kernel takes a link of the configuration, or one that was learned, before the tunnels.
+    pub(super) fn has_link(&self, prefix: &IpNet) -> bool {
+        self.routes.get(prefix).is_some_and(|entry| matches!(self.way(prefix, entry), Some(Some(_))))
+    }
+
+    /// Whether the kernel takes this link of the configuration.
+    pub(super) fn takes_link(&self, prefix: &IpNet, link: &Link) -> bool {
+        self.routes.get(prefix).is_some_and(|entry| self.way(prefix, entry) == Some(Some(link)))
     }
 }
 
@@ -405,18 +462,6 @@ impl Beside for Table {
     fn may_sweep(&self) -> bool {
         self.complete && self.for_core.is_empty()
     }
-}
-
-/// Without links, which are the kernel's.
-fn tunnels(paths: &Paths) -> Vec<(&str, u16)> {
-    let mut tunnels = Vec::with_capacity(paths.len());
-    for (hop, weight) in paths {
-        match hop {
-            Hop::Tunnel(name) => tunnels.push((name.as_str(), *weight)),
-            Hop::Link { .. } => {}
-        }
-    }
-    tunnels
 }
 
 impl Turn {

@@ -1,9 +1,10 @@
 //! Routes that BGP has learned, through the shipped turn into the core's shipped tables.
 
-use braid_api::Target;
+use braid_api::{Target, launcher::LearnedVia};
 use ipnet::IpNet;
 
 use super::{tests::Rig, *};
+use crate::config::Link;
 
 const BGP: &str = "[bgp]\nasn = 65010\nrouter-id = \"10.1.0.1\"\n";
 
@@ -12,8 +13,8 @@ fn net(text: &str) -> IpNet {
 }
 
 fn by(prefix: &str, tunnels: &[(&str, u16)]) -> LearnedRoute {
-    let paths = tunnels.iter().map(|(name, weight)| (Hop::Tunnel((*name).to_owned()), *weight));
-    LearnedRoute { prefix: net(prefix), paths: paths.collect() }
+    let tunnels = tunnels.iter().map(|(name, weight)| ((*name).to_owned(), *weight));
+    LearnedRoute { prefix: net(prefix), link: None, tunnels: tunnels.collect() }
 }
 
 fn learn(rig: &mut Rig, routes: Vec<LearnedRoute>, complete: bool) {
@@ -50,11 +51,11 @@ fn learned_routes_come_move_and_go() {
     learn(&mut rig, vec![by("10.8.0.0/16", &[("a", 1), ("b", 3)]), by("10.9.0.0/16", &[("b", 1)])], true);
     assert_eq!(ways(&rig, "10.8.0.0/16"), two([1, 3]));
     assert_eq!(ways(&rig, "10.9.0.0/16"), [("b".to_owned(), 1)]);
-    assert_eq!(rig.kernel, [net("10.8.0.0/16"), net("10.9.0.0/16")].into());
+    assert!(rig.kernel.keys().eq(&[net("10.8.0.0/16"), net("10.9.0.0/16")]));
     learn(&mut rig, vec![by("10.8.0.0/16", &[("b", 3)]), by("10.9.0.0/16", &[])], true);
     assert_eq!(ways(&rig, "10.8.0.0/16"), [("b".to_owned(), 3)]);
     assert_eq!(ways(&rig, "10.9.0.0/16"), []);
-    assert_eq!(rig.kernel, [net("10.8.0.0/16")].into());
+    assert!(rig.kernel.keys().eq(&[net("10.8.0.0/16")]));
     // A group that nobody wants any more is gone: those of the configuration and one are left.
     let groups = rig.core.as_ref().unwrap().summary().2.len();
     learn(&mut rig, vec![by("10.8.0.0/16", &[])], true);
@@ -130,4 +131,112 @@ fn many_routes_go_in_portions_and_a_reset_takes_all_back() {
     rig.settle();
     assert!((0..20_000).all(|index| target(&rig, prefix(index)).is_none()));
     assert!(rig.kernel.is_empty());
+}
+
+const DIRECT: &str = "10.9.0.1 on dx0";
+
+/// Where the kernel sends a prefix beside the plan.
+fn kernel(rig: &Rig, prefix: &str) -> Option<String> {
+    Some(match rig.kernel.get(&net(prefix))? {
+        LearnedVia::Device { .. } => "device".to_owned(),
+        LearnedVia::Gateway { gateway, interface } => format!("{gateway} on {interface}"),
+    })
+}
+
+fn links(rig: &mut Rig, up: &[&str]) {
+    rig.event(Event::Links(up.iter().map(|name| (*name).to_owned()).collect()));
+    rig.settle();
+}
+
+/// Static routes to 10.2.0.0/16 have distance 100 in tunnels, and these over links.
+fn with_links(bgp: &str, links: &[(&str, u8)]) -> Rig {
+    let mut text = bgp.to_owned();
+    for (interface, distance) in links {
+        text.push_str(&format!(
+            "[[route]]\nprefix = \"10.2.0.0/16\"\ndistance = {distance}\n\
+             via = {{ interface = \"{interface}\", gateway = \"10.9.0.1\" }}\n"
+        ));
+    }
+    let mut rig = Rig::with_text(&text);
+    rig.far_routes = true;
+    rig.reload(0);
+    rig.settle();
+    rig
+}
+
+/// Whether each path of a prefix carries its traffic, as `braid status` says.
+fn shown(rig: &Rig, prefix: &str) -> Vec<(String, bool)> {
+    let mut shown = Vec::new();
+    for route in rig.turn.routes(|other| *other == net(prefix), 10).0 {
+        let tunnels = route.paths.iter().map(|(name, _, active)| ((*name).to_owned(), *active));
+        shown.extend(route.link.map(|(link, active)| (link.interface.clone(), active)));
+        shown.extend(tunnels);
+    }
+    shown
+}
+
+#[test]
+fn a_link_of_the_configuration_goes_before_tunnels_while_it_is_up() {
+    let mut rig = with_links("", &[("dx0", 5), ("dx1", 6)]);
+    let tunnels = ways(&rig, "10.2.0.0/16");
+    assert_eq!(tunnels.len(), 3);
+    let in_use = |rig: &Rig| {
+        let of = shown(rig, "10.2.0.0/16").into_iter().filter(|(_, active)| *active).map(|(name, _)| name);
+        of.collect::<Vec<_>>()
+    };
+    assert_eq!((kernel(&rig, "10.2.0.0/16"), in_use(&rig).len()), (None, 3));
+    for (up, wanted, shown) in [
+        (&["dx0"][..], Some(DIRECT), "dx0"),
+        (&["dx0", "dx1"], Some(DIRECT), "dx0"),
+        (&["dx1"], Some("10.9.0.1 on dx1"), "dx1"),
+    ] {
+        links(&mut rig, up);
+        assert_eq!(kernel(&rig, "10.2.0.0/16").as_deref(), wanted);
+        assert_eq!(in_use(&rig), [shown]);
+        // The core has its route all the while.
+        assert_eq!(ways(&rig, "10.2.0.0/16"), tunnels);
+    }
+    links(&mut rig, &[]);
+    assert_eq!((kernel(&rig, "10.2.0.0/16"), in_use(&rig).len()), (None, 3));
+}
+
+#[test]
+fn a_link_waits_behind_what_has_a_lower_distance() {
+    let mut rig = with_links("", &[("dx0", 200)]);
+    links(&mut rig, &["dx0"]);
+    assert_eq!(kernel(&rig, "10.2.0.0/16"), None);
+    // BGP has 20.
+    let mut rig = with_links(BGP, &[("dx0", 50)]);
+    links(&mut rig, &["dx0"]);
+    assert_eq!(kernel(&rig, "10.2.0.0/16").as_deref(), Some(DIRECT));
+    learn(&mut rig, vec![by("10.2.0.0/16", &[("a", 1)])], true);
+    assert_eq!(kernel(&rig, "10.2.0.0/16").as_deref(), Some("device"));
+    learn(&mut rig, vec![by("10.2.0.0/16", &[])], true);
+    assert_eq!(kernel(&rig, "10.2.0.0/16").as_deref(), Some(DIRECT));
+}
+
+#[test]
+fn behind_a_learned_link_the_core_has_the_tunnels() {
+    let mut rig = with_links(BGP, &[]);
+    let link = Link { gateway: "10.9.0.1".parse().unwrap(), interface: "dx0".to_owned() };
+    let over = |prefix: &str, tunnels: &[(&str, u16)]| LearnedRoute {
+        link: Some(link.clone()),
+        ..by(prefix, tunnels)
+    };
+    learn(&mut rig, vec![over("10.8.0.0/16", &[("a", 1), ("b", 3)])], true);
+    assert_eq!(kernel(&rig, "10.8.0.0/16").as_deref(), Some(DIRECT));
+    assert_eq!(ways(&rig, "10.8.0.0/16"), two([1, 3]));
+    let idle = |name: &str| (name.to_owned(), false);
+    assert_eq!(shown(&rig, "10.8.0.0/16"), [("dx0".to_owned(), true), idle("a"), idle("b")]);
+    // The link goes: nothing changes in the core.
+    learn(&mut rig, vec![by("10.8.0.0/16", &[("a", 1), ("b", 3)])], true);
+    assert_eq!(kernel(&rig, "10.8.0.0/16").as_deref(), Some("device"));
+    assert_eq!(ways(&rig, "10.8.0.0/16"), two([1, 3]));
+    // A learned link goes before tunnels of the configuration that are farther.
+    let configured = ways(&rig, "10.2.0.0/16");
+    learn(&mut rig, vec![over("10.2.0.0/16", &[])], true);
+    assert_eq!(kernel(&rig, "10.2.0.0/16").as_deref(), Some(DIRECT));
+    assert_eq!(ways(&rig, "10.2.0.0/16"), configured);
+    learn(&mut rig, vec![by("10.2.0.0/16", &[])], true);
+    assert_eq!(kernel(&rig, "10.2.0.0/16"), None);
 }

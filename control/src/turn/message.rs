@@ -1,7 +1,10 @@
 //! What goes into a turn and what comes out of it.
 
 use core::fmt;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use braid_api::{
     Epoch, Hello, Rejected, Transaction, TunnelStats,
@@ -29,6 +32,8 @@ pub enum Event {
     },
     /// Outer paths changed.
     Outer(BTreeMap<String, Outer>),
+    /// Of the links of routes and neighbors, these are up.
+    Links(BTreeSet<String>),
     /// The plan sent last is in force.
     PlanDone,
     /// The plan sent last is not in force.
@@ -183,6 +188,13 @@ pub enum Note {
         /// To where.
         remote: core::net::SocketAddr,
     },
+    /// A link of a route or a neighbor is up, or no longer.
+    Link {
+        /// Its name.
+        interface: String,
+        /// Whether it is.
+        is_up: bool,
+    },
     /// A configuration is in force.
     Reloaded,
 }
@@ -196,11 +208,13 @@ impl Note {
             | Note::CoreRefused { .. }
             | Note::PlanFailed { .. }
             | Note::ManualKeys { .. }
-            | Note::NearlyExhausted { .. } => true,
+            | Note::NearlyExhausted { .. }
+            | Note::Link { is_up: false, .. } => true,
             Note::Up { .. }
             | Note::Watched { .. }
             | Note::CoreFound { .. }
             | Note::Moved { .. }
+            | Note::Link { is_up: true, .. }
             | Note::Reloaded => false,
         }
     }
@@ -240,6 +254,9 @@ impl fmt::Display for Note {
                 write!(f, "tunnel {tunnel}: the SA's sequence numbers run out soon; change the keys")
             }
             Note::Moved { tunnel, remote } => write!(f, "tunnel {tunnel}: the peer is now at {remote}"),
+            Note::Link { interface, is_up } => {
+                write!(f, "link {interface} is {}", if *is_up { "up" } else { "down" })
+            }
             Note::Reloaded => write!(f, "the configuration is in force"),
         }
     }

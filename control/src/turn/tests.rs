@@ -12,7 +12,8 @@ use std::{
 
 use braid_api::{
     BfdState, BfdStats, BootId, Cause, Direction, Event as CoreEvent, Op, Transaction, TunnelId, TunnelState,
-    Verdict, launcher::KernelPlan,
+    Verdict,
+    launcher::{KernelPlan, LearnedVia},
 };
 use braid_dataplane::{esp::Engine, tables::Writer};
 use proptest::prelude::*;
@@ -76,7 +77,7 @@ fn configuration_with(variant: usize, more: &str, far: bool) -> Arc<Config> {
 }
 
 pub(super) struct Rig {
-    turn: Turn,
+    pub(super) turn: Turn,
     now: Duration,
     disk: Memory,
     pub(super) core: Option<Writer>,
@@ -91,7 +92,7 @@ pub(super) struct Rig {
     replies: Vec<(Token, Result<String, Vec<String>>)>,
     notes: Vec<Note>,
     /// What the kernel has of learned routes.
-    pub(super) kernel: BTreeSet<ipnet::IpNet>,
+    pub(super) kernel: BTreeMap<ipnet::IpNet, LearnedVia>,
     pub(super) swept: bool,
     exited: Option<String>,
     variant: usize,
@@ -137,7 +138,7 @@ impl Rig {
             installed: BTreeSet::new(),
             replies: Vec::new(),
             notes: Vec::new(),
-            kernel: BTreeSet::new(),
+            kernel: BTreeMap::new(),
             swept: false,
             exited: None,
             variant,
@@ -186,8 +187,8 @@ impl Rig {
                     self.plans += 1;
                 }
                 Effect::Routes(changes) => {
-                    self.kernel.extend(changes.put.iter().map(|put| put.prefix));
-                    self.kernel.retain(|prefix| !changes.remove.contains(prefix));
+                    self.kernel.extend(changes.put.into_iter().map(|put| (put.prefix, put.via)));
+                    self.kernel.retain(|prefix, _| !changes.remove.contains(prefix));
                     self.swept |= changes.sweep;
                     routes_done = true;
                 }

@@ -6,8 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use braid_api::{Direction, Group, GroupId, SaId, Target, TunnelId};
 use ipnet::IpNet;
 
-use super::{Hop, Offer, Stages, Turn};
-use crate::{config, desired::Negotiated, failover::Obstacle, outer::Outer};
+use super::{Offer, Stages, Turn};
+use crate::{
+    config::{self, Link},
+    desired::Negotiated,
+    failover::Obstacle,
+    outer::Outer,
+};
 
 /// A tunnel's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,8 +82,8 @@ pub struct RouteView<'t> {
     pub origin: &'static str,
     /// Tunnel name, weight, whether it carries now.
     pub paths: Vec<(&'t str, u16, bool)>,
-    /// Router and link of a route that the kernel has alone.
-    pub link: Option<(core::net::IpAddr, &'t str)>,
+    /// Before the tunnels, and whether the kernel takes it now.
+    pub link: Option<(&'t Link, bool)>,
 }
 
 impl Turn {
@@ -180,13 +185,18 @@ impl Turn {
             };
             paths_of.insert(*id, group.members.iter().map(path).collect());
         }
+        // Behind a link that is taken, tunnels are idle.
+        let paths_to = |prefix: &IpNet, group: &GroupId| {
+            let mut paths = paths_of.get(group).cloned().unwrap_or_default();
+            if self.learned.has_link(prefix) {
+                paths.iter_mut().for_each(|path| path.2 = false);
+            }
+            paths
+        };
         let route = |(prefix, target): (&IpNet, &Target)| match target {
-            Target::Group(id) => RouteView {
-                prefix: *prefix,
-                origin: "static",
-                paths: paths_of.get(id).cloned().unwrap_or_default(),
-                link: None,
-            },
+            Target::Group(id) => {
+                RouteView { prefix: *prefix, origin: "static", paths: paths_to(prefix, id), link: None }
+            }
             Target::Tunnel(id) => RouteView {
                 prefix: *prefix,
                 origin: "connected",
@@ -196,18 +206,25 @@ impl Turn {
         };
         let mut routes: Vec<RouteView<'_>> =
             tables.routes.iter().filter(|(prefix, _)| wanted(prefix)).map(route).collect();
+        let by_link = self.config.routes.iter().filter(|route| wanted(&route.prefix));
+        routes.extend(by_link.filter_map(|route| {
+            let link = route.link.as_ref()?;
+            let taken = self.learned.takes_link(&route.prefix, link);
+            Some(RouteView {
+                prefix: route.prefix,
+                origin: "static",
+                paths: Vec::new(),
+                link: Some((link, taken)),
+            })
+        }));
         let (mut left, mut left_out) = (limit, 0);
-        for (prefix, paths, group) in self.learned.view().filter(|(prefix, ..)| wanted(prefix)) {
+        for (prefix, link, group) in self.learned.view().filter(|(prefix, ..)| wanted(prefix)) {
             if left == 0 {
                 left_out += 1;
                 continue;
             }
             left -= 1;
-            let link = paths.iter().find_map(|(hop, _)| match hop {
-                Hop::Link { gateway, interface } => Some((*gateway, interface.as_str())),
-                Hop::Tunnel(_) => None,
-            });
-            let paths = group.and_then(|group| paths_of.get(&group)).cloned().unwrap_or_default();
+            let paths = group.map_or_else(Vec::new, |group| paths_to(&prefix, &group));
             routes.push(RouteView { prefix, origin: "bgp", paths, link });
         }
         (routes, left_out)

@@ -25,22 +25,22 @@ pub(crate) const ALL: &[Scenario] = &[
 ];
 
 /// For a machine that does something else.
-const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 const FEW: Pings = Pings { count: 3, interval: Duration::from_millis(20), size: 56, df: false };
 const OURS: u32 = 65_010;
-const THEIRS: u32 = 64_512;
+pub(crate) const THEIRS: u32 = 64_512;
 /// Each way.
 const LOAD: Load = Load::told_apart(64, 2);
 
 /// The near side without routes, and with this BGP.
-fn with_bgp(text: String, bgp: &str) -> String {
+pub(crate) fn with_bgp(text: String, bgp: &str) -> String {
     let tunnels = text.split("\n[[route]]").next().unwrap_or_default();
     format!(
         "{tunnels}\n[bgp]\nasn = {OURS}\nrouter-id = \"10.1.0.1\"\nannounce = [\"{NET_A}\", \"{NET_A6}\"]\n{bgp}"
     )
 }
 
-fn neighbors(count: usize, more: &str) -> String {
+pub(crate) fn neighbors(count: usize, more: &str) -> String {
     (0..count)
         .map(|index| format!("[[bgp.neighbor]]\ntunnel = \"t{index}\"\nasn = {THEIRS}\n{more}\n"))
         .collect()
@@ -55,7 +55,7 @@ fn start(tunnels: usize, bgp: &str) -> Result<Pair> {
     })
 }
 
-fn far(tunnels: usize) -> Speaker {
+pub(crate) fn far(tunnels: usize) -> Speaker {
     let peer = |index: usize| {
         let net = 10 + index;
         Peer {
@@ -78,7 +78,7 @@ fn far(tunnels: usize) -> Speaker {
 }
 
 /// Waits until what the status says is so.
-fn until(gateway: &Gateway, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
+pub(crate) fn until(gateway: &Gateway, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
     retry_until(what, SOON, || {
         let status = gateway.status().map_err(|error| error.to_string())?;
         if is(&status) {
@@ -88,7 +88,7 @@ fn until(gateway: &Gateway, what: &str, is: impl Fn(&Value) -> bool) -> Result<V
     })
 }
 
-fn established(status: &Value) -> usize {
+pub(crate) fn established(status: &Value) -> usize {
     let all = status["neighbors"].as_array().into_iter().flatten();
     all.filter(|neighbor| neighbor["state"] == "established").count()
 }

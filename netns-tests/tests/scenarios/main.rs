@@ -8,6 +8,7 @@ mod bgp;
 mod change;
 mod collide;
 mod demo;
+mod direct;
 mod dissect;
 mod doctor;
 mod failover;
@@ -57,6 +58,7 @@ const GROUPS: &[&[Scenario]] = &[
     mobile::ALL,
     aws::ALL,
     bgp::ALL,
+    direct::ALL,
     wireguard::ALL,
 ];
 

@@ -39,6 +39,12 @@ pub trait Resolver {
     /// What it costs to reach the next hop that this neighbor named; `None` if it cannot be reached. Lower is
     /// nearer; an own address cannot be reached.
     fn cost(&self, neighbor: NeighborId, next_hop: IpAddr) -> Option<u32>;
+
+    /// Whether the way there is a link of the kernel's, beside what this gateway forwards itself: behind a best
+    /// path over a link, the best of the others stand by.
+    fn is_link(&self, _neighbor: NeighborId, _next_hop: IpAddr) -> bool {
+        false
+    }
 }
 
 /// What is configured of a neighbor, as far as its routes are concerned.
@@ -89,6 +95,8 @@ pub struct Change {
     pub prefix: IpNet,
     /// The paths.
     pub paths: Vec<Chosen>,
+    /// If the best path is over a link: what would be chosen if there were no links.
+    pub standby: Vec<Chosen>,
 }
 
 /// A path, and what became of it.
@@ -227,7 +235,7 @@ impl Rib {
     /// All paths to a prefix, and what becomes of each now.
     pub fn explain(&self, prefix: &IpNet, resolver: &dyn Resolver) -> Vec<Explained> {
         let Some(entry) = self.table.get(prefix) else { return Vec::new() };
-        let reasons = judge(&self.sources, &self.settings, entry, resolver);
+        let reasons = judge(&self.sources, &self.settings, entry, resolver, |_| true);
         let explain = |(path, reason): (&Path, Reason)| Explained {
             neighbor: path.neighbor,
             path_id: path.path_id,
@@ -264,7 +272,7 @@ impl Rib {
             path.barred = bar(source, self.local_as, self.router_id, &nlri.prefix, &path.attributes);
             source.accepted += usize::from(path.barred.is_none());
             // Its weight may be another.
-            entry.changed |= path.outcome.chosen();
+            entry.changed |= path.in_use();
             self.marked.insert(nlri.prefix);
         }
     }
@@ -383,16 +391,26 @@ impl Rib {
         for _ in 0..budget {
             let Some(prefix) = self.marked.pop_first() else { break };
             let Some(entry) = self.table.get_mut(&prefix) else { continue };
-            let reasons = judge(&self.sources, &self.settings, entry, resolver);
+            let reasons = judge(&self.sources, &self.settings, entry, resolver, |_| true);
+            let is_link = |path: &Path| resolver.is_link(path.neighbor, path.attributes.next_hop);
+            let best = entry.paths.iter().zip(&reasons).find(|(_, reason)| **reason == Reason::Best);
+            let behind = (entry.paths.len() > 1 && best.is_some_and(|(path, _)| is_link(path)))
+                .then(|| judge(&self.sources, &self.settings, entry, resolver, |path| !is_link(path)));
             let mut changed = std::mem::take(&mut entry.changed);
-            for (path, reason) in entry.paths.iter_mut().zip(reasons) {
+            for (index, (path, reason)) in entry.paths.iter_mut().zip(reasons).enumerate() {
                 // Whoever forwards does not care why a path is not chosen.
                 changed |= path.outcome != reason && (path.outcome.chosen() || reason.chosen());
                 path.outcome = reason;
+                let standby = behind.as_ref().is_some_and(|behind| behind[index].chosen());
+                changed |= std::mem::replace(&mut path.standby, standby) != standby;
             }
             let gone = entry.paths.is_empty();
             if changed {
-                changes.push(Change { prefix, paths: chosen(entry, &self.sources) });
+                changes.push(Change {
+                    prefix,
+                    paths: chosen(entry, &self.sources, |path| path.outcome.chosen()),
+                    standby: chosen(entry, &self.sources, |path| path.standby),
+                });
             }
             if gone {
                 self.table.remove(&prefix);
@@ -424,7 +442,7 @@ impl Rib {
                 }
                 path.attributes = attributes.clone();
                 path.barred = barred;
-                entry.changed |= path.outcome.chosen();
+                entry.changed |= path.in_use();
             }
             None => entry.push(Path::new(neighbor, nlri.path_id, attributes.clone(), barred)),
         }
@@ -445,7 +463,7 @@ impl Rib {
         {
             source.accepted -= usize::from(path.barred.is_none());
             source.stale -= usize::from(path.stale);
-            entry.changed |= path.outcome.chosen();
+            entry.changed |= path.in_use();
             if entry.paths.is_empty() && !entry.changed {
                 // Nobody was ever told of it.
                 self.table.remove(&nlri.prefix);
@@ -472,16 +490,17 @@ impl Rib {
     }
 }
 
-/// What becomes of each path to a prefix.
+/// What becomes of each path to a prefix, if there were only those that `of` names.
 fn judge(
     sources: &BTreeMap<NeighborId, Source>,
     settings: &DecisionSettings,
     entry: &Entry,
     resolver: &dyn Resolver,
+    of: impl Fn(&Path) -> bool,
 ) -> Vec<Reason> {
     let mut reasons = vec![Reason::Unreachable; entry.paths.len()];
     let (mut candidates, mut indices) = (Vec::new(), Vec::new());
-    for (index, path) in entry.paths.iter().enumerate() {
+    for (index, path) in entry.paths.iter().enumerate().filter(|(_, path)| of(path)) {
         if let Some(barred) = path.barred {
             reasons[index] = barred;
             continue;
@@ -526,9 +545,9 @@ fn bar(
     (!source.settings.filter.permits(prefix)).then_some(Reason::Filtered)
 }
 
-/// The paths that carry traffic, and how much each.
-fn chosen(entry: &Entry, sources: &BTreeMap<NeighborId, Source>) -> Vec<Chosen> {
-    let mut paths: Vec<&Path> = entry.paths.iter().filter(|path| path.outcome.chosen()).collect();
+/// The paths that `of` names, best first, and how much each carries.
+fn chosen(entry: &Entry, sources: &BTreeMap<NeighborId, Source>, of: impl Fn(&Path) -> bool) -> Vec<Chosen> {
+    let mut paths: Vec<&Path> = entry.paths.iter().filter(|path| of(path)).collect();
     paths.sort_by_key(|path| (std::cmp::Reverse(path.outcome), path.neighbor, path.path_id));
     let bandwidths: Option<Vec<f32>> = paths.iter().map(|path| path.attributes.link_bandwidth()).collect();
     // One path needs no share; where one of several says nothing, what is configured counts.

@@ -16,6 +16,8 @@ pub(super) struct Path {
     pub(super) barred: Option<Reason>,
     /// What became of it when it was last decided.
     pub(super) outcome: Reason,
+    /// It was then among those that stand by behind a best path over a link.
+    pub(super) standby: bool,
     pub(super) stale: bool,
 }
 
@@ -27,7 +29,15 @@ impl Path {
         barred: Option<Reason>,
     ) -> Self {
         // Until it is decided it carries no traffic.
-        Path { attributes, neighbor, path_id, barred, outcome: Reason::Filtered, stale: false }
+        Path {
+            attributes,
+            neighbor,
+            path_id,
+            barred,
+            outcome: Reason::Filtered,
+            standby: false,
+            stale: false,
+        }
     }
 }
 
@@ -35,8 +45,15 @@ impl Path {
 #[derive(Default, Debug)]
 pub(super) struct Entry {
     pub(super) paths: Vec<Path>,
-    /// A path that carries traffic has gone or is another.
+    /// A path that is in use has gone or is another.
     pub(super) changed: bool,
+}
+
+impl Path {
+    /// Whether whoever forwards knows of it.
+    pub(super) fn in_use(&self) -> bool {
+        self.standby || self.outcome.chosen()
+    }
 }
 
 impl Entry {

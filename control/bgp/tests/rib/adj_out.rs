@@ -34,7 +34,7 @@ fn change(prefix: &str, source: NeighborId, attributes: Option<Attributes>) -> C
         weight: 1,
         attributes: Arc::new(attributes),
     };
-    Change { prefix: net(prefix), paths: attributes.map(chosen).into_iter().collect() }
+    Change { prefix: net(prefix), paths: attributes.map(chosen).into_iter().collect(), standby: Vec::new() }
 }
 
 /// The one announcement that is due.

@@ -1,0 +1,190 @@
+//! A plain interface as a path, as with Direct Connect: preferred while it is there, with the tunnels behind it.
+//!
+//! The gateways share a link `dx0` besides the outer paths. What goes over it is plain by the user's own choice.
+
+use crate::bgp::{SOON, THEIRS, established, far, neighbors, until, with_bgp};
+use crate::kernel::kill_part;
+use crate::pair::{Pair, Setup, Side, patient};
+use braid_netns::capture::{Capture, Packet};
+use braid_netns::paced::{Load, Paced};
+use braid_netns::routing::{Frr, Peer};
+use braid_netns::runner::{Outcome, Scenario};
+use braid_netns::topology::{CLIENT, NET_A, NET_B, SERVER};
+use braid_netns::traffic::{Pings, ping};
+use braid_netns::{Netns, Result, Topology, retry_until};
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+pub(crate) const ALL: &[Scenario] = &[
+    ("direct::a_static_route_over_a_link", a_static_route_over_a_link),
+    ("direct::a_router_on_a_link_before_tunnels", a_router_on_a_link_before_tunnels),
+];
+
+const LINK: &str = "dx0";
+const NEAR: &str = "10.9.0.1";
+const FAR: &str = "10.9.0.2";
+/// Each way.
+const LOAD: Load = Load::told_apart(64, 2);
+const FEW: Pings = Pings { count: 5, interval: Duration::from_millis(20), size: 56, df: false };
+/// From the loss of a link to the last flow on a tunnel; far more than it takes.
+const MOVED: Duration = Duration::from_secs(1);
+
+/// The standard network, with the link.
+fn topology(paths: usize) -> Result<Topology> {
+    let topology = Topology::builder().paths(paths).build()?;
+    topology.gateway_a.veth(LINK, &topology.gateway_b, LINK, 1500)?;
+    topology.gateway_a.address(LINK, &format!("{NEAR}/30"))?;
+    topology.gateway_b.address(LINK, &format!("{FAR}/30"))?;
+    Ok(topology)
+}
+
+/// Tunnels behind the link: for one prefix.
+fn behind_link(text: &str, prefix: &str, gateway: &str) -> String {
+    let route = format!("\n[[route]]\nprefix = \"{prefix}\"\n");
+    text.replace(&route, &format!("{route}distance = 5\n"))
+        + &format!("{route}via = [{{ interface = \"{LINK}\", gateway = \"{gateway}\" }}]\n")
+}
+
+/// What carries a prefix, as the status says.
+fn carries(status: &Value, prefix: &str) -> Vec<String> {
+    let routes = status["routes"].as_array().into_iter().flatten();
+    let paths = routes.filter(|route| route["prefix"] == prefix);
+    let paths = paths.flat_map(|route| route["paths"].as_array().into_iter().flatten());
+    let active = paths.filter(|path| path["active"] == true);
+    let mut names: Vec<String> = active
+        .filter_map(|path| path["tunnel"].as_str().or(path["interface"].as_str()))
+        .map(str::to_owned)
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// Pings each way, and looks that they go by this device and not by the other, if that is up.
+fn crosses_by(topology: &Topology, device: &str, other: Option<&str>) -> Outcome {
+    let netns = &topology.gateway_a;
+    let used = Capture::start(netns, device, "icmp", 64)?;
+    let idle = other.map(|other| Capture::start(netns, other, "icmp", 64)).transpose()?;
+    for (from, to) in [(&topology.client, SERVER), (&topology.server, CLIENT)] {
+        assert_eq!(ping(from, to, &FEW)?.rtt_ms.len(), 5, "{to} by {device}");
+    }
+    let of_pings = |packets: Vec<Packet>| {
+        let ends = |packet: &Packet| {
+            packet.headers().is_some_and(|headers| {
+                [headers.source, headers.destination]
+                    .iter()
+                    .all(|end| [CLIENT, SERVER].contains(&&*end.to_string()))
+            })
+        };
+        packets.iter().filter(|packet| ends(packet)).count()
+    };
+    assert_eq!(of_pings(used.stop()?), 20, "on {device}");
+    if let Some(idle) = idle {
+        assert_eq!(of_pings(idle.stop()?), 0, "on {other:?}");
+    }
+    Ok(())
+}
+
+fn loads(topology: &Topology, origin: Instant) -> Result<[Paced; 2]> {
+    Ok([
+        Paced::start(&topology.client, &topology.server, SERVER, LOAD, origin)?,
+        Paced::start(&topology.server, &topology.client, CLIENT, LOAD, origin)?,
+    ])
+}
+
+/// Routes that Braid has over links.
+fn over_links(netns: &Netns) -> Result<Vec<String>> {
+    let text = netns.ip("-4 route show table all proto 178")?;
+    Ok(text.lines().filter(|line| line.contains(&format!("dev {LINK}"))).map(str::to_owned).collect())
+}
+
+/// The link is lost under load and comes back: the loss costs what it takes to hear of it, the return nothing.
+fn lost_and_back(pair: &Pair, tunnels: &[&str], on_link: impl Fn(&Value) -> bool) -> Outcome {
+    let topology = &pair.topology;
+    let origin = Instant::now();
+    let under_way = loads(topology, origin)?;
+    let lost_at = origin.elapsed();
+    topology.gateway_a.ip(&format!("link set {LINK} down"))?;
+    until(&pair.a, "the tunnels to carry", |status| carries(status, NET_B) == tunnels)?;
+    retry_until("all flows by the tunnels", SOON, || {
+        (origin.elapsed() > lost_at + MOVED).then_some(()).ok_or("not yet")
+    })?;
+    for load in under_way {
+        let log = load.finish()?;
+        let resumed = log.resumed(lost_at);
+        assert_eq!(resumed.len(), LOAD.flows, "every flow goes on");
+        let slowest = resumed.iter().map(|(_, at)| *at - lost_at).max().unwrap_or_default();
+        assert!(slowest < MOVED, "the slowest flow came back after {slowest:?}");
+    }
+    crosses_by(topology, "braid0", None)?;
+    let origin = Instant::now();
+    let under_way = loads(topology, origin)?;
+    topology.gateway_a.ip(&format!("link set {LINK} up"))?;
+    until(&pair.a, "the link to carry", on_link)?;
+    for load in under_way {
+        let log = load.finish()?;
+        assert_eq!((log.lost(), log.refused, log.damaged), (Vec::new(), 0, 0), "of {}", log.sent());
+    }
+    crosses_by(topology, LINK, Some("braid0"))
+}
+
+fn a_static_route_over_a_link() -> Outcome {
+    let setup = Setup::default();
+    let mut pair = Pair::start_edited(&setup, topology(2)?, |side, text| match side {
+        Side::A => behind_link(&patient(text), NET_B, FAR),
+        Side::B => behind_link(&patient(text), NET_A, NEAR),
+    })?;
+    let on_link = |status: &Value| carries(status, NET_B) == [LINK];
+    until(&pair.a, "the link to carry", on_link)?;
+    crosses_by(&pair.topology, LINK, Some("braid0"))?;
+    lost_and_back(&pair, &["t0", "t1"], on_link)?;
+    // Control dies: the link carries all the while.
+    let under_way = loads(&pair.topology, Instant::now())?;
+    kill_part(&pair.topology.gateway_a, "braid-control")?;
+    until(&pair.a, "the link to carry", on_link)?;
+    for load in under_way {
+        assert_eq!(load.finish()?.flaw(), None);
+    }
+    // A reload takes the link out of the configuration, and puts it back.
+    let plain = patient(setup.configuration(Side::A, &pair.topology.paths));
+    let under_way = loads(&pair.topology, Instant::now())?;
+    for (text, by) in [(plain.clone(), &["t0", "t1"][..]), (behind_link(&plain, NET_B, FAR), &[LINK])] {
+        pair.a.write_configuration(&text)?;
+        assert!(pair.a.braid(&["reload"])?.status.success());
+        until(&pair.a, "the other way", |status| carries(status, NET_B) == by)?;
+    }
+    for load in under_way {
+        let log = load.finish()?;
+        assert_eq!((log.lost(), log.refused, log.damaged), (Vec::new(), 0, 0), "of {}", log.sent());
+    }
+    assert_eq!(over_links(&pair.topology.gateway_a)?.len(), 1);
+    pair.a.process().stop(SOON)?;
+    assert_eq!(over_links(&pair.topology.gateway_a)?, Vec::<String>::new());
+    Ok(())
+}
+
+/// The far router announces the same prefix on the link and in the tunnel; the link is preferred.
+fn a_router_on_a_link_before_tunnels() -> Outcome {
+    let bgp = format!(
+        "{}[[bgp.neighbor]]\nname = \"direct\"\naddress = \"{FAR}\"\ninterface = \"{LINK}\"\n\
+         asn = {THEIRS}\nlocal-preference = 200\n",
+        neighbors(1, "")
+    );
+    let setup = Setup { tunnels: 1, ..Setup::default() };
+    let pair = Pair::start_edited(&setup, topology(1)?, |side, text| match side {
+        Side::A => with_bgp(patient(text), &bgp),
+        Side::B => behind_link(&patient(text), NET_A, NEAR),
+    })?;
+    let mut speaker = far(1);
+    let on_link = Peer { address: NEAR.to_owned(), local: FAR.to_owned(), ..speaker.peers[0].clone() };
+    speaker.peers.push(on_link);
+    let _frr = Frr::start(&pair.topology.gateway_b, &speaker)?;
+    let on_link = |status: &Value| established(status) == 2 && carries(status, NET_B) == [LINK];
+    let status = until(&pair.a, "the link to carry", on_link)?;
+    // The tunnel stands by, with its share.
+    assert!(status["routes"].to_string().contains("\"active\":false,\"tunnel\":\"t0\""), "{status}");
+    crosses_by(&pair.topology, LINK, Some("braid0"))?;
+    lost_and_back(&pair, &["t0"], on_link)?;
+    assert_eq!(over_links(&pair.topology.gateway_a)?.len(), 1);
+    Ok(())
+}
