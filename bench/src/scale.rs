@@ -1,17 +1,20 @@
-//! IKE at scale, on the shipped binaries: two gateways in namespaces with as many tunnels between them
-//! as asked for, and what that costs. What is measured is what `ike-scale --help` says.
+//! IKE and BGP at scale, on the shipped binaries: two gateways in namespaces with as many tunnels between them, or
+//! as many routes, as asked for, and what that costs. What is measured is what `ike-scale --help` and
+//! `bgp-scale --help` say.
 
 mod cold;
 mod flood;
 mod held;
 mod pair;
 mod rekeys;
+mod routes;
 mod usage;
 
 pub use cold::{Cold, cold};
 pub use flood::{Flood, flood};
 pub use held::{Held, held};
 pub use rekeys::{Rekeys, rekeys};
+pub use routes::{Routes, routes};
 pub use usage::{Part, Usage};
 
 use serde::Serialize;
