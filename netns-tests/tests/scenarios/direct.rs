@@ -6,12 +6,14 @@ use crate::bgp::{SOON, THEIRS, established, far, neighbors, until, with_bgp};
 use crate::kernel::kill_part;
 use crate::pair::{Pair, Setup, Side, patient};
 use braid_netns::capture::{Capture, Packet};
+use braid_netns::gateway::Gateway;
 use braid_netns::paced::{Load, Paced};
 use braid_netns::routing::{Frr, Peer};
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, NET_A, NET_B, SERVER};
 use braid_netns::traffic::{Pings, ping};
 use braid_netns::{Netns, Result, Topology, retry_until};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -158,8 +160,28 @@ fn a_static_route_over_a_link() -> Outcome {
         assert_eq!((log.lost(), log.refused, log.damaged), (Vec::new(), 0, 0), "of {}", log.sent());
     }
     assert_eq!(over_links(&pair.topology.gateway_a)?.len(), 1);
-    pair.a.process().stop(SOON)?;
-    assert_eq!(over_links(&pair.topology.gateway_a)?, Vec::<String>::new());
+    // What a gateway that was killed leaves, the next one removes, and a clean end leaves nothing.
+    pair.a.process().signal(Signal::SIGKILL);
+    pair.a.process().wait(SOON)?;
+    let netns = &pair.topology.gateway_a;
+    retry_until("the others to end", SOON, || match netns.processes() {
+        Ok(left) if left.is_empty() => Ok(()),
+        Ok(left) => Err(format!("{left:?}")),
+        Err(error) => Err(error.to_string()),
+    })?;
+    assert_eq!(over_links(netns)?.len(), 1);
+    let mut next = Gateway::start(netns, &plain)?;
+    until(&next, "its plan", |status| status["core"] == true)?;
+    retry_until("nothing over the link", SOON, || match over_links(netns) {
+        Ok(left) if left.is_empty() => Ok(()),
+        Ok(left) => Err(left.join(", ")),
+        Err(error) => Err(error.to_string()),
+    })?;
+    next.write_configuration(&behind_link(&plain, NET_B, FAR))?;
+    assert!(next.braid(&["reload"])?.status.success());
+    until(&next, "the link to carry", on_link)?;
+    next.process().stop(SOON)?;
+    assert_eq!(over_links(netns)?, Vec::<String>::new());
     Ok(())
 }
 

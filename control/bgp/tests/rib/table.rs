@@ -136,6 +136,45 @@ impl Resolver for Reach {
     }
 }
 
+/// Next hops of this neighbor are reached over a link.
+struct OverLink(NeighborId);
+
+impl Resolver for OverLink {
+    fn cost(&self, _: NeighborId, _: IpAddr) -> Option<u32> {
+        Some(0)
+    }
+
+    fn is_link(&self, neighbor: NeighborId, _: IpAddr) -> bool {
+        neighbor == self.0
+    }
+}
+
+#[test]
+fn behind_a_best_path_over_a_link_the_best_of_the_others_stand_by() {
+    let mut rib = rib();
+    let decided = |rib: &mut Rib, link| {
+        let changes = rib.decide(&OverLink(link), usize::MAX);
+        let of =
+            |paths: &[braid_bgp::rib::Chosen]| paths.iter().map(|path| path.neighbor).collect::<Vec<_>>();
+        changes.iter().map(|change| (of(&change.paths), of(&change.standby))).collect::<Vec<_>>()
+    };
+    rib.update(A, &announce(&["10.1.0.0/16"], attributes(&[1], 1)));
+    assert_eq!(decided(&mut rib, A), [(vec![A], vec![])]);
+    // A longer path comes in a tunnel: the choice is the same, and what stands by is news.
+    rib.update(B, &announce(&["10.1.0.0/16"], attributes(&[1, 2], 2)));
+    assert_eq!(decided(&mut rib, A), [(vec![A], vec![B])]);
+    // Other attributes of what stands by are news as well.
+    rib.update(B, &announce(&["10.1.0.0/16"], attributes(&[1, 3], 2)));
+    assert_eq!(decided(&mut rib, A), [(vec![A], vec![B])]);
+    rib.update(A, &withdraw(&["10.1.0.0/16"]));
+    assert_eq!(decided(&mut rib, A), [(vec![B], vec![])]);
+    // Behind a best path in a tunnel nothing stands by.
+    rib.update(A, &announce(&["10.1.0.0/16"], attributes(&[1], 1)));
+    assert_eq!(decided(&mut rib, B), [(vec![A], vec![])]);
+    rib.update(B, &withdraw(&["10.1.0.0/16"]));
+    assert_eq!(decided(&mut rib, B), []);
+}
+
 #[test]
 fn next_hops_that_come_and_go() {
     let mut rib = rib();
