@@ -8,8 +8,7 @@ mod wireguard;
 use braid_netns::capture::{Capture, Packet};
 use braid_netns::topology::SERVER;
 use braid_netns::traffic::{Pings, ping};
-use braid_netns::{Error, Netns, Process, Result, Topology, retry_until};
-use std::process::Command;
+use braid_netns::{Error, Result, Topology, retry_until};
 use std::time::Duration;
 
 /// How long a system may take until the first packet crosses.
@@ -85,9 +84,10 @@ pub fn all() -> Vec<Box<dyn System>> {
         vec![Box::new(plain::Plain { offloads: true }), Box::new(plain::Plain { offloads: false })];
     for suite in ["aes128gcm16", "aes256gcm16"] {
         for tunnels in [1, 2] {
-            systems.push(Box::new(braid::Braid { suite, tunnels }));
+            systems.push(Box::new(braid::Braid { protocol: braid::Protocol::Esp(suite), tunnels }));
         }
     }
+    systems.push(Box::new(braid::Braid { protocol: braid::Protocol::WireGuard, tunnels: 1 }));
     systems.push(Box::new(strongswan::Strongswan));
     systems.push(Box::new(wireguard::Wireguard::go()));
     systems.push(Box::new(wireguard::Wireguard::boringtun()));
@@ -153,24 +153,6 @@ fn is_as_expected(packet: &Packet, wire: Wire) -> Result<bool> {
         return Err(Error::Usage(format!("in clear between the gateways: {seen:?}")));
     }
     Ok(carries)
-}
-
-/// Starts a daemon in the background with a `/run` of its own: daemons of both gateways use the
-/// same paths there.
-fn spawn_isolated(netns: &Netns, argv: &[&str], environment: &[(&str, &str)]) -> Result<Process> {
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c"]);
-    command.args(["mount -t tmpfs tmpfs /run && exec \"$@\"", "sh"]).args(argv);
-    command.envs(environment.iter().copied());
-    netns.spawn_command(command)
-}
-
-/// Runs a program with the `/run` of a daemon started by [`spawn_isolated`].
-fn run_beside(netns: &Netns, daemon: &Process, argv: &[&str]) -> Result<String> {
-    let pid = daemon.pid().to_string();
-    let mut all = vec!["nsenter", "--target", &pid, "--mount"];
-    all.extend(argv);
-    Ok(netns.run(&all)?.stdout)
 }
 
 /// Bytes from the kernel's generator as lower-case hexadecimal.

@@ -19,6 +19,7 @@ use crate::{
     config::{self, Config, Keys},
     keys::{KeyDigest, KeyRecord},
     outer::Outer,
+    wireguard::{PublicKey, Secret},
 };
 
 /// Of an outer path that nothing is known about: Ethernet's.
@@ -50,6 +51,8 @@ pub struct Tables {
     pub tunnels: BTreeMap<TunnelId, Tunnel>,
     /// SAs, one per direction.
     pub sas: BTreeMap<(TunnelId, Direction), SaSpec>,
+    /// Keys of WireGuard tunnels.
+    pub wireguard: BTreeMap<TunnelId, WireGuardSpec>,
     /// ECMP groups.
     pub groups: BTreeMap<GroupId, Group>,
     /// Routes.
@@ -73,6 +76,21 @@ pub struct SaSpec {
     pub selectors: Selectors,
     /// Tells the key from others.
     pub digest: KeyDigest,
+}
+
+/// WireGuard's settings of a tunnel without its secrets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WireGuardSpec {
+    /// Index into [`Config::tunnels`], where the keys are.
+    pub index: usize,
+    /// The peer's key.
+    pub peer: PublicKey,
+    /// Tells the secrets from others.
+    pub digests: (KeyDigest, Option<KeyDigest>),
+    /// In seconds.
+    pub keepalive: Option<u16>,
+    /// We begin.
+    pub initiate: bool,
 }
 
 /// What of the machine and of earlier lives a desired state depends on.
@@ -148,6 +166,10 @@ pub fn build(config: &Config, circumstances: &Circumstances<'_>) -> Desired {
             for (direction, spec) in sa_specs(index, tunnel, manual, circumstances.keys) {
                 tables.sas.insert((id, direction), spec);
             }
+        }
+        if let Keys::WireGuard(wireguard) = &tunnel.keys {
+            let initiate = tunnel.role == config::Role::Initiate;
+            tables.wireguard.insert(id, wireguard_spec(index, wireguard, initiate, circumstances.keys));
         }
         let peers = tunnel.peer_inside.iter().map(|peer| (IpNet::from(*peer), Target::Tunnel(id)));
         tables.routes.extend(peers);
@@ -281,10 +303,10 @@ fn core_tunnel(
         name: tunnel.name.clone(),
         local: SocketAddr::new(local, port),
         remote: remote_address(tunnel, outer).map(|remote| SocketAddr::new(remote, remote_port)),
-        follow_remote: tunnel.ike().is_some(),
+        follow_remote: tunnel.manual().is_none(),
         encapsulation: tunnel.encapsulation(),
         // Nobody has looked for a NAT.
-        keepalive: tunnel.ike().is_none(),
+        keepalive: tunnel.manual().is_some(),
         inside: tunnel.inside.iter().map(IpNet::addr).collect(),
         peer_inside: tunnel.peer_inside.clone(),
         path_mtu: outer.mtu.unwrap_or(DEFAULT_PATH_MTU),
@@ -323,6 +345,22 @@ fn sa_specs(
         (Direction::In, spec(manual.spi_in, &manual.key_in)),
         (Direction::Out, spec(manual.spi_out, &manual.key_out)),
     ]
+}
+
+fn wireguard_spec(
+    index: usize,
+    wireguard: &config::WireGuard,
+    initiate: bool,
+    keys: &KeyRecord,
+) -> WireGuardSpec {
+    let digest = |secret: &Secret| keys.digest(Suite::ChaCha20Poly1305, secret.expose());
+    WireGuardSpec {
+        index,
+        peer: wireguard.peer_public_key,
+        digests: (digest(&wireguard.private_key), wireguard.preshared_key.as_ref().map(digest)),
+        keepalive: wireguard.keepalive,
+        initiate,
+    }
 }
 
 /// Groups with what leads into them.
@@ -460,13 +498,17 @@ fn build_plan(
         let Some(local) = id.and_then(|id| tables.tunnels.get(&id)).map(|tunnel| tunnel.local) else {
             continue;
         };
-        let socket =
-            |port| PlannedSocket { local: SocketAddr::new(local.ip(), port), uplink: tunnel.uplink.clone() };
+        let socket = |port| PlannedSocket {
+            local: SocketAddr::new(local.ip(), port),
+            uplink: tunnel.uplink.clone(),
+            wireguard: tunnel.wireguard().is_some(),
+        };
         match &tunnel.keys {
             Keys::Manual(manual) => match manual.encapsulation {
-                Encapsulation::Udp => udp.insert(socket(local.port())),
                 Encapsulation::Esp => raw_esp.insert(socket(0)),
+                Encapsulation::Udp | Encapsulation::WireGuard => udp.insert(socket(local.port())),
             },
+            Keys::WireGuard(_) => udp.insert(socket(local.port())),
             Keys::Ike(ike) => {
                 udp.extend([config::IKE_PORT, config::NAT_PORT].map(socket));
                 // Another address of ours may be where the next negotiation begins.
@@ -475,6 +517,7 @@ fn build_plan(
                     [config::IKE_PORT, config::NAT_PORT].map(|port| PlannedSocket {
                         local: SocketAddr::new(next, port),
                         uplink: tunnel.uplink.clone(),
+                        wireguard: false,
                     })
                 }));
                 let bare = match ike.encapsulation {
@@ -490,7 +533,7 @@ fn build_plan(
         mtu,
         workers: config.core.workers.unwrap_or(circumstances.workers),
         offload: config.core.offload,
-        addresses: config.tunnels.iter().flat_map(|tunnel| tunnel.inside.iter().copied()).collect(),
+        addresses: inside_addresses(config),
         routes: plan_routes(config),
         protect: config.gateway.protect.clone(),
         transit: config.gateway.transit,
@@ -498,6 +541,13 @@ fn build_plan(
         raw_esp: raw_esp.into_iter().collect(),
         peers: peers.into_iter().collect(),
     }
+}
+
+/// In the order of the file; peers of one WireGuard interface share theirs.
+fn inside_addresses(config: &Config) -> Vec<IpNet> {
+    let mut seen = BTreeSet::new();
+    let all = config.tunnels.iter().flat_map(|tunnel| tunnel.inside.iter().copied());
+    all.filter(|address| seen.insert(*address)).collect()
 }
 
 fn plan_routes(config: &Config) -> Vec<PlannedRoute> {

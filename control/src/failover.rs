@@ -43,6 +43,13 @@ pub enum Obstacle {
         /// In words.
         reason: String,
     },
+    /// WireGuard has no session.
+    NoSession {
+        /// The peer has to begin.
+        by_peer: bool,
+        /// There was one, and handshakes stay unanswered.
+        lost: bool,
+    },
     /// An SA has no sequence number left (RFC 4303 section 3.3.3).
     Exhausted,
     /// The outer path.
@@ -69,6 +76,7 @@ impl Obstacle {
         match self {
             Obstacle::NoPlan | Obstacle::NoCore | Obstacle::NotInstalled | Obstacle::NoPeer => true,
             Obstacle::Negotiating { .. } => true,
+            Obstacle::NoSession { lost, .. } => !lost,
             Obstacle::Ike { .. } => false,
             Obstacle::Refused(_)
             | Obstacle::KeysUsed
@@ -88,6 +96,7 @@ impl Obstacle {
             Obstacle::NoPeer => "peer",
             Obstacle::Negotiating { .. } => "ike",
             Obstacle::Ike { cause, .. } => cause,
+            Obstacle::NoSession { .. } => "handshake",
             Obstacle::Exhausted => "exhausted",
             Obstacle::Outer(_) => "link",
             Obstacle::Silent { cause: Cause::Probe, .. } => "probe",
@@ -116,6 +125,11 @@ impl fmt::Display for Obstacle {
             Obstacle::Negotiating { by_peer: false } => f.write_str("keys are being negotiated"),
             Obstacle::Negotiating { by_peer: true } => f.write_str("waits for the peer, which is to begin"),
             Obstacle::Ike { reason, .. } => f.write_str(reason),
+            Obstacle::NoSession { lost: true, .. } => f.write_str("the peer no longer answers handshakes"),
+            Obstacle::NoSession { by_peer: false, .. } => {
+                f.write_str("the peer has not answered a handshake yet")
+            }
+            Obstacle::NoSession { by_peer: true, .. } => f.write_str("waits for the peer, which is to begin"),
             Obstacle::Exhausted => {
                 f.write_str("the SA's sequence numbers are used up; change the keys, or use esn = true")
             }
@@ -160,6 +174,8 @@ fn reject_reason(reason: RejectReason) -> &'static str {
         RejectReason::BadProbe => "probes without an inside peer",
         RejectReason::BadBfd => "a BFD session that cannot be",
         RejectReason::StashFull => "the stash is full",
+        RejectReason::OtherProtocol => "its keys are of another protocol",
+        RejectReason::PeerTaken => "another tunnel has this peer",
     }
 }
 

@@ -4,11 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use braid_api::{Direction, GatewaySettings, Group, GroupId, SaId, Spi, Suite, Target, Tunnel, TunnelId};
+use braid_api::{
+    Direction, Encapsulation, GatewaySettings, Group, GroupId, SaId, Spi, Suite, Target, Tunnel, TunnelId,
+};
 use ipnet::IpNet;
 
 use crate::{
-    desired::{SaSpec, Tables},
+    desired::{SaSpec, Tables, WireGuardSpec},
     keys::KeyDigest,
 };
 
@@ -38,6 +40,8 @@ pub struct Mirror {
     pub held: BTreeSet<TunnelId>,
     sas: BTreeMap<SaId, HeldSa>,
     keys: BTreeSet<(TunnelId, Direction, Spi, KeyDigest)>,
+    /// WireGuard's keys that were put in this connection.
+    pub wireguard: BTreeMap<TunnelId, WireGuardSpec>,
     /// Groups whose members are known to be put in this connection.
     pub groups: BTreeMap<GroupId, Group>,
     /// Routes put in this connection.
@@ -53,6 +57,8 @@ pub enum Change {
     SetGateway(GatewaySettings),
     /// Creates or changes a tunnel.
     PutTunnel(Tunnel),
+    /// Sets WireGuard's keys of a tunnel.
+    PutWireGuard(TunnelId, WireGuardSpec),
     /// Removes an SA.
     RemoveSa(SaId),
     /// Installs an SA.
@@ -130,6 +136,8 @@ impl Mirror {
         }
         let tunnels = want.tunnels.values().filter(|tunnel| self.tunnels.get(&tunnel.id) != Some(tunnel));
         changes.extend(tunnels.cloned().map(Change::PutTunnel));
+        let keys = want.wireguard.iter().filter(|(id, spec)| self.wireguard.get(id) != Some(spec));
+        changes.extend(keys.map(|(id, spec)| Change::PutWireGuard(*id, spec.clone())));
         self.change_sas(want, install, &mut changes);
         let groups = want.groups.values().filter(|group| self.groups.get(&group.id) != Some(group));
         changes.extend(groups.cloned().map(Change::PutGroup));
@@ -167,7 +175,14 @@ impl Mirror {
             Change::SetGateway(settings) => self.gateway = Some(settings),
             Change::PutTunnel(tunnel) => {
                 self.held.insert(tunnel.id);
+                // The core forgets them with the protocol.
+                if tunnel.encapsulation != Encapsulation::WireGuard {
+                    self.wireguard.remove(&tunnel.id);
+                }
                 self.tunnels.insert(tunnel.id, tunnel);
+            }
+            Change::PutWireGuard(id, spec) => {
+                self.wireguard.insert(id, spec);
             }
             Change::RemoveSa(id) => self.remove_sa(id),
             Change::PutSa(id, tunnel, direction, spec) => {
@@ -189,6 +204,7 @@ impl Mirror {
             Change::RemoveTunnel(id) => {
                 self.tunnels.remove(&id);
                 self.held.remove(&id);
+                self.wireguard.remove(&id);
                 self.remove_sas(|tunnel| tunnel == id);
             }
             Change::Sweep => {

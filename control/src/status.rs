@@ -45,7 +45,7 @@ pub struct Status {
 pub struct Tunnel {
     /// As configured.
     pub name: String,
-    /// `ipsec`.
+    /// `ipsec` or `wireguard`.
     #[serde(rename = "type")]
     pub kind: String,
     /// `up`, `down`, `connecting`, `standby` or `draining`.
@@ -86,8 +86,8 @@ pub struct Tunnel {
     pub child: Option<Child>,
     /// Its BFD session; of two, the one that is worse off.
     pub bfd: Option<Bfd>,
-    /// Comes with WireGuard.
-    pub wireguard: Option<serde_json::Value>,
+    /// Of a WireGuard tunnel.
+    pub wireguard: Option<WireGuard>,
     /// The BGP neighbor in it.
     pub bgp: Option<TunnelBgp>,
     /// Share within a group.
@@ -166,6 +166,19 @@ pub struct Bfd {
     pub local: String,
     /// The peer's.
     pub remote: String,
+}
+
+/// WireGuard's session.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct WireGuard {
+    /// Since the handshake that made the session in use; `null`: there is none.
+    pub last_handshake_s: Option<f64>,
+    /// Since its keys were set.
+    pub handshakes: u64,
+    /// Ours.
+    pub public_key: String,
+    /// The peer's.
+    pub peer_public_key: String,
 }
 
 /// A failure of the past.
@@ -335,6 +348,7 @@ fn tunnel_status(
             .and_then(|peer| peer.child.as_ref())
             .zip(view.negotiated)
             .map(|(child, negotiated)| (negotiated.suite, Spi(child.spi_in), Spi(child.spi_out))),
+        config::Keys::WireGuard(_) => None,
     };
     let child = used.map(|(suite, spi_in, spi_out)| Child {
         suite: suite.to_string(),
@@ -358,7 +372,7 @@ fn tunnel_status(
     let encapsulation = view.negotiated.map_or(tunnel.encapsulation(), |path| path.encapsulation);
     Tunnel {
         name: tunnel.name.clone(),
-        kind: "ipsec".to_owned(),
+        kind: if tunnel.wireguard().is_some() { "wireguard" } else { "ipsec" }.to_owned(),
         state: view.state.name().to_owned(),
         reason: view.reason.clone(),
         since_s: seconds(view.since),
@@ -384,7 +398,7 @@ fn tunnel_status(
         }),
         child: child.filter(|_| view.has_sas),
         bfd: stats.and_then(|stats| stats.bfd.iter().min_by_key(|session| rank(session))).map(bfd),
-        wireguard: None,
+        wireguard: tunnel.wireguard().map(|keys| wireguard(keys, stats)),
         bgp: None,
         weight: tunnel.weight,
         priority: tunnel.priority,
@@ -431,13 +445,23 @@ fn bfd(session: &BfdStats) -> Bfd {
     }
 }
 
+fn wireguard(keys: &config::WireGuard, stats: Option<&TunnelStats>) -> WireGuard {
+    let stats = stats.and_then(|stats| stats.wireguard);
+    WireGuard {
+        last_handshake_s: stats.and_then(|stats| stats.last_handshake).map(seconds),
+        handshakes: stats.map_or(0, |stats| stats.handshakes),
+        public_key: keys.private_key.public().to_string(),
+        peer_public_key: keys.peer_public_key.to_string(),
+    }
+}
+
 fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 fn outer_address(address: SocketAddr, encapsulation: Encapsulation) -> String {
     match encapsulation {
-        Encapsulation::Udp => address.to_string(),
+        Encapsulation::Udp | Encapsulation::WireGuard => address.to_string(),
         Encapsulation::Esp => address.ip().to_string(),
     }
 }

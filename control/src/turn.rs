@@ -141,6 +141,8 @@ struct Runtime {
     draining: bool,
     /// What IKE says.
     ike: IkeState,
+    /// What WireGuard says.
+    session: Session,
     /// Adopted masked: the counters tell why.
     unexplained: bool,
     /// From where the peer was heard, if it moved or was unknown.
@@ -172,6 +174,17 @@ pub struct Stages {
     pub detected: u64,
     /// The tunnel was masked.
     pub masked: u64,
+}
+
+/// A WireGuard tunnel's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Session {
+    /// The core was not heard of it yet: one that was offered to traffic goes on.
+    Unknown,
+    None,
+    Up,
+    /// There was one.
+    Lost,
 }
 
 /// Whether traffic may choose a tunnel.
@@ -636,6 +649,7 @@ impl Runtime {
             offer: Offer::Masked,
             draining: false,
             ike: IkeState::default(),
+            session: Session::Unknown,
             unexplained: false,
             heard_from: None,
             deadline: None,

@@ -32,6 +32,8 @@ drop_reasons! {
     NoTunnel = "no_tunnel",
     /// From the LAN: the tunnel has no outbound SA or the peer's address is not known.
     NoSa = "no_sa",
+    /// From the LAN: the WireGuard peer has no session yet; one is asked for.
+    NoSession = "no_session",
     /// From the LAN: the outbound SA has used up its sequence numbers.
     Exhausted = "sequence_exhausted",
     /// From the LAN: outside the SA's traffic selectors.
@@ -46,10 +48,25 @@ drop_reasons! {
     SendFailed = "send_failed",
     /// To the wire: larger than the outer path now takes.
     PathMtu = "path_mtu",
-    /// From the wire: shorter than the smallest ESP packet, or cut by the buffer.
+    /// From the wire: shorter than the smallest packet of the protocol, or cut by the buffer.
     Truncated = "truncated",
     /// From the wire: no inbound SA has this SPI.
     UnknownSpi = "unknown_spi",
+    /// From the wire: not a message of WireGuard, on a socket of WireGuard.
+    NotWireGuard = "not_wireguard",
+    /// From the wire: a WireGuard packet of no session that we have.
+    UnknownSession = "unknown_session",
+    /// A WireGuard counter past what the protocol allows (whitepaper section 6.1).
+    CounterLimit = "counter_limit",
+    /// From the wire: a WireGuard handshake message that is not authentic, or that nobody has asked for.
+    BadHandshake = "bad_handshake",
+    /// From the wire: an authentic WireGuard initiation of somebody whom no tunnel names.
+    UnknownPeer = "unknown_peer",
+    /// From the wire: a WireGuard initiation that is not newer than the last one.
+    ReplayedHandshake = "replayed_handshake",
+    /// From the wire: a WireGuard handshake message under load, whose sender has to prove its address first, or
+    /// while those before it have not been looked at.
+    HandshakeLoad = "handshake_load",
     /// From the wire: the sequence number was seen before.
     Replayed = "replayed",
     /// From the wire: the sequence number is left of the window.

@@ -13,6 +13,7 @@ pub(crate) mod icmp;
 mod inward;
 mod mss;
 mod outward;
+mod wireguard;
 
 use std::sync::Arc;
 
@@ -91,6 +92,8 @@ pub struct Forwarder {
     pub bfd_packets: Vec<BfdPacket>,
     /// IKE messages in the slot of the last arrival, for control.
     pub punted: Vec<core::ops::Range<usize>>,
+    /// WireGuard's handshake messages in the slot of the last arrival.
+    pub handshakes: Vec<core::ops::Range<usize>>,
     /// For control.
     pub events: Vec<Event>,
     /// Data for the LAN is shed.
@@ -103,6 +106,8 @@ pub struct Forwarder {
     fragments: fragment::FragmentCache,
     limiter: icmp::Limiter,
     scratch: Vec<u8>,
+    /// A WireGuard packet that is being opened.
+    sealed: Vec<u8>,
 }
 
 impl Forwarder {
@@ -121,6 +126,7 @@ impl Forwarder {
             probe_replies: Vec::with_capacity(MAX_REPLIES),
             bfd_packets: Vec::with_capacity(MAX_REPLIES),
             punted: Vec::with_capacity(MAX_REPLIES),
+            handshakes: Vec::with_capacity(MAX_REPLIES),
             events: Vec::with_capacity(MAX_REPLIES),
             overloaded: false,
             worker,
@@ -131,6 +137,7 @@ impl Forwarder {
             fragments: fragment::FragmentCache::new(),
             limiter: icmp::Limiter::default(),
             scratch: Vec::with_capacity(65_536),
+            sealed: Vec::with_capacity(65_536),
         }
     }
 

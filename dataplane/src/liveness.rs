@@ -28,10 +28,11 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use crate::{
     counters::OTHER_THREAD,
     drop_reason::DropReason,
-    esp::{NEXT_HEADER_IPV4, NEXT_HEADER_IPV6, write_trailer},
+    esp::{NEXT_HEADER_IPV4, NEXT_HEADER_IPV6, sa::OutboundSa, write_trailer},
     forward::{BfdPacket, Drops, ProbeReply, icmp},
     io::batch::Outgoing,
-    tables::{Reader, Tunnel, TunnelStates},
+    tables::{Carrier, Reader, Tunnel, TunnelStates},
+    wireguard,
     worker::{Notice, Notices, OuterSocket, Sender, monotonic},
 };
 use bfd::{Bfd, Outcome, Vote};
@@ -298,32 +299,51 @@ impl Liveness {
 
     /// Seals an IP packet and sends it, under the SA's guard like every packet.
     fn send_inside(&mut self, tunnel: &Tunnel, packet: &[u8]) {
-        let settings = &tunnel.settings;
-        let (Some(sa), Some(to)) = (&tunnel.outbound, tunnel.live.remote()) else { return };
-        let layout = sa.layout;
-        let is_v6 = packet.first().is_some_and(|first| first >> 4 == 6);
-        let next_header = if is_v6 { NEXT_HEADER_IPV6 } else { NEXT_HEADER_IPV4 };
-        let mut esp = vec![0; layout.sealed_len(packet.len())];
-        esp[..4].copy_from_slice(&sa.spi.0.to_be_bytes());
-        let (payload, end) = esp[layout.header_len()..].split_at_mut(packet.len());
-        payload.copy_from_slice(packet);
-        write_trailer(end, layout.pad_len(packet.len()), next_header);
-        let sa = Arc::clone(sa);
-        let mut sequence = sa.lock();
-        let Ok(number) = sequence.reserve(1) else { return };
-        sequence.sealer().seal(&mut esp, number);
+        let (Some(carrier), Some(to)) = (&tunnel.outbound, tunnel.live.remote()) else { return };
         let out = Outgoing { to, tos: icmp::NETWORK_CONTROL };
-        self.sender.send_one(socket_address(settings), &esp, out);
-        drop(sequence);
+        let local = socket_address(&tunnel.settings);
+        match carrier {
+            Carrier::Esp(sa) => {
+                let mut esp = laid_out(sa, packet);
+                let mut sequence = sa.lock();
+                let Ok(number) = sequence.reserve(1) else { return };
+                sequence.sealer().seal(&mut esp, number);
+                self.sender.send_one(local, &esp, out);
+                drop(sequence);
+                sa.counter.add(1, packet.len() as u64);
+            }
+            Carrier::WireGuard(peer) => {
+                let mut padded = packet.to_vec();
+                padded.resize(wireguard::padded_len(packet.len(), tunnel.mtu), 0);
+                let mut sealed = vec![0; padded.len() + wireguard::OVERHEAD];
+                let Some(mut session) = peer.sending() else { return };
+                if session.seal(&padded, &mut sealed).is_err() {
+                    return;
+                }
+                self.sender.send_one(local, &sealed, out);
+            }
+        }
         tunnel.live.sent(OTHER_THREAD, 1, packet.len() as u64);
-        sa.counter.add(1, packet.len() as u64);
     }
+}
+
+/// A packet as it is to be sealed.
+fn laid_out(sa: &OutboundSa, packet: &[u8]) -> Vec<u8> {
+    let layout = sa.layout;
+    let is_v6 = packet.first().is_some_and(|first| first >> 4 == 6);
+    let next_header = if is_v6 { NEXT_HEADER_IPV6 } else { NEXT_HEADER_IPV4 };
+    let mut esp = vec![0; layout.sealed_len(packet.len())];
+    esp[..4].copy_from_slice(&sa.spi.0.to_be_bytes());
+    let (payload, end) = esp[layout.header_len()..].split_at_mut(packet.len());
+    payload.copy_from_slice(packet);
+    write_trailer(end, layout.pad_len(packet.len()), next_header);
+    esp
 }
 
 /// The socket that a tunnel sends and receives by.
 fn socket_address(settings: &braid_api::Tunnel) -> SocketAddr {
     match settings.encapsulation {
-        Encapsulation::Udp => settings.local,
+        Encapsulation::Udp | Encapsulation::WireGuard => settings.local,
         Encapsulation::Esp => SocketAddr::new(settings.local.ip(), 0),
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     drop_reason::DropReason,
     esp::Engine,
     forward::Drops,
+    handshakes::{self, Handshakes},
     io::{priority, udp},
     liveness::{Input, Liveness},
     punt::{Punt, PuntLine},
@@ -136,7 +137,10 @@ fn start_threads(writer: &Writer, workers: usize, offload: bool, line: &PuntLine
         let _ = sandbox::drop_capabilities();
         liveness.run();
     })?;
+    let (handshakes_in, handshakes_out) = mpsc::sync_channel(handshakes::QUEUE);
+    let handshakes = Handshakes::new(writer.reader(), handshakes_out, notices_in.clone(), Arc::clone(&drops));
     sandbox::drop_capabilities()?;
+    thread::Builder::new().name("handshakes".into()).spawn(move || handshakes.run())?;
     let mut commands = Vec::new();
     for number in 0..workers {
         let (command, commands_out) = mpsc::channel::<Command>();
@@ -153,6 +157,7 @@ fn start_threads(writer: &Writer, workers: usize, offload: bool, line: &PuntLine
             notices: notices_in.clone(),
             probes: inputs.clone(),
             punt: line.clone(),
+            handshakes: handshakes_in.clone(),
         };
         commands.push((command, worker_wake));
         thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
@@ -165,7 +170,7 @@ fn start_threads(writer: &Writer, workers: usize, offload: bool, line: &PuntLine
     }
     let names = DropReason::ALL;
     tracing::debug!(workers, max_segments, reasons = names.len(), "threads started");
-    Ok((Threads { commands, inputs, drops, max_segments }, notices, wake))
+    Ok((Threads { commands, inputs, handshakes: handshakes_in, drops, max_segments }, notices, wake))
 }
 
 fn eventfd() -> io::Result<OwnedFd> {

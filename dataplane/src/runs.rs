@@ -1,7 +1,8 @@
 //! Runs: packets of equal outer size and TOS for one tunnel, side by side as one GSO send.
 //!
-//! A whole packet is sealed where it was read and gathered from there; what is cut up is written into
-//! the run's own memory and sealed there. Sequence numbers are reserved and packets sealed when the
+//! For ESP, a whole packet is sealed where it was read and gathered from there; what is cut up is written into
+//! the run's own memory and sealed there. WireGuard's packets are sealed from where they lie into the run's
+//! memory, since boringtun wants two places: what is cut up waits one packet further on than it is sealed to. Sequence numbers are reserved and packets sealed when the
 //! run leaves, so that wire order is sequence order whatever order runs are filled in.
 //! Runs leave in the order in which they were opened, and no packet enters a run that is older than
 //! the last one that its flow used, which the caller remembers: no flow is ever reordered.
@@ -16,13 +17,16 @@ use crate::{
         sa::{Exhausted, OutboundSa, Sequence},
         write_trailer,
     },
-    tables::{Tunnel, TunnelLive},
+    tables::{Carrier, Tunnel, TunnelLive},
+    wireguard::{self, NotSealed, Sending},
 };
 
 /// Most runs that wait, open or full.
 pub const MAX_RUNS: usize = 16;
 /// Largest UDP payload over IPv4, in bytes; what one GSO send takes.
 const MAX_BYTES: usize = 65_507;
+/// Room for a run, and for what waits one packet further on.
+const MEMORY: usize = 2 * MAX_BYTES;
 /// Bytes before a packet in the worker's buffer that its ESP header may take: 8 and a CBC suite's IV.
 pub const HEADROOM: usize = 24;
 /// Bytes behind it for the longest padding, the trailer and the longest ICV: 15, 2 and 32.
@@ -33,15 +37,15 @@ const HINTS: usize = 64;
 
 /// Packets that leave together.
 pub struct Run {
-    /// The SA that seals them.
-    pub sa: Arc<OutboundSa>,
+    /// What seals them.
+    pub carrier: Carrier,
     /// The tunnel's counters.
     pub live: Arc<TunnelLive>,
     /// Our outer address, which names the socket.
     pub local: SocketAddr,
     /// The peer's outer address.
     pub to: SocketAddr,
-    /// How ESP travels.
+    /// How they travel.
     pub encapsulation: Encapsulation,
     /// Outer TOS.
     pub tos: u8,
@@ -49,7 +53,7 @@ pub struct Run {
     pub count: u32,
     /// Their bytes before sealing.
     pub inner_bytes: u64,
-    /// Bytes of each ESP packet; the last may be shorter.
+    /// Bytes of each sealed packet; the last may be shorter.
     pub segment: usize,
     len: usize,
     ordinal: u64,
@@ -57,11 +61,11 @@ pub struct Run {
     memory: Box<[u8]>,
     /// Bytes of `memory` that are used.
     used: usize,
-    /// The ESP packets in their order.
+    /// The ESP packets in their order; for WireGuard, the packets to be sealed.
     pieces: Vec<Piece>,
 }
 
-/// Where ESP packets lie side by side.
+/// Where ESP packets lie side by side, or a packet for WireGuard.
 #[derive(Clone, Copy)]
 struct Piece {
     start: u32,
@@ -100,7 +104,27 @@ impl Run {
         Ok(())
     }
 
-    /// What is to be sent, in order: whole ESP packets of [`Run::segment`] bytes each, only the very
+    /// Seals all packets by a WireGuard session, in whose hands the caller has it. `buffer` as for [`Run::seal`].
+    ///
+    /// # Errors
+    /// [`NotSealed`]: nothing may be sent.
+    pub fn seal_wireguard(&mut self, session: &mut Sending<'_>, buffer: &[u8]) -> Result<(), NotSealed> {
+        for (number, piece) in self.pieces.iter().enumerate() {
+            let sealed = piece.len as usize + wireguard::OVERHEAD;
+            let at = number * self.segment;
+            let (done, waiting) = self.memory.split_at_mut(at + self.segment);
+            let packet = match piece.kept {
+                true => &buffer[piece.range()],
+                false => &waiting[wireguard::HEADER..wireguard::HEADER + piece.len as usize],
+            };
+            session.seal(packet, &mut done[at..at + sealed])?;
+        }
+        self.pieces.clear();
+        self.pieces.push(Piece { start: 0, len: self.len as u32, kept: false });
+        Ok(())
+    }
+
+    /// What is to be sent, in order: whole sealed packets of [`Run::segment`] bytes each, only the very
     /// last may be shorter. `buffer` as for [`Run::seal`].
     pub fn pieces<'a>(&'a self, buffer: &'a [u8]) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone {
         self.pieces
@@ -134,7 +158,7 @@ pub struct Kind {
 
 /// What a packet asks of the run that it enters.
 struct Wanted<'a> {
-    sa: &'a Arc<OutboundSa>,
+    carrier: &'a Carrier,
     tos: u8,
     sealed: usize,
     last: u64,
@@ -144,7 +168,7 @@ impl Wanted<'_> {
     /// A run of its size, or larger when it is the flow's last run, whose tail it becomes.
     #[inline(always)]
     fn fits(&self, run: &Run) -> bool {
-        Arc::ptr_eq(&run.sa, self.sa)
+        run.carrier.is(self.carrier)
             && !run.closed
             && (run.segment == self.sealed || (run.segment > self.sealed && run.ordinal == self.last))
             && run.tos == self.tos
@@ -168,7 +192,7 @@ impl Runs {
         Runs {
             waiting: Vec::with_capacity(MAX_RUNS),
             spare: (0..MAX_RUNS)
-                .map(|_| (vec![0; MAX_BYTES].into_boxed_slice(), Vec::with_capacity(MOST_SEGMENTS)))
+                .map(|_| (vec![0; MEMORY].into_boxed_slice(), Vec::with_capacity(MOST_SEGMENTS)))
                 .collect(),
             hints: [0; HINTS],
             next_ordinal: 1,
@@ -188,7 +212,7 @@ impl Runs {
         self.waiting.is_empty()
     }
 
-    /// Room for one packet of `len` bytes in a run; its trailer is written, the packet itself is for
+    /// Room for one packet of `len` bytes in a run; its trailer or padding is written, the packet itself is for
     /// the caller to write. `last` is the flow's last run, 0 for none, and is set.
     ///
     /// # Errors
@@ -197,14 +221,18 @@ impl Runs {
     pub fn place(
         &mut self,
         tunnel: &Tunnel,
-        sa: &Arc<OutboundSa>,
+        carrier: &Carrier,
         kind: Kind,
         len: usize,
         last: &mut u64,
     ) -> Result<&mut [u8], NoPlace> {
+        let sa = match carrier {
+            Carrier::Esp(sa) => sa,
+            Carrier::WireGuard(_) => return self.place_wireguard(tunnel, carrier, kind, len, last),
+        };
         let layout = sa.layout;
         let sealed = layout.sealed_len(len);
-        let run = self.enter(tunnel, sa, kind, sealed, len, last)?;
+        let run = self.enter(tunnel, carrier, kind, sealed, len, last)?;
         let start = run.used;
         run.used += sealed;
         match run.pieces.last_mut() {
@@ -218,6 +246,25 @@ impl Runs {
         Ok(&mut run.memory[payload..payload + len])
     }
 
+    #[inline]
+    fn place_wireguard(
+        &mut self,
+        tunnel: &Tunnel,
+        carrier: &Carrier,
+        kind: Kind,
+        len: usize,
+        last: &mut u64,
+    ) -> Result<&mut [u8], NoPlace> {
+        let padded = wireguard::padded_len(len, tunnel.mtu);
+        let run = self.enter(tunnel, carrier, kind, padded + wireguard::OVERHEAD, len, last)?;
+        // One packet further on than it is sealed to.
+        let start = run.count as usize * run.segment + wireguard::HEADER;
+        run.pieces.push(Piece { start: start as u32, len: padded as u32, kept: false });
+        let packet = &mut run.memory[start..start + padded];
+        packet[len..].fill(0);
+        Ok(&mut packet[..len])
+    }
+
     /// Takes the packet that lies in the worker's buffer and stays there until the run has been sent:
     /// header and trailer are put around it ([`HEADROOM`], [`TAILROOM`]). `last` as for [`Self::place`].
     ///
@@ -227,6 +274,24 @@ impl Runs {
     pub fn keep(
         &mut self,
         tunnel: &Tunnel,
+        carrier: &Carrier,
+        kind: Kind,
+        buffer: &mut [u8],
+        packet: Range<usize>,
+        last: &mut u64,
+    ) -> Result<(), NoPlace> {
+        match carrier {
+            Carrier::Esp(sa) => self.keep_esp(tunnel, carrier, sa, kind, buffer, packet, last),
+            Carrier::WireGuard(_) => self.keep_wireguard(tunnel, carrier, kind, buffer, packet, last),
+        }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "inlined into its only caller")]
+    fn keep_esp(
+        &mut self,
+        tunnel: &Tunnel,
+        carrier: &Carrier,
         sa: &Arc<OutboundSa>,
         kind: Kind,
         buffer: &mut [u8],
@@ -235,7 +300,7 @@ impl Runs {
     ) -> Result<(), NoPlace> {
         let layout = sa.layout;
         let sealed = layout.sealed_len(packet.len());
-        let run = self.enter(tunnel, sa, kind, sealed, packet.len(), last)?;
+        let run = self.enter(tunnel, carrier, kind, sealed, packet.len(), last)?;
         let start = packet.start - layout.header_len();
         run.pieces.push(Piece { start: start as u32, len: sealed as u32, kept: true });
         let esp = &mut buffer[start..start + sealed];
@@ -246,19 +311,37 @@ impl Runs {
         Ok(())
     }
 
-    /// The run that a packet of `len` bytes, `sealed` bytes as ESP, enters.
+    #[inline]
+    fn keep_wireguard(
+        &mut self,
+        tunnel: &Tunnel,
+        carrier: &Carrier,
+        kind: Kind,
+        buffer: &mut [u8],
+        packet: Range<usize>,
+        last: &mut u64,
+    ) -> Result<(), NoPlace> {
+        let padded = wireguard::padded_len(packet.len(), tunnel.mtu);
+        let run = self.enter(tunnel, carrier, kind, padded + wireguard::OVERHEAD, packet.len(), last)?;
+        run.pieces.push(Piece { start: packet.start as u32, len: padded as u32, kept: true });
+        // Within TAILROOM.
+        buffer[packet.end..packet.start + padded].fill(0);
+        Ok(())
+    }
+
+    /// The run that a packet of `len` bytes, `sealed` bytes on the wire, enters.
     #[inline(always)]
     fn enter(
         &mut self,
         tunnel: &Tunnel,
-        sa: &Arc<OutboundSa>,
+        carrier: &Carrier,
         kind: Kind,
         sealed: usize,
         len: usize,
         last: &mut u64,
     ) -> Result<&mut Run, NoPlace> {
-        let hint = usize::from(self.hints[sa.tunnel.0 as usize % HINTS]);
-        let wanted = Wanted { sa, tos: kind.tos, sealed, last: *last };
+        let hint = usize::from(self.hints[carrier.tunnel().0 as usize % HINTS]);
+        let wanted = Wanted { carrier, tos: kind.tos, sealed, last: *last };
         let index = match self.waiting.get(hint) {
             Some(run) if wanted.fits(run) => hint,
             _ => self.find_or_open(tunnel, &wanted)?,
@@ -281,7 +364,7 @@ impl Runs {
             Some(index) => index,
             None => self.open(tunnel, wanted)?,
         };
-        self.hints[wanted.sa.tunnel.0 as usize % HINTS] = index as u8;
+        self.hints[wanted.carrier.tunnel().0 as usize % HINTS] = index as u8;
         Ok(index)
     }
 
@@ -289,7 +372,7 @@ impl Runs {
         let to = tunnel.live.remote().ok_or(NoPlace::NoRemote)?;
         let (memory, pieces) = self.spare.pop().ok_or(NoPlace::Full)?;
         self.waiting.push(Run {
-            sa: Arc::clone(wanted.sa),
+            carrier: wanted.carrier.clone(),
             live: Arc::clone(&tunnel.live),
             local: tunnel.settings.local,
             to,

@@ -6,7 +6,7 @@
 //! off; the workers notice nothing.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
@@ -27,6 +27,7 @@ use rustix::{
 use crate::{
     drop_reason::DropReason,
     forward::Drops,
+    handshakes,
     io::{path, tun::TunQueue},
     liveness::Input,
     packet::FlowKey,
@@ -50,6 +51,7 @@ const PATH_MTU_AGE: Duration = Duration::from_secs(600);
 pub(crate) struct Threads {
     pub(crate) commands: Vec<(mpsc::Sender<Command>, OwnedFd)>,
     pub(crate) inputs: mpsc::SyncSender<Input>,
+    pub(crate) handshakes: mpsc::SyncSender<handshakes::Input>,
     pub(crate) drops: Arc<Drops>,
     pub(crate) max_segments: u16,
 }
@@ -79,7 +81,7 @@ pub(crate) struct Service {
     notices: mpsc::Receiver<Notice>,
     wake: Arc<OwnedFd>,
     control: Option<Connection>,
-    sockets: HashSet<SocketAddr>,
+    sockets: BTreeMap<SocketAddr, Encapsulation>,
     lowered: BTreeMap<TunnelId, Instant>,
     started: Instant,
     offload: bool,
@@ -108,7 +110,7 @@ impl Service {
             notices,
             wake,
             control: None,
-            sockets: HashSet::new(),
+            sockets: BTreeMap::new(),
             lowered: BTreeMap::new(),
             started: Instant::now(),
             offload,
@@ -197,8 +199,13 @@ impl Service {
                     self.threads.command(number, Command::Tun(queue));
                 }
             }
-            ToCoreProcess::Udp { local } => self.add_socket(local, fds)?,
-            ToCoreProcess::RawEsp { local } => self.add_socket(SocketAddr::new(local, 0), fds)?,
+            ToCoreProcess::Udp { local, wireguard } => {
+                let encapsulation = if wireguard { Encapsulation::WireGuard } else { Encapsulation::Udp };
+                self.add_socket(local, encapsulation, fds)?;
+            }
+            ToCoreProcess::RawEsp { local } => {
+                self.add_socket(SocketAddr::new(local, 0), Encapsulation::Esp, fds)?;
+            }
             ToCoreProcess::Close { local } => {
                 self.sockets.remove(&local);
                 self.punt.remove_socket(local);
@@ -206,34 +213,31 @@ impl Service {
                     self.threads.command(number, Command::Close(local));
                 }
                 let _ = self.threads.inputs.send(Input::Close(local));
+                let _ = self.threads.handshakes.send(handshakes::Input::Close(local));
             }
         }
-        let encapsulation = |local: &SocketAddr| match local.port() {
-            0 => Encapsulation::Esp,
-            _ => Encapsulation::Udp,
-        };
-        self.writer.set_sockets(self.sockets.iter().map(|local| (*local, encapsulation(local))).collect());
+        self.writer.set_sockets(self.sockets.iter().map(|(local, kind)| (*local, *kind)).collect());
         Ok(true)
     }
 
-    /// A socket for each worker, or one for all, and more handles for the liveness thread and IKE.
-    fn add_socket(&mut self, local: SocketAddr, fds: Vec<OwnedFd>) -> io::Result<()> {
-        self.sockets.insert(local);
+    /// A socket for each worker, or one for all, and more handles for the threads that send of themselves.
+    fn add_socket(
+        &mut self,
+        local: SocketAddr,
+        encapsulation: Encapsulation,
+        fds: Vec<OwnedFd>,
+    ) -> io::Result<()> {
+        self.sockets.insert(local, encapsulation);
+        let wireguard = encapsulation == Encapsulation::WireGuard;
+        let socket = |fd: &OwnedFd| Ok::<_, io::Error>(OuterSocket { local, wireguard, fd: fd.try_clone()? });
         if let Some(first) = fds.first() {
-            let _ = self.threads.inputs.send(Input::Socket(OuterSocket { local, fd: first.try_clone()? }));
-            self.punt.add_socket(OuterSocket { local, fd: first.try_clone()? });
+            let _ = self.threads.inputs.send(Input::Socket(socket(first)?));
+            let _ = self.threads.handshakes.send(handshakes::Input::Socket(socket(first)?));
+            self.punt.add_socket(socket(first)?);
         }
-        let shared = match fds.as_slice() {
-            [only] => Some(only.try_clone()?),
-            _ => None,
-        };
-        for (number, fd) in fds.into_iter().enumerate() {
-            self.threads.command(number, Command::Socket(OuterSocket { local, fd }));
-        }
-        if let Some(shared) = shared {
-            for number in 1..self.threads.commands.len() {
-                let fd = shared.try_clone()?;
-                self.threads.command(number, Command::Socket(OuterSocket { local, fd }));
+        for number in 0..self.threads.commands.len() {
+            if let Some(fd) = fds.get(number).or(fds.first().filter(|_| fds.len() == 1)) {
+                self.threads.command(number, Command::Socket(socket(fd)?));
             }
         }
         Ok(())
@@ -352,6 +356,7 @@ impl Service {
             _ if !control.greeted => false,
             ToCore::Apply(transaction) => match self.writer.apply(transaction, monotonic().nanos) {
                 Ok(applied) => {
+                    let _ = self.threads.handshakes.send(handshakes::Input::Changed(applied.tunnels.clone()));
                     let _ = self.threads.inputs.send(Input::Changed(applied.tunnels));
                     control.put(&FromCore::Applied { epoch: applied.epoch })
                 }

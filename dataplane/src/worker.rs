@@ -19,6 +19,7 @@ use rustix::event::{PollFd, PollFlags};
 use crate::{
     drop_reason::DropReason,
     forward::{Arrival, Departure, Drops, Forwarder, Now, Progress, Wire},
+    handshakes::{self, Handshake},
     io::{
         batch::{Outgoing, ReceivePool, SendBatch},
         tun::{TunDevice, TunQueue},
@@ -31,7 +32,8 @@ use crate::{
     },
     punt::PuntLine,
     runs::{HEADROOM, Run, TAILROOM},
-    tables::{IDLE_GAP, Reader, Tables, Ticks, TunnelStates},
+    tables::{Carrier, IDLE_GAP, Reader, Tables, Ticks, TunnelStates},
+    wireguard::NotSealed,
 };
 
 /// Slots of the receive pool: 48 buffers of 64 KiB.
@@ -112,13 +114,15 @@ impl Notices {
 pub struct OuterSocket {
     /// Bound address; port 0 for raw ESP.
     pub local: SocketAddr,
+    /// It is WireGuard's, not ESP's and IKE's.
+    pub wireguard: bool,
     /// Non-blocking.
     pub fd: OwnedFd,
 }
 
 impl OuterSocket {
     fn wire(&self) -> Wire {
-        Wire::of(self.local)
+        if self.wireguard { Wire::WireGuard } else { Wire::of(self.local) }
     }
 }
 
@@ -238,6 +242,7 @@ pub struct Worker {
     notices: Notices,
     probes: mpsc::SyncSender<Input>,
     punt: PuntLine,
+    handshakes: mpsc::SyncSender<handshakes::Input>,
     now: Now,
     lateness: Lateness,
     /// To the device, in this phase.
@@ -268,6 +273,8 @@ pub struct Setup {
     pub probes: mpsc::SyncSender<Input>,
     /// To control.
     pub punt: PuntLine,
+    /// To WireGuard's thread; bounded, what does not fit is lost.
+    pub handshakes: mpsc::SyncSender<handshakes::Input>,
 }
 
 impl Worker {
@@ -293,6 +300,7 @@ impl Worker {
             notices: setup.notices,
             probes: setup.probes,
             punt: setup.punt,
+            handshakes: setup.handshakes,
             now: monotonic(),
             lateness: Lateness::default(),
             writes: 0,
@@ -414,6 +422,7 @@ impl Worker {
                 let _ = self.probes.try_send(Input::Bfd(packet));
             }
             self.punt(slot, local, got.from);
+            self.hand_over_handshakes(slot, local, got.from);
             for event in self.forwarder.events.drain(..) {
                 self.notices.send(Notice::Event(event));
             }
@@ -429,6 +438,17 @@ impl Worker {
             }
         }
         self.forwarder.punted.clear();
+    }
+
+    /// Hands WireGuard's handshake messages to the thread that computes.
+    fn hand_over_handshakes(&mut self, slot: usize, local: SocketAddr, from: SocketAddr) {
+        for message in &self.forwarder.handshakes {
+            let message = Handshake::new(local, from, &self.pool.slot(slot)[message.clone()]);
+            if self.handshakes.try_send(handshakes::Input::Message(message)).is_err() {
+                self.forwarder.drop(DropReason::HandshakeLoad, 1);
+            }
+        }
+        self.forwarder.handshakes.clear();
     }
 
     /// Writes everything that waits for the LAN.
@@ -535,7 +555,7 @@ impl Worker {
     }
 }
 
-/// Seals a run and sends it, under the SA's guard, so that wire order is sequence order.
+/// Seals a run and sends it, under the guard of the SA or the session, so that wire order is sequence order.
 fn leave(
     run: &mut Run,
     buffer: &mut [u8],
@@ -544,21 +564,36 @@ fn leave(
     number: usize,
     notices: &Notices,
 ) {
-    let sa = Arc::clone(&run.sa);
-    let mut sequence = sa.lock();
+    let carrier = run.carrier.clone();
     let count = run.count;
-    let local = match run.encapsulation {
-        Encapsulation::Udp => run.local,
-        Encapsulation::Esp => SocketAddr::new(run.local.ip(), 0),
-    };
-    if run.seal(&mut sequence, buffer).is_err() {
-        drops.add(number, DropReason::Exhausted as usize, u64::from(count));
-        notices.send(Notice::Exhausted(sa.id));
-        return;
-    }
     let out = Outgoing { to: run.to, tos: run.tos };
-    let sent = sender.send(local, run.pieces(buffer), run.segment, count, out);
-    drop(sequence);
+    let refused = |reason: DropReason| drops.add(number, reason as usize, u64::from(count));
+    let sent = match &carrier {
+        Carrier::Esp(sa) => {
+            let mut sequence = sa.lock();
+            if run.seal(&mut sequence, buffer).is_err() {
+                refused(DropReason::Exhausted);
+                notices.send(Notice::Exhausted(sa.id));
+                return;
+            }
+            let local = match run.encapsulation {
+                Encapsulation::Esp => SocketAddr::new(run.local.ip(), 0),
+                Encapsulation::Udp | Encapsulation::WireGuard => run.local,
+            };
+            sender.send(local, run.pieces(buffer), run.segment, count, out)
+        }
+        Carrier::WireGuard(peer) => {
+            let Some(mut session) = peer.sending() else {
+                refused(DropReason::NoSession);
+                return;
+            };
+            if let Err(NotSealed(reason)) = run.seal_wireguard(&mut session, buffer) {
+                refused(reason);
+                return;
+            }
+            sender.send(run.local, run.pieces(buffer), run.segment, count, out)
+        }
+    };
     if sent.all() > 0 {
         for (reason, packets) in [
             (DropReason::SocketFull, sent.full),
@@ -568,14 +603,16 @@ fn leave(
             drops.add(number, reason as usize, u64::from(packets));
         }
         if sent.too_big > 0 {
-            notices.send(Notice::TooBigOutside(sa.tunnel));
+            notices.send(Notice::TooBigOutside(carrier.tunnel()));
         }
     }
     let delivered = u64::from(count - sent.all().min(count));
     let bytes =
         if sent.all() == 0 { run.inner_bytes } else { run.inner_bytes * delivered / u64::from(count.max(1)) };
     run.live.sent(number, delivered, bytes);
-    sa.counter.add(delivered, bytes);
+    if let Carrier::Esp(sa) = &carrier {
+        sa.counter.add(delivered, bytes);
+    }
 }
 
 fn write_pending(device: &TunQueue, pending: &Pending, pool: &ReceivePool) -> io::Result<bool> {

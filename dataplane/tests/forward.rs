@@ -141,7 +141,7 @@ impl Pair {
     /// Packets that each tunnel of A has sent.
     fn sent(&mut self) -> Vec<u64> {
         let tables = self.a.reader.enter();
-        tables.tunnels().map(|tunnel| tunnel.outbound.as_ref().unwrap().sequence()).collect()
+        tables.tunnels().map(|tunnel| tunnel.outbound.as_ref().unwrap().esp().unwrap().sequence()).collect()
     }
 
     fn send(&mut self, write: &Write) {
@@ -173,7 +173,7 @@ impl Pair {
     fn flush(&mut self, all: bool) {
         let Pair { a, b, buffer, used, delivered } = self;
         a.forwarder.runs.flush(all, |run| {
-            let sa = Arc::clone(&run.sa);
+            let sa = Arc::clone(run.carrier.esp().unwrap());
             let from = run.local;
             let segment = run.segment;
             run.seal(&mut sa.lock(), buffer).unwrap();

@@ -122,7 +122,7 @@ impl Gateway {
     fn seal(&mut self, buffer: &mut [u8]) -> Vec<(Vec<u8>, usize)> {
         let mut sealed = Vec::new();
         self.forwarder.runs.flush(true, |run| {
-            let sa = Arc::clone(&run.sa);
+            let sa = Arc::clone(run.carrier.esp().unwrap());
             let segment = run.segment;
             run.seal(&mut sa.lock(), buffer).unwrap();
             sealed.push((run.pieces(buffer).flatten().copied().collect(), segment));
@@ -330,7 +330,7 @@ fn traffic_is_told_once_and_again_to_another_control() {
     b.writer.begin_sync();
     assert_eq!(b.writer.traffic(2_000_000_000).len(), 1);
     // As the worker counts when a run leaves.
-    a.reader.enter().tunnel(TUNNEL).unwrap().outbound.as_ref().unwrap().counter.add(3, 300);
+    a.reader.enter().tunnel(TUNNEL).unwrap().outbound.as_ref().unwrap().esp().unwrap().counter.add(3, 300);
     let sent = a.writer.traffic(9);
     assert_eq!((sent.len(), sent[0].packets, sent[0].heard_ago), (1, 3, None));
     assert_eq!(sent[0].direction, Direction::Out);

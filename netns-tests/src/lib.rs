@@ -31,6 +31,7 @@ pub mod strongswan;
 pub mod topology;
 pub mod traffic;
 mod wait;
+pub mod wireguard;
 
 pub use error::Error;
 pub use netns::{Family, Netns, Offload};

@@ -114,7 +114,7 @@ impl Gateway {
 #[inline]
 fn flush(forwarder: &mut Forwarder, all: bool, buffer: &mut [u8], leave: &mut impl FnMut(&Run, &[u8])) {
     forwarder.runs.flush(all, |run| {
-        let sa = Arc::clone(&run.sa);
+        let sa = Arc::clone(run.carrier.esp().expect("ESP is what is measured"));
         let mut sequence = sa.lock();
         run.seal(&mut sequence, buffer).expect("far below 2^32 packets");
         leave(run, buffer);

@@ -1,21 +1,35 @@
-//! Braid itself: the shipped `braid` command on both gateways, keys by IKE.
+//! Braid itself: the shipped `braid` command on both gateways, keys by IKE or by WireGuard's handshakes.
 
 use super::{OwnProbes, Running, System, Wire, random_hex};
 use braid_netns::gateway::Gateway;
 use braid_netns::topology::{GATEWAY_A, GATEWAY_B, NET_A, NET_B};
+use braid_netns::wireguard::{Keys, PORT};
 use braid_netns::{Error, Result, Topology};
 use std::fmt::Write;
 use std::time::Duration;
 
 const START: Duration = Duration::from_secs(20);
 
-/// ESP in UDP over one or more tunnels, each on a path of its own.
+/// One or more tunnels, each on a path of its own.
 #[derive(Debug)]
 pub(super) struct Braid {
-    /// In the words of a proposal.
-    pub(super) suite: &'static str,
+    pub(super) protocol: Protocol,
     /// Tunnels in one ECMP group.
     pub(super) tunnels: usize,
+}
+
+/// What the tunnels are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// ESP in UDP with this suite, in the words of a proposal.
+    Esp(&'static str),
+    WireGuard,
+}
+
+/// What both gateways know.
+struct Secrets {
+    psk: String,
+    keys: [Keys; 2],
 }
 
 /// Whose configuration is written.
@@ -26,12 +40,11 @@ enum Side {
 }
 
 impl Braid {
-    fn configuration(&self, side: Side, topology: &Topology, psk: &str) -> String {
+    fn configuration(&self, side: Side, topology: &Topology, secrets: &Secrets) -> String {
         let (name, source, far) = match side {
             Side::A => ("gateway-a", GATEWAY_A, NET_B),
             Side::B => ("gateway-b", GATEWAY_B, NET_A),
         };
-        let suite = self.suite;
         let mut text = format!("[gateway]\nname = \"{name}\"\nsource = \"{source}\"\n");
         for (index, path) in topology.paths.iter().take(self.tunnels).enumerate() {
             let (local, remote, host, role) = match side {
@@ -42,12 +55,11 @@ impl Braid {
             // Writing to a String does not fail.
             let _ = write!(
                 text,
-                "\n[[tunnel]]\nname = \"t{index}\"\ntype = \"ipsec\"\nrole = \"{role}\"\n\
+                "\n[[tunnel]]\nname = \"t{index}\"\nrole = \"{role}\"\n\
                  local = \"{local}\"\nremote = \"{remote}\"\ninside = \"{inside}\"\n\
-                 probe = {{ interval = \"10ms\", multiplier = 10 }}\n\
-                 \n[tunnel.ike]\npsk = \"{psk}\"\n\
-                 proposals = [\"{suite}-prfsha256-ecp256\"]\nesp-proposals = [\"{suite}-ecp256\"]\n"
+                 probe = {{ interval = \"10ms\", multiplier = 10 }}\n\n"
             );
+            text += &self.protocol.section(side, secrets);
         }
         let via: Vec<String> = (0..self.tunnels).map(|index| format!("\"t{index}\"")).collect();
         let _ = write!(text, "\n[[route]]\nprefix = \"{far}\"\nvia = [{}]\n", via.join(", "));
@@ -55,17 +67,46 @@ impl Braid {
     }
 }
 
+impl Protocol {
+    /// Where a tunnel's keys come from.
+    fn section(self, side: Side, secrets: &Secrets) -> String {
+        match self {
+            Protocol::Esp(suite) => format!(
+                "[tunnel.ike]\npsk = \"{}\"\n\
+                 proposals = [\"{suite}-prfsha256-ecp256\"]\nesp-proposals = [\"{suite}-ecp256\"]\n",
+                secrets.psk
+            ),
+            Protocol::WireGuard => {
+                let [a, b] = &secrets.keys;
+                let (own, peer) = if side == Side::A { (a, b) } else { (b, a) };
+                format!(
+                    "[tunnel.wireguard]\nprivate-key = \"{}\"\npeer-public-key = \"{}\"\nlisten-port = {PORT}\n",
+                    own.private, peer.public
+                )
+            }
+        }
+    }
+}
+
+fn bits(suite: &str) -> u16 {
+    if suite.contains("256") { 256 } else { 128 }
+}
+
 impl System for Braid {
     fn name(&self) -> String {
-        let bits = if self.suite.contains("256") { 256 } else { 128 };
-        format!("braid-{bits}-{}", self.tunnels)
+        match self.protocol {
+            Protocol::Esp(suite) => format!("braid-{}-{}", bits(suite), self.tunnels),
+            Protocol::WireGuard => format!("braid-wireguard-{}", self.tunnels),
+        }
     }
 
     fn title(&self) -> String {
-        let bits = if self.suite.contains("256") { 256 } else { 128 };
         let tunnels =
             if self.tunnels == 1 { "1 tunnel".to_owned() } else { format!("{} tunnels", self.tunnels) };
-        format!("Braid, ESP AES-{bits}-GCM, {tunnels}")
+        match self.protocol {
+            Protocol::Esp(suite) => format!("Braid, ESP AES-{}-GCM, {tunnels}", bits(suite)),
+            Protocol::WireGuard => format!("Braid, WireGuard, {tunnels}"),
+        }
     }
 
     fn paths(&self) -> usize {
@@ -77,12 +118,16 @@ impl System for Braid {
     }
 
     fn wire(&self) -> Wire {
-        Wire::EspInUdp
+        match self.protocol {
+            Protocol::Esp(_) => Wire::EspInUdp,
+            Protocol::WireGuard => Wire::Wireguard(PORT),
+        }
     }
 
     fn start(&self, topology: &Topology) -> Result<Box<dyn Running>> {
-        let psk = random_hex(32)?;
-        let start = |side, netns| Gateway::start(netns, &self.configuration(side, topology, &psk));
+        let keys = [Keys::generate(&topology.gateway_a)?, Keys::generate(&topology.gateway_b)?];
+        let secrets = Secrets { psk: random_hex(32)?, keys };
+        let start = |side, netns| Gateway::start(netns, &self.configuration(side, topology, &secrets));
         let mut pair =
             Pair { a: start(Side::A, &topology.gateway_a)?, b: start(Side::B, &topology.gateway_b)? };
         for gateway in [&mut pair.a, &mut pair.b] {

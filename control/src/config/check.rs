@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use ipnet::IpNet;
 
 use super::{
-    NAT_PORT, Route, Tunnel,
+    IKE_PORT, NAT_PORT, Route, Tunnel,
     error::{Fault, Report},
     route::Draft as RouteDraft,
     tunnel::Draft as TunnelDraft,
@@ -17,6 +17,7 @@ pub(super) fn cross_check(tunnels: &[TunnelDraft], routes: &[RouteDraft], report
     check_spis(tunnels, report);
     check_keys(tunnels, report);
     check_sockets(tunnels, report);
+    check_peers(tunnels, report);
     let inside = check_inside(tunnels, report);
     check_routes(routes, &inside, report);
 }
@@ -77,6 +78,14 @@ fn check_sockets(tunnels: &[TunnelDraft], report: &mut Report) {
         // IKE has UDP sockets whatever ESP travels in.
         let port = if tunnel.ike().is_some() { NAT_PORT } else { tunnel.ports().0 };
         let first = *seen.entry((local, port)).or_insert(tunnel);
+        if tunnel.ike().is_some() {
+            seen.entry((local, IKE_PORT)).or_insert(tunnel);
+        }
+        if first.wireguard().is_some() != tunnel.wireguard().is_some() {
+            let problem = format!("UDP port {port} of {local} is tunnel {:?}'s, of another type", first.name);
+            let remedy = "give the WireGuard tunnel another listen-port";
+            report.error_at_line(tunnel.line, "tunnel.wireguard", conflict(problem, first.line, remedy));
+        }
         if first.uplink != tunnel.uplink {
             let problem = format!("{local} is used over another uplink by tunnel {:?}", first.name);
             let remedy = "give each uplink its own local address or port";
@@ -85,11 +94,32 @@ fn check_sockets(tunnels: &[TunnelDraft], report: &mut Report) {
     }
 }
 
+/// On one socket, whoever has a private key and calls ours is one tunnel.
+fn check_peers(tunnels: &[TunnelDraft], report: &mut Report) {
+    let mut seen = HashMap::new();
+    for tunnel in read(tunnels) {
+        let Some(wireguard) = tunnel.wireguard() else { continue };
+        let ours = wireguard.private_key.public();
+        let key = (tunnel.local, wireguard.listen_port, ours, wireguard.peer_public_key);
+        if let Some(first) = seen.insert(key, tunnel.line) {
+            let remedy = "each tunnel of one private key needs a peer, or a listen-port, of its own";
+            let fault = conflict("the peer's key is taken by the tunnel", first, remedy);
+            report.error_at_line(tunnel.line, "tunnel.wireguard.peer-public-key", fault);
+        }
+    }
+}
+
 /// Disjoint inside networks; returns whose peer an address is.
 fn check_inside<'t>(tunnels: &'t [TunnelDraft], report: &mut Report) -> HashMap<IpAddr, &'t Tunnel> {
     let mut nets: Vec<(IpNet, &Tunnel)> = Vec::new();
     for tunnel in read(tunnels) {
-        nets.extend(tunnel.inside.iter().map(|net| (*net, tunnel)));
+        // Peers of one WireGuard interface share its inside network.
+        let shared = |net: &&IpNet| {
+            tunnel.wireguard().is_some()
+                && nets.iter().any(|(other, of)| other == *net && of.wireguard().is_some())
+        };
+        let own: Vec<IpNet> = tunnel.inside.iter().filter(|net| !shared(net)).copied().collect();
+        nets.extend(own.into_iter().map(|net| (net, tunnel)));
         let outside =
             tunnel.peer_inside.iter().filter(|peer| !tunnel.inside.iter().any(|net| net.contains(*peer)));
         nets.extend(outside.map(|peer| (IpNet::from(*peer), tunnel)));
@@ -106,7 +136,17 @@ fn check_inside<'t>(tunnels: &'t [TunnelDraft], report: &mut Report) -> HashMap<
             _ => widest = Some((*net, tunnel)),
         }
     }
-    read(tunnels).flat_map(|tunnel| tunnel.peer_inside.iter().map(move |peer| (*peer, tunnel))).collect()
+    let mut peers: HashMap<IpAddr, &Tunnel> = HashMap::new();
+    for (peer, tunnel) in
+        read(tunnels).flat_map(|tunnel| tunnel.peer_inside.iter().map(move |peer| (*peer, tunnel)))
+    {
+        if let Some(first) = peers.insert(peer, tunnel).filter(|_| tunnel.wireguard().is_some()) {
+            let problem = format!("{peer} is the inside peer of {:?}", first.name);
+            let fault = conflict(problem, first.line, "give each peer an address of its own");
+            report.error_at_line(tunnel.line, "tunnel.peer-inside", fault);
+        }
+    }
+    peers
 }
 
 fn report_overlap(a: (IpNet, &Tunnel), b: (IpNet, &Tunnel), report: &mut Report) {

@@ -321,7 +321,12 @@ fn psk(text: &str) -> Result<Key, Fault> {
 }
 
 /// A file that the configuration names; `secret` ones must not be readable by others.
-fn read_file(item: Item<'_>, config: &Path, secret: bool, report: &mut Report) -> Option<Zeroizing<Vec<u8>>> {
+pub(super) fn read_file(
+    item: Item<'_>,
+    config: &Path,
+    secret: bool,
+    report: &mut Report,
+) -> Option<Zeroizing<Vec<u8>>> {
     let name = item.string(report)?;
     let path = config.parent().unwrap_or(Path::new("")).join(name);
     let read = || -> io::Result<(Zeroizing<Vec<u8>>, u32)> {

@@ -2,8 +2,8 @@
 //!
 //! A [`Config`] cannot be wrong in itself: names resolve, keys have their suite's length, inside
 //! networks are disjoint. What it cannot know is whether the machine allows it. Reading is pure
-//! but for [`load`], which opens the file, and the files that `[tunnel.ike]` names. Not done: WireGuard
-//! and metrics, whose keys are known and refused.
+//! but for [`load`], which opens the file, and the files with keys that tunnels name. Not done: metrics, whose
+//! keys are known and refused.
 
 mod bfd;
 mod bgp;
@@ -15,9 +15,12 @@ mod route;
 mod section;
 mod tunnel;
 mod value;
+mod wireguard;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wireguard_tests;
 
 use core::time::Duration;
 use std::{
@@ -39,6 +42,7 @@ pub use error::{ConfigError, Fault};
 pub(crate) use ike::core_suite;
 pub(crate) use value::{dns_name, inside};
 
+use crate::wireguard::{PublicKey, Secret};
 use error::Report;
 use section::{Schema, Section};
 
@@ -165,6 +169,25 @@ pub enum Keys {
     Manual(Manual),
     /// `[tunnel.ike]`.
     Ike(Box<Ike>),
+    /// `[tunnel.wireguard]`.
+    WireGuard(Box<WireGuard>),
+}
+
+/// `[tunnel.wireguard]`: keys by WireGuard's own handshakes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WireGuard {
+    /// Ours.
+    pub private_key: Secret,
+    /// The peer's.
+    pub peer_public_key: PublicKey,
+    /// Mixed into every handshake.
+    pub preshared_key: Option<Secret>,
+    /// UDP port of ours.
+    pub listen_port: u16,
+    /// UDP port of the peer.
+    pub remote_port: u16,
+    /// A packet is sent after so many seconds without one.
+    pub keepalive: Option<u16>,
 }
 
 impl Tunnel {
@@ -190,19 +213,27 @@ impl Tunnel {
     pub fn manual(&self) -> Option<&Manual> {
         match &self.keys {
             Keys::Manual(manual) => Some(manual),
-            Keys::Ike(_) => None,
+            Keys::Ike(_) | Keys::WireGuard(_) => None,
+        }
+    }
+
+    /// Its WireGuard settings, if it has such.
+    pub fn wireguard(&self) -> Option<&WireGuard> {
+        match &self.keys {
+            Keys::Manual(_) | Keys::Ike(_) => None,
+            Keys::WireGuard(wireguard) => Some(wireguard),
         }
     }
 
     /// Its IKE settings, if it has such.
     pub fn ike(&self) -> Option<&Ike> {
         match &self.keys {
-            Keys::Manual(_) => None,
+            Keys::Manual(_) | Keys::WireGuard(_) => None,
             Keys::Ike(ike) => Some(ike),
         }
     }
 
-    /// How ESP travels as long as nothing was negotiated.
+    /// How its packets travel as long as nothing was negotiated.
     pub fn encapsulation(&self) -> Encapsulation {
         match &self.keys {
             Keys::Manual(manual) => manual.encapsulation,
@@ -210,23 +241,26 @@ impl Tunnel {
                 braid_ike::Encapsulation::Udp | braid_ike::Encapsulation::Auto => Encapsulation::Udp,
                 braid_ike::Encapsulation::Esp => Encapsulation::Esp,
             },
+            Keys::WireGuard(_) => Encapsulation::WireGuard,
         }
     }
 
-    /// UDP ports of ESP, ours and the peer's, as long as nothing was negotiated.
+    /// UDP ports, ours and the peer's, as long as nothing was negotiated; 0 for raw ESP.
     pub fn ports(&self) -> (u16, u16) {
         match (&self.keys, self.encapsulation()) {
+            (Keys::WireGuard(wireguard), _) => (wireguard.listen_port, wireguard.remote_port),
             (_, Encapsulation::Esp) => (0, 0),
-            (Keys::Manual(manual), Encapsulation::Udp) => (manual.port, manual.remote_port),
-            (Keys::Ike(_), Encapsulation::Udp) => (NAT_PORT, NAT_PORT),
+            (Keys::Manual(manual), _) => (manual.port, manual.remote_port),
+            (Keys::Ike(_), _) => (NAT_PORT, NAT_PORT),
         }
     }
 
-    /// Every suite that its SAs may have.
+    /// Every suite that its SAs may have, or the one that WireGuard has.
     pub fn suites(&self) -> Vec<Suite> {
         match &self.keys {
             Keys::Manual(manual) => vec![manual.suite],
             Keys::Ike(ike) => ike.suites().collect(),
+            Keys::WireGuard(_) => vec![Suite::ChaCha20Poly1305],
         }
     }
 }

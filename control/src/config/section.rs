@@ -60,11 +60,6 @@ impl<'t> Section<'t> {
         self.table.get(name).map(|value| Item { section: self.schema.path, name, value })
     }
 
-    /// Whether the key is there, also one of a later version.
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.table.contains_key(name)
-    }
-
     /// Reports the key as missing.
     pub(super) fn require(
         &self,

@@ -117,8 +117,11 @@ fn every_error_names_line_key_and_remedy() {
         ("weight = 3", "weight = \"3\"", "tunnel.weight: a string stands where an integer belongs"),
         ("weight = 3", "ike = { psk = \"x\" }", "tunnel.manual: a second way to get keys"),
         ("[core]", "[metrics]\n[core]", "metrics: this version does not do it yet"),
-        ("type = \"ipsec\"", "type = \"wireguard\"", "tunnel.type: this version does not do it yet"),
-        ("type = \"ipsec\"", "type = \"gre\"", "tunnel.type: \"gre\" is no type; \"ipsec\" is right"),
+        (
+            "type = \"ipsec\"",
+            "type = \"gre\"",
+            "tunnel.type: \"gre\" is no type; \"ipsec\" or \"wireguard\" is right",
+        ),
         ("aes128gcm16", "aes129gcm16", "no suite is named \"aes129gcm16\"; known: aes256gcm16, aes128gcm16"),
         (
             "aes128gcm16",

@@ -11,7 +11,7 @@ use super::{
     error::{Fault, Report},
     ike,
     section::{Item, Schema, Section},
-    value,
+    value, wireguard,
 };
 
 static TUNNEL: Schema = Schema {
@@ -36,8 +36,9 @@ static TUNNEL: Schema = Schema {
         "hold-down",
         "manual",
         "ike",
+        "wireguard",
     ],
-    later: &[("wireguard", "use type = \"ipsec\" with [tunnel.ike]")],
+    later: &[],
 };
 
 static PROBE: Schema = Schema { path: "tunnel.probe", keys: &["interval", "multiplier"], later: &[] };
@@ -103,9 +104,11 @@ fn read(
     exposed: &mut bool,
     report: &mut Report,
 ) -> Option<Tunnel> {
-    if let Some(item) = section.get("type") {
-        item.parse(tunnel_type, report)?;
-    }
+    let kind = match section.get("type") {
+        Some(item) => item.parse(tunnel_type, report)?,
+        None if section.get("wireguard").is_some() => Kind::WireGuard,
+        None => Kind::Ipsec,
+    };
     let local = section.get("local").and_then(|item| item.parse(value::host_address, report));
     let remote = section.get("remote").and_then(|item| item.parse(remote, report));
     let role = section.get("role").and_then(|item| item.parse(role, report)).unwrap_or(Role::Initiate);
@@ -119,7 +122,7 @@ fn read(
         .unwrap_or(0);
     let hold_down = section.get("hold-down").and_then(|item| item.parse(hold_down, report));
     let context = ike::Context { local, remote: remote.as_ref(), file, mode };
-    let keys = read_keys(section, &context, exposed, report);
+    let keys = read_keys(section, kind, &context, exposed, report);
     let mut tunnel = Tunnel {
         name,
         line: report.line_of(section.start()),
@@ -161,10 +164,25 @@ fn read(
 
 fn read_keys(
     section: Section<'_>,
+    kind: Kind,
     context: &ike::Context<'_>,
     exposed: &mut bool,
     report: &mut Report,
 ) -> Option<Keys> {
+    let (others, type_of_them): (&[&'static str], _) = match kind {
+        Kind::Ipsec => (&["wireguard"], "wireguard"),
+        Kind::WireGuard => (&["ike", "manual", "local-ts", "remote-ts"], "ipsec"),
+    };
+    for item in others.iter().filter_map(|name| section.get(name)) {
+        let remedy = format!("leave it out, or use type = \"{type_of_them}\"");
+        item.invalid(report, "the tunnel is of another type", remedy);
+    }
+    if kind == Kind::WireGuard {
+        let item = section.require("wireguard", "a [tunnel.wireguard] table below it", report)?;
+        let wireguard = item.section(&wireguard::WIREGUARD, report)?;
+        let file = (context.file, context.mode);
+        return wireguard::read(wireguard, file, exposed, report).map(|read| Keys::WireGuard(Box::new(read)));
+    }
     match (section.get("ike"), section.get("manual")) {
         (Some(_), Some(manual)) => {
             manual.invalid(report, "a second way to get keys", "give [tunnel.ike] or [tunnel.manual]");
@@ -181,7 +199,7 @@ fn read_keys(
             }
             read_manual(manual, report).map(Keys::Manual)
         }
-        (None, None) if section.has("wireguard") => None, // reported already
+        (None, None) if section.get("wireguard").is_some() => None, // reported already
         (None, None) => section.require("ike", "a [tunnel.ike] table below it", report).and(None),
     }
 }
@@ -393,11 +411,15 @@ pub(super) fn choice<T: Copy>(text: &str, what: &str, choices: &[(&str, T)]) -> 
     })
 }
 
-fn tunnel_type(text: &str) -> Result<(), Fault> {
-    match text {
-        "wireguard" => Err(Fault::NotYet { instead: "use type = \"ipsec\" with [tunnel.ike]" }),
-        _ => choice(text, "type", &[("ipsec", ())]),
-    }
+/// The protocol.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Ipsec,
+    WireGuard,
+}
+
+fn tunnel_type(text: &str) -> Result<Kind, Fault> {
+    choice(text, "type", &[("ipsec", Kind::Ipsec), ("wireguard", Kind::WireGuard)])
 }
 
 fn remote(text: &str) -> Result<Remote, Fault> {

@@ -460,7 +460,7 @@ impl Launcher {
             if !self.sent.sockets.contains(local) {
                 let message = match local.port() {
                     0 => ToCoreProcess::RawEsp { local: local.ip() },
-                    _ => ToCoreProcess::Udp { local: *local },
+                    _ => ToCoreProcess::Udp { local: *local, wireguard: socket.wireguard },
                 };
                 core.send(&message, &borrow(&socket.fds)).await?;
                 self.sent.sockets.insert(*local);

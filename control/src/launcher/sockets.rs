@@ -13,6 +13,7 @@ use super::slot;
 #[derive(Debug)]
 pub(super) struct OpenSocket {
     uplink: Option<String>,
+    pub(super) wireguard: bool,
     /// One for each worker; one for raw ESP.
     pub(super) fds: Vec<OwnedFd>,
     /// Raw ESP: the claim that makes it ours alone.
@@ -42,6 +43,11 @@ pub(super) fn open_missing(open: &Sockets, plan: &KernelPlan) -> Result<Sockets,
                     format!("local {local} has one uplink, and it is {is}: use another local or port");
                 return Err(PlanError::Invalid(message));
             }
+            if held.wireguard != wanted.wireguard {
+                let message =
+                    format!("local {local} is of another type of tunnel: use another port, or restart braid");
+                return Err(PlanError::Invalid(message));
+            }
             continue;
         }
         let opened = if is_raw { open_raw(wanted)? } else { open_udp(wanted, plan.workers)? };
@@ -62,7 +68,7 @@ fn planned(plan: &KernelPlan) -> impl Iterator<Item = (&PlannedSocket, bool)> {
 fn open_udp(wanted: &PlannedSocket, workers: u32) -> Result<OpenSocket, PlanError> {
     let uplink = wanted.uplink.clone();
     match braid_dataplane::io::udp::bind(wanted.local, uplink.as_deref(), OUTER_MARK, workers) {
-        Ok(fds) => Ok(OpenSocket { uplink, fds, _claim: None }),
+        Ok(fds) => Ok(OpenSocket { uplink, wireguard: wanted.wireguard, fds, _claim: None }),
         Err(error) => Err(PlanError::Udp { local: wanted.local, uplink, error }),
     }
 }
@@ -75,7 +81,7 @@ fn open_raw(wanted: &PlannedSocket) -> Result<OpenSocket, PlanError> {
         Ok((claim, fd))
     };
     match open() {
-        Ok((claim, fd)) => Ok(OpenSocket { uplink, fds: vec![fd], _claim: Some(claim) }),
+        Ok((claim, fd)) => Ok(OpenSocket { uplink, wireguard: false, fds: vec![fd], _claim: Some(claim) }),
         Err(error) => Err(PlanError::Raw { local, uplink, error }),
     }
 }

@@ -71,6 +71,7 @@ impl Control {
             }
             CoreEvent::SaLifetime { hard: true, .. }
             | CoreEvent::Liveness { .. }
+            | CoreEvent::WireGuard { .. }
             | CoreEvent::Echo { .. }
             | CoreEvent::PathMtu { .. } => {}
         }

@@ -4,8 +4,8 @@ use core::time::Duration;
 
 use braid_api::{Direction, Op, TunnelId};
 
-use super::{Effect, Failure, Note, Offer, Token, Turn};
-use crate::failover::Obstacle;
+use super::{Effect, Failure, Note, Offer, Session, Token, Turn};
+use crate::{config::Role, failover::Obstacle};
 
 impl Turn {
     /// Masks and unmasks what was touched, in one transaction: the first of the turn.
@@ -77,13 +77,19 @@ impl Turn {
             return Some(if self.has_plan_in_force() { Obstacle::NotInstalled } else { Obstacle::NoPlan });
         }
         let is_ike = self.config.tunnels.get(index).is_some_and(|tunnel| tunnel.ike().is_some());
-        let sas = if is_ike { self.ike_obstacle(index, id) } else { self.sa_obstacle(id) };
+        let is_wireguard = self.desired.tables.wireguard.contains_key(&id);
+        let sas = match (is_ike, is_wireguard) {
+            (true, _) => self.ike_obstacle(index, id),
+            (false, true) => self.session_obstacle(index),
+            (false, false) => self.sa_obstacle(id),
+        };
         if let Some(obstacle) = sas {
             // A link that is down is why nothing is negotiated.
             return Some(runtime.health.blocked().unwrap_or(obstacle));
         }
-        let knows_peer =
-            is_ike || self.desired.tables.tunnels.get(&id).is_some_and(|tunnel| tunnel.remote.is_some());
+        let knows_peer = is_ike
+            || is_wireguard
+            || self.desired.tables.tunnels.get(&id).is_some_and(|tunnel| tunnel.remote.is_some());
         if !knows_peer && runtime.heard_from.is_none() {
             return Some(runtime.health.obstacle(now).unwrap_or(Obstacle::NoPeer));
         }
@@ -91,6 +97,18 @@ impl Turn {
             return Some(Obstacle::NotInstalled);
         }
         runtime.health.obstacle(now)
+    }
+
+    fn session_obstacle(&self, index: usize) -> Option<Obstacle> {
+        let runtime = self.tunnels.get(index)?;
+        let by_peer = self.config.tunnels.get(index)?.role == Role::Respond;
+        match (runtime.session, runtime.offer) {
+            (Session::Up, _) | (Session::Unknown, Offer::Live | Offer::Unmasking(_)) => None,
+            (Session::Lost, _) => Some(Obstacle::NoSession { by_peer, lost: true }),
+            (Session::None, _) | (Session::Unknown, Offer::Masked) => {
+                Some(Obstacle::NoSession { by_peer, lost: false })
+            }
+        }
     }
 
     fn sa_obstacle(&self, id: TunnelId) -> Option<Obstacle> {

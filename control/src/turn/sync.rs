@@ -6,19 +6,20 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use braid_api::{
     BootId, Cause, Direction, Epoch, Event as CoreEvent, Hello, MAX_OPS, Op, RejectReason, Rejected, Sa,
-    SaId, SecretKey, Transaction, TunnelId, TunnelState, TunnelStats, Verdict,
+    SaId, SecretKey, Transaction, TunnelId, TunnelState, TunnelStats, Verdict, WireGuard,
 };
 use braid_dataplane::tables::key_check;
 
 use super::{
-    Effect, Note, Offer, SOCKET_RETRY, Stages, Token, Turn,
+    Effect, Note, Offer, SOCKET_RETRY, Session, Stages, Token, Turn,
     ike::{IkeSa, IkeSas, IkeState},
 };
 use crate::{
     config::Config,
-    desired::{Numbers, SaSpec},
+    desired::{Numbers, SaSpec, WireGuardSpec},
     keys::KeyDigest,
     mirror::{Beside, Change, HeldSa, Mirror},
+    wireguard::Secret,
 };
 
 /// Most changes in one transaction, so that others get in between.
@@ -146,6 +147,7 @@ impl Turn {
                 runtime.heard_from = None;
             }
             runtime.ike = IkeState::default();
+            runtime.session = Session::Unknown;
         }
         if hello.stash_entries == 0 {
             self.negotiated.clear();
@@ -353,6 +355,7 @@ impl Turn {
                     self.disagreements = 0;
                 }
                 Change::SetGateway(_)
+                | Change::PutWireGuard(..)
                 | Change::RemoveSa(_)
                 | Change::PutRoute(..)
                 | Change::RemoveRoute(_) => {}
@@ -389,6 +392,7 @@ impl Turn {
             culprit = outstanding.changes.get(rejected.op as usize).and_then(|change| match change {
                 Change::PutTunnel(tunnel) => self.by_name.get(&tunnel.name).copied(),
                 Change::PutSa(_, _, _, spec) => Some(spec.index),
+                Change::PutWireGuard(_, spec) => Some(spec.index),
                 Change::SetGateway(_)
                 | Change::RemoveSa(_)
                 | Change::PutGroup(_)
@@ -431,6 +435,17 @@ impl Turn {
                     }
                     Verdict::Withdrawn => runtime.health.handle_withdrawn(cause, now),
                 }
+                self.touched.insert(index);
+            }
+            CoreEvent::WireGuard { tunnel, up } => {
+                let Some(index) = self.index(tunnel) else { return };
+                let Some(runtime) = self.tunnels.get_mut(index) else { return };
+                runtime.session = match (up, runtime.session) {
+                    (true, _) => Session::Up,
+                    (false, Session::Up | Session::Lost) => Session::Lost,
+                    (false, Session::Unknown | Session::None) => Session::None,
+                };
+                runtime.unexplained &= !up;
                 self.touched.insert(index);
             }
             CoreEvent::SaLifetime { sa, hard } => {
@@ -551,6 +566,7 @@ fn op(change: &Change, config: &Config, boot: BootId) -> Op {
     match change {
         Change::SetGateway(settings) => Op::SetGateway(settings.clone()),
         Change::PutTunnel(tunnel) => Op::PutTunnel(tunnel.clone()),
+        Change::PutWireGuard(id, spec) => Op::PutWireGuard(wireguard(config, *id, spec)),
         Change::RemoveSa(id) => Op::RemoveSa(*id),
         Change::PutSa(id, tunnel, direction, spec) => Op::PutSa(Sa {
             id: *id,
@@ -584,6 +600,20 @@ fn key(config: &Config, direction: Direction, spec: &SaSpec) -> SecretKey {
     SecretKey::new(key.map_or_else(Vec::new, |key| key.expose().to_vec()))
 }
 
+/// As with [`key`], the index is valid.
+fn wireguard(config: &Config, tunnel: TunnelId, spec: &WireGuardSpec) -> WireGuard {
+    let keys = config.tunnels.get(spec.index).and_then(|tunnel| tunnel.wireguard());
+    let material = |secret: &Secret| SecretKey::new(secret.expose().to_vec());
+    WireGuard {
+        tunnel,
+        private_key: keys.map_or(SecretKey::new(Vec::new()), |keys| material(&keys.private_key)),
+        peer_public_key: spec.peer.0,
+        preshared_key: keys.and_then(|keys| keys.preshared_key.as_ref()).map(material),
+        keepalive: spec.keepalive,
+        initiate: spec.initiate,
+    }
+}
+
 /// Upper estimate of a change's length in a frame, in bytes.
 fn weight_of(change: &Change) -> usize {
     const PREFIX: usize = 20;
@@ -601,6 +631,7 @@ fn weight_of(change: &Change) -> usize {
         Change::PutGroup(group) => 20 + group.members.len() * PREFIX,
         Change::SetGateway(settings) => 100 + (settings.icmp_source.len() + settings.own.len()) * PREFIX,
         Change::PutRoute(..) => 100,
+        Change::PutWireGuard(..) => 200,
         Change::RemoveSa(_)
         | Change::RemoveRoute(_)
         | Change::RemoveGroup(_)

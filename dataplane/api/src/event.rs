@@ -150,6 +150,10 @@ pub enum RejectReason {
     BadBfd,
     /// The stash is full or the value too long.
     StashFull,
+    /// Keys of WireGuard for a tunnel of ESP, or an SA for one of WireGuard.
+    OtherProtocol,
+    /// Another tunnel of the same socket and private key has this peer.
+    PeerTaken,
 }
 
 /// Which of both ends a fault concerns.
@@ -241,6 +245,13 @@ pub enum Event {
         tunnel: TunnelId,
         /// From where.
         remote: SocketAddr,
+    },
+    /// A WireGuard tunnel has a session, or none any more; told again after its keys were put.
+    WireGuard {
+        /// Which tunnel.
+        tunnel: TunnelId,
+        /// Packets can be sent.
+        up: bool,
     },
     /// An echo that [`crate::Query::Echo`] asked for came back.
     Echo {

@@ -65,6 +65,8 @@ pub enum ToCoreProcess {
     Udp {
         /// Bound address.
         local: SocketAddr,
+        /// It is WireGuard's, not ESP's and IKE's.
+        wireguard: bool,
     },
     /// One descriptor: a raw socket of IP protocol 50 bound to `local`.
     RawEsp {
@@ -173,4 +175,6 @@ pub struct PlannedSocket {
     pub local: SocketAddr,
     /// Bound to this interface.
     pub uplink: Option<String>,
+    /// It is WireGuard's, not ESP's and IKE's.
+    pub wireguard: bool,
 }

@@ -34,11 +34,13 @@ pub use ids::{BootId, Epoch, Generation, GroupId, SaId, Spi, TunnelId};
 pub use op::{
     Allowed, Bfd, DfPolicy, Direction, Encapsulation, Flow, GatewaySettings, Group, MAX_OPS,
     MAX_STASH_ENTRIES, MAX_STASH_LEN, MAX_TRAFFIC, Member, Op, Probe, Sa, Selectors, StashValue, Target,
-    ToCore, Transaction, Tunnel,
+    ToCore, Transaction, Tunnel, WireGuard,
 };
-pub use query::{Answer, BfdState, BfdStats, PathAnswer, Query, SaStats, Stats, TunnelState, TunnelStats};
+pub use query::{
+    Answer, BfdState, BfdStats, PathAnswer, Query, SaStats, Stats, TunnelState, TunnelStats, WireGuardStats,
+};
 pub use secret::SecretKey;
 pub use suite::Suite;
 
 /// Version of everything in this crate; a difference refuses the connection.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 8;

@@ -63,6 +63,9 @@ pub enum Op {
     PutSa(Sa),
     /// Removes an SA; its id is never free again.
     RemoveSa(SaId),
+    /// The keys of a WireGuard tunnel. The same as before change nothing, so that its session goes on; others end
+    /// it. They go with the tunnel.
+    PutWireGuard(WireGuard),
     /// Creates or replaces an ECMP group.
     PutGroup(Group),
     /// Removes a group. Rejected while a route names it.
@@ -128,13 +131,15 @@ pub struct GatewaySettings {
     pub own: Vec<IpAddr>,
 }
 
-/// How ESP travels.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// How a tunnel's packets travel.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Encapsulation {
-    /// In UDP (RFC 3948).
+    /// ESP in UDP (RFC 3948).
     Udp,
-    /// As IP protocol 50 (RFC 4303).
+    /// ESP as IP protocol 50 (RFC 4303).
     Esp,
+    /// WireGuard, in UDP.
+    WireGuard,
 }
 
 /// What happens to a packet with DF set that is too big.
@@ -197,9 +202,9 @@ pub struct Tunnel {
     /// an address that is not known yet is learnt, since whoever replays faster than the peer sends
     /// could move it.
     pub follow_remote: bool,
-    /// How ESP travels.
+    /// How its packets travel.
     pub encapsulation: Encapsulation,
-    /// A NAT's mapping is kept open while nothing else is sent; in UDP only.
+    /// A NAT's mapping is kept open while nothing else is sent; for ESP in UDP only.
     pub keepalive: bool,
     /// Our inside addresses.
     pub inside: Vec<IpAddr>,
@@ -261,6 +266,24 @@ pub struct Sa {
     pub replay_window: u32,
     /// Accepted inner addresses.
     pub selectors: Selectors,
+}
+
+/// The keys of a WireGuard tunnel: Curve25519, in 32 bytes each.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WireGuard {
+    /// Of [`Encapsulation::WireGuard`]. Tunnels of one socket may share our key, but not the peer's.
+    pub tunnel: TunnelId,
+    /// Ours.
+    pub private_key: SecretKey,
+    /// The peer's.
+    pub peer_public_key: [u8; 32],
+    /// Mixed into every handshake.
+    pub preshared_key: Option<SecretKey>,
+    /// A packet is sent after so many seconds without one.
+    pub keepalive: Option<u16>,
+    /// A session is made whenever there is none, for as long as the peer's address is known; else only when there
+    /// is something to send.
+    pub initiate: bool,
 }
 
 /// A member of a group.

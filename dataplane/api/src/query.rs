@@ -102,6 +102,17 @@ pub struct TunnelStats {
     pub buckets: u32,
     /// Its BFD sessions, at most one for each family.
     pub bfd: Vec<BfdStats>,
+    /// Of a WireGuard tunnel that has keys.
+    pub wireguard: Option<WireGuardStats>,
+}
+
+/// Where a WireGuard tunnel stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WireGuardStats {
+    /// Since the last handshake that made the session in use; `None`: there is no session.
+    pub last_handshake: Option<Duration>,
+    /// Handshakes since its keys were put.
+    pub handshakes: u64,
 }
 
 /// A state of BFD (RFC 5880 section 4.1).

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    ops::Range,
     sync::{Arc, MutexGuard},
 };
 
@@ -36,10 +37,12 @@ pub enum Wire {
     Esp4,
     /// Raw ESP, without its IPv6 header.
     Esp6,
+    /// UDP: WireGuard.
+    WireGuard,
 }
 
 impl Wire {
-    /// Of the socket that is bound to this address; port 0 is raw ESP.
+    /// Of the socket of ESP and IKE that is bound to this address; port 0 is raw ESP.
     pub fn of(local: SocketAddr) -> Self {
         match local {
             SocketAddr::V4(_) if local.port() == 0 => Wire::Esp4,
@@ -72,6 +75,20 @@ impl Arrival {
     /// Datagrams that were just received.
     pub fn new(slot: usize, len: usize, segment: usize, from: SocketAddr, tos: u8, wire: Wire) -> Self {
         Arrival { slot, len, segment: segment.max(1), from, tos, wire, done: 0 }
+    }
+
+    /// Where the next datagram lies.
+    #[inline]
+    pub(super) fn next(&mut self) -> Option<Range<usize>> {
+        let at = self.done..(self.done + self.segment).min(self.len);
+        self.done = at.end;
+        (!at.is_empty()).then_some(at)
+    }
+
+    /// The datagram there is not dealt with.
+    #[inline]
+    pub(super) fn again(&mut self, at: &Range<usize>) {
+        self.done = at.start;
     }
 }
 
@@ -128,16 +145,17 @@ impl Forwarder {
         arrival: &mut Arrival,
         now: Now,
     ) -> Progress {
+        if arrival.wire == Wire::WireGuard {
+            return self.inward_wireguard(tables, slots, arrival, now);
+        }
         let mut current: Option<Current<'_>> = None;
         let mut progress = Progress::Done;
-        while arrival.done < arrival.len {
+        while let Some(Range { start, end }) = arrival.next() {
             if self.lan.is_full() {
+                arrival.again(&(start..end));
                 progress = Progress::Full;
                 break;
             }
-            let start = arrival.done;
-            let end = (start + arrival.segment).min(arrival.len);
-            arrival.done = end;
             let Some(start) = self.esp_start(slots.slot(arrival.slot), start, end, arrival) else { continue };
             let esp = &slots.slot(arrival.slot)[start..end];
             let spi = Spi(u32::from_be_bytes([esp[0], esp[1], esp[2], esp[3]]));
@@ -197,16 +215,16 @@ impl Forwarder {
                 }
                 Some(start + header)
             }
-            Wire::Esp6 if datagram.len() < 8 => {
+            Wire::Esp6 | Wire::WireGuard if datagram.len() < 8 => {
                 self.drop(DropReason::Truncated, 1);
                 None
             }
-            Wire::Esp6 => Some(start),
+            Wire::Esp6 | Wire::WireGuard => Some(start),
         }
     }
 
     /// Control gets it whatever the load is.
-    fn punt(&mut self, message: core::ops::Range<usize>) {
+    fn punt(&mut self, message: Range<usize>) {
         if self.punted.len() < MAX_REPLIES {
             self.punted.push(message);
         } else {
@@ -221,7 +239,7 @@ impl Forwarder {
         of: &mut Current<'_>,
         slots: &mut impl Slots,
         arrival: &Arrival,
-        at: core::ops::Range<usize>,
+        at: Range<usize>,
         now: Now,
     ) -> Result<(), DropReason> {
         let slot = slots.slot_mut(arrival.slot);
@@ -250,37 +268,55 @@ impl Forwarder {
             NEXT_HEADER_IPV4 | NEXT_HEADER_IPV6 => return Err(DropReason::DecryptedMalformed),
             _ => return Err(DropReason::BadTrailer),
         }
-        let packet = match packet::parse_usual_v4(inner) {
-            Some(packet) => packet,
-            None => packet::parse(inner).map_err(|_| DropReason::DecryptedMalformed)?,
-        };
-        let inner = &mut inner[..packet.len];
+        let packet = self.parse_opened(inner)?;
         of.packets += 1;
         of.bytes += packet.len as u64;
         if !of.sa.any && !of.sa.accepts(packet.source(), packet.destination()) {
             return Err(DropReason::SelectorIn);
         }
-        if !self.source_allowed(tables, of.tunnel, &packet) {
+        self.deliver(tables, of.tunnel, &packet, slots, arrival, at.start + opened.start, now)
+    }
+
+    /// What came out of a tunnel.
+    #[inline(always)]
+    pub(super) fn parse_opened(&self, inner: &[u8]) -> Result<Packet, DropReason> {
+        match packet::parse_usual_v4(inner) {
+            Some(packet) => Ok(packet),
+            None => packet::parse(inner).map_err(|_| DropReason::DecryptedMalformed),
+        }
+    }
+
+    /// Takes an authentic packet, which begins at `start` in the arrival's slot, as far as the LAN.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "inlined into both protocols")]
+    pub(super) fn deliver(
+        &mut self,
+        tables: &Tables,
+        tunnel: &Tunnel,
+        packet: &Packet,
+        slots: &mut impl Slots,
+        arrival: &Arrival,
+        start: usize,
+        now: Now,
+    ) -> Result<(), DropReason> {
+        if !self.source_allowed(tables, tunnel, packet) {
             return Err(DropReason::SourceNotAllowed);
         }
+        let inner = &mut slots.slot_mut(arrival.slot)[start..start + packet.len];
         if arrival.tos & 0b11 != 0 {
             ecn::decapsulate(arrival.tos, inner, packet.v6, packet.tos)
                 .map_err(|_| DropReason::EcnIllegal)?;
         }
-        let to_us = of.tunnel.settings.inside.contains(&packet.destination());
-        if to_us && self.answer(of.tunnel, &packet, inner, now)? {
+        let to_us = tunnel.settings.inside.contains(&packet.destination());
+        if to_us && self.answer(tunnel, packet, inner, now)? {
             return Ok(());
         }
         if self.overloaded && !to_us {
             return Err(DropReason::Overload);
         }
-        mss::clamp(inner, &packet, of.tunnel.settings.clamp_mtu, false);
-        let place = Place {
-            slot: arrival.slot as u16,
-            start: (at.start + opened.start) as u16,
-            len: packet.len as u16,
-        };
-        self.lan.push(&packet, place, slots);
+        mss::clamp(inner, packet, tunnel.settings.clamp_mtu, false);
+        let place = Place { slot: arrival.slot as u16, start: start as u16, len: packet.len as u16 };
+        self.lan.push(packet, place, slots);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! From the LAN to the wire: look up, choose a tunnel, cut up, place in a run.
 
-use std::{net::IpAddr, ops::Range, sync::Arc};
+use std::{net::IpAddr, ops::Range};
 
 use braid_api::{DfPolicy, GroupId, Target, TunnelId};
 
@@ -12,11 +12,10 @@ use super::{
 };
 use crate::{
     drop_reason::DropReason,
-    esp::sa::OutboundSa,
     offload::{segment::Segmenter, vnet::Vnet},
     packet::{self, Packet},
     runs::{Kind, NoPlace},
-    tables::{Tables, Tunnel},
+    tables::{Carrier, Tables, Tunnel},
 };
 
 /// A packet from the device, and how much of it has been dealt with.
@@ -172,8 +171,11 @@ impl Forwarder {
         now: Now,
     ) -> Progress {
         let packet = &of.packet;
-        let Some(sa) = &tunnel.outbound else { return self.end(DropReason::NoSa, 1) };
-        if !sa.any && !sa.accepts(packet.source(), packet.destination()) {
+        let Some(carrier) = &tunnel.outbound else { return self.end(DropReason::NoSa, 1) };
+        if let Carrier::Esp(sa) = carrier
+            && !sa.any
+            && !sa.accepts(packet.source(), packet.destination())
+        {
             return self.end(DropReason::SelectorOut, 1);
         }
         let at = departure.at.start..departure.at.start + packet.len;
@@ -184,7 +186,7 @@ impl Forwarder {
         let kind = kind(&of.packet);
         let last = self.flows.last_run(of.flow);
         departure.kept = true;
-        match self.runs.keep(tunnel, sa, kind, buffer, at, last) {
+        match self.runs.keep(tunnel, carrier, kind, buffer, at, last) {
             Ok(()) => Progress::Done,
             Err(NoPlace::Full) => Progress::Full,
             Err(NoPlace::NoRemote) => self.end(DropReason::NoSa, 1),
@@ -201,7 +203,7 @@ impl Forwarder {
         departure: &mut Departure,
         now: Now,
     ) -> Progress {
-        let Some(sa) = &tunnel.outbound else { return self.end(DropReason::NoSa, 1) };
+        let Some(carrier) = &tunnel.outbound else { return self.end(DropReason::NoSa, 1) };
         let packet = &of.packet;
         let Ok(segments) = Segmenter::new(bytes, packet, departure.vnet) else {
             return self.end(DropReason::InnerMalformed, 1);
@@ -209,7 +211,7 @@ impl Forwarder {
         if segments.largest() > usize::from(tunnel.mtu) {
             let may_fragment = !packet.v6 && (!packet.df || tunnel.settings.df == DfPolicy::Clear);
             if may_fragment {
-                return self.fragment(tunnel, sa, &of, &segments, &mut departure.placed);
+                return self.fragment(tunnel, carrier, &of, &segments, &mut departure.placed);
             }
             if self.errors.len() < super::MAX_REPLIES && self.limiter.allow(now.nanos) {
                 let sources = &tables.settings().icmp_source;
@@ -220,7 +222,7 @@ impl Forwarder {
         let kind = kind(&of.packet);
         let last = self.flows.last_run(of.flow);
         for index in departure.placed.0..segments.count() {
-            match self.runs.place(tunnel, sa, kind, segments.len(index), last) {
+            match self.runs.place(tunnel, carrier, kind, segments.len(index), last) {
                 Ok(out) => segments.write(index, out),
                 Err(NoPlace::Full) => {
                     departure.placed.0 = index;
@@ -239,7 +241,7 @@ impl Forwarder {
     fn fragment(
         &mut self,
         tunnel: &Tunnel,
-        sa: &Arc<OutboundSa>,
+        carrier: &Carrier,
         of: &InFlow,
         segments: &Segmenter<'_>,
         placed: &mut (usize, usize),
@@ -249,7 +251,7 @@ impl Forwarder {
             whole.clear();
             whole.resize(segments.len(index), 0);
             segments.write(index, &mut whole);
-            let progress = self.fragment_one(tunnel, sa, of, &whole, &mut placed.1);
+            let progress = self.fragment_one(tunnel, carrier, of, &whole, &mut placed.1);
             self.scratch = whole;
             if progress == Progress::Full {
                 placed.0 = index;
@@ -263,7 +265,7 @@ impl Forwarder {
     fn fragment_one(
         &mut self,
         tunnel: &Tunnel,
-        sa: &Arc<OutboundSa>,
+        carrier: &Carrier,
         of: &InFlow,
         whole: &[u8],
         placed: &mut usize,
@@ -272,7 +274,7 @@ impl Forwarder {
         let kind = kind(&of.packet);
         let last = self.flows.last_run(of.flow);
         if whole.len() <= mtu {
-            return match self.runs.place(tunnel, sa, kind, whole.len(), last) {
+            return match self.runs.place(tunnel, carrier, kind, whole.len(), last) {
                 Ok(out) => {
                     out.copy_from_slice(whole);
                     Progress::Done
@@ -283,7 +285,7 @@ impl Forwarder {
         }
         let Some(fragments) = Fragmenter::new(whole, mtu) else { return self.end(DropReason::TooBig, 1) };
         for index in *placed..fragments.count() {
-            match self.runs.place(tunnel, sa, kind, fragments.len(index), last) {
+            match self.runs.place(tunnel, carrier, kind, fragments.len(index), last) {
                 Ok(out) => fragments.write(index, out),
                 Err(NoPlace::Full) => {
                     *placed = index;
@@ -297,11 +299,11 @@ impl Forwarder {
 
     /// A packet of the gateway's own into one tunnel, masked or not: a ping's reply.
     pub(super) fn reply(&mut self, tunnel: &Tunnel, packet: &Packet, bytes: &[u8]) {
-        let Some(sa) = &tunnel.outbound else { return };
+        let Some(carrier) = &tunnel.outbound else { return };
         let flow = self.flows.place(&packet.key);
         let last = self.flows.last_run(flow);
         if packet.len <= usize::from(tunnel.mtu)
-            && let Ok(out) = self.runs.place(tunnel, sa, kind(packet), packet.len, last)
+            && let Ok(out) = self.runs.place(tunnel, carrier, kind(packet), packet.len, last)
         {
             out.copy_from_slice(&bytes[..packet.len]);
         }

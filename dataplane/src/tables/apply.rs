@@ -15,11 +15,12 @@ use std::{
 use braid_api::{
     BootId, Encapsulation, Epoch, GatewaySettings, Generation, GroupId, MAX_OPS, MAX_STASH_ENTRIES,
     MAX_STASH_LEN, Member, Op, RejectReason, Rejected, Sa, SaId, StashValue, Target, Transaction, TunnelId,
+    WireGuard,
 };
 use ipnet::IpNet;
 
 use super::{
-    Change, Group, MAX_GROUPS, MAX_MEMBERS, MAX_TUNNELS, Reader, Tables, Ticks, Tunnel, TunnelLive,
+    Carrier, Change, Group, MAX_GROUPS, MAX_MEMBERS, MAX_TUNNELS, Reader, Tables, Ticks, Tunnel, TunnelLive,
     TunnelStates,
     fib::Route,
     ledger::{GroupEntry, Ledger, TunnelEntry},
@@ -28,7 +29,7 @@ use super::{
     sas::{Foundry, SaHandle},
     state::{BY_CORE, DRAINING, MASKED},
 };
-use crate::esp::Engine;
+use crate::{esp::Engine, wireguard::Peer};
 
 /// Longest name of a tunnel, in bytes.
 const MAX_NAME_LEN: usize = 64;
@@ -296,6 +297,7 @@ impl Attempt<'_> {
             Op::RemoveTunnel(id) => self.remove_tunnel(id),
             Op::PutSa(sa) => self.put_sa(sa),
             Op::RemoveSa(id) => self.remove_sa(id),
+            Op::PutWireGuard(settings) => self.put_wireguard(&settings),
             Op::PutGroup(settings) => self.put_group(settings),
             Op::RemoveGroup(id) => self.remove_group(id),
             Op::PutRoute { prefix, target } => self.put_route(prefix, target),
@@ -343,8 +345,16 @@ impl Attempt<'_> {
             self.done.remotes.push((old.live.clone(), remote));
         }
         let remote = moved.or_else(|| old.live.remote());
-        let tunnel = Tunnel::new(Arc::new(settings), old.outbound.clone(), old.live.clone(), remote);
+        let other_protocol = is_wireguard(&old.settings) != is_wireguard(&settings);
+        if other_protocol {
+            self.forget_peer(old);
+        }
+        let outbound = if other_protocol { None } else { old.outbound.clone() };
+        let tunnel = Tunnel::new(Arc::new(settings), outbound, old.live.clone(), remote);
         self.install(TunnelEntry { tunnel: Arc::new(tunnel), synced: self.sync, ..entry });
+        if other_protocol {
+            self.renew_tunnel(id);
+        }
         self.done.tunnels.push(id);
         Ok(())
     }
@@ -396,6 +406,7 @@ impl Attempt<'_> {
         for sa in &entry.sas {
             self.forget_sa(*sa);
         }
+        self.forget_peer(&entry.tunnel);
         // Before the slot is cleared: a mask is set before the tables change.
         self.set_state(id, MASKED, DRAINING | BY_CORE)?;
         self.ledger.set_name(&entry.tunnel.settings.name, None);
@@ -405,8 +416,64 @@ impl Attempt<'_> {
         Ok(())
     }
 
+    /// WireGuard's keys of a tunnel that goes, or that has another protocol from now on.
+    fn forget_peer(&mut self, tunnel: &Tunnel) {
+        if let Some(peer) = tunnel.outbound.as_ref().and_then(Carrier::wireguard) {
+            self.change(Change::Peer(peer.index, None));
+        }
+    }
+
+    fn put_wireguard(&mut self, settings: &WireGuard) -> Outcome {
+        let id = settings.tunnel;
+        let entry = self.ledger.tunnel(id).cloned().ok_or(RejectReason::UnknownTunnel)?;
+        let old = &entry.tunnel;
+        if !is_wireguard(&old.settings) {
+            return Err(RejectReason::OtherProtocol);
+        }
+        let check = self.foundry.wireguard_check(settings);
+        let before = old.outbound.as_ref().and_then(Carrier::wireguard);
+        if before.is_some_and(|before| before.check == check) {
+            self.done.tunnels.push(id);
+            return Ok(());
+        }
+        let peers = &self.tables.peers;
+        let peer = Arc::new(self.foundry.make_peer(settings, check, |index| peers.contains_key(&index))?);
+        // By the socket, our key and its own, an initiation finds its peer.
+        let same = |other: &Arc<Peer>| {
+            other.tunnel != id
+                && other.public_key == peer.public_key
+                && Arc::ptr_eq(&other.identity, &peer.identity)
+                && self
+                    .ledger
+                    .tunnel(other.tunnel)
+                    .is_some_and(|entry| entry.tunnel.settings.local == old.settings.local)
+        };
+        if peers.values().any(same) {
+            return Err(RejectReason::PeerTaken);
+        }
+        if let Some(before) = before {
+            self.change(Change::Peer(before.index, None));
+        }
+        self.change(Change::Peer(peer.index, Some(peer.clone())));
+        let remote = self.remote_of(old);
+        let carrier = Some(Carrier::WireGuard(peer));
+        let tunnel = Arc::new(Tunnel::new(old.settings.clone(), carrier, old.live.clone(), remote));
+        self.install(TunnelEntry { tunnel, ..entry });
+        self.done.tunnels.push(id);
+        Ok(())
+    }
+
+    /// Where the peer is, or will be once this transaction is in force.
+    fn remote_of(&self, tunnel: &Tunnel) -> Option<SocketAddr> {
+        let pending = self.done.remotes.iter().rev().find(|(live, _)| Arc::ptr_eq(live, &tunnel.live));
+        pending.map(|(_, remote)| *remote).or_else(|| tunnel.live.remote())
+    }
+
     fn put_sa(&mut self, sa: Sa) -> Outcome {
         let (id, tunnel) = (sa.id, sa.tunnel);
+        if self.ledger.tunnel(tunnel).is_some_and(|entry| is_wireguard(&entry.tunnel.settings)) {
+            return Err(RejectReason::OtherProtocol);
+        }
         let (handle, check) = self.foundry.make(sa, self.ledger, self.now)?;
         if let SaHandle::In(inbound) = &handle {
             if self.tables.inbound.contains_key(&inbound.spi) {
@@ -446,13 +513,13 @@ impl Attempt<'_> {
     /// Brings a tunnel's outbound SA and MTU up to date: the newest SA carries it.
     fn renew_tunnel(&mut self, id: TunnelId) {
         let Some(entry) = self.ledger.tunnel(id).cloned() else { return };
-        let outbound = entry.sas.iter().rev().find_map(|sa| match self.ledger.sa(*sa)? {
-            SaHandle::Out(outbound) => Some(outbound.clone()),
+        let newest = entry.sas.iter().rev().find_map(|sa| match self.ledger.sa(*sa)? {
+            SaHandle::Out(outbound) => Some(Carrier::Esp(outbound.clone())),
             SaHandle::In(_) => None,
         });
         let old = &entry.tunnel;
-        let pending = self.done.remotes.iter().rev().find(|(live, _)| Arc::ptr_eq(live, &old.live));
-        let remote = pending.map(|(_, remote)| *remote).or_else(|| old.live.remote());
+        let outbound = if is_wireguard(&old.settings) { old.outbound.clone() } else { newest };
+        let remote = self.remote_of(old);
         let tunnel = Tunnel::new(old.settings.clone(), outbound, old.live.clone(), remote);
         self.install(TunnelEntry { tunnel: Arc::new(tunnel), ..entry });
     }
@@ -573,6 +640,10 @@ impl Attempt<'_> {
     fn put_stash(&mut self, key: u64, value: StashValue) -> Outcome {
         put_stash(self.ledger, key, value)
     }
+}
+
+fn is_wireguard(settings: &braid_api::Tunnel) -> bool {
+    settings.encapsulation == Encapsulation::WireGuard
 }
 
 fn put_stash(ledger: &mut Ledger, key: u64, value: StashValue) -> Outcome {

@@ -24,8 +24,10 @@ pub(super) fn dump(writer: &mut Writer) -> Dump {
             tables.tunnels().map(|tunnel| (tunnel.settings.id, Arc::as_ptr(tunnel))).collect();
         let groups: Vec<_> = tables.groups.iter().flatten().map(Arc::as_ptr).collect();
         let inbound: BTreeMap<_, _> = tables.inbound.iter().map(|(spi, sa)| (spi, Arc::as_ptr(sa))).collect();
-        let outbound: Vec<_> =
-            tables.tunnels().map(|tunnel| tunnel.outbound.as_ref().map(Arc::as_ptr)).collect();
+        let outbound: Vec<_> = tables
+            .tunnels()
+            .map(|tunnel| tunnel.outbound.as_ref().and_then(Carrier::esp).map(Arc::as_ptr))
+            .collect();
         let settings = Arc::as_ptr(&tables.settings);
         format!(
             "{} {routes:?} {tunnels:?} {groups:?} {inbound:?} {outbound:?} {settings:?}",
@@ -289,7 +291,7 @@ impl Model {
             let Some(tunnel) = tunnel else { continue };
             assert_eq!(tunnel.settings.name, format!("n{}", self.tunnels[&id].0));
             let newest = self.sas.iter().rev().find(|(_, sa)| sa.0 == id && sa.1).map(|(id, _)| SaId(*id));
-            assert_eq!(tunnel.outbound.as_ref().map(|sa| sa.id), newest);
+            assert_eq!(tunnel.outbound.as_ref().and_then(Carrier::esp).map(|sa| sa.id), newest);
             let mtu = match (self.tunnels[&id].1, newest) {
                 (1500, Some(_)) => 1438,
                 (1500, None) => 1406,

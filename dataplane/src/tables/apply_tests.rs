@@ -104,7 +104,7 @@ fn refused(writer: &mut Writer, ops: Vec<Op>) -> RejectReason {
 fn outbound(writer: &Writer, id: u32) -> Arc<OutboundSa> {
     let mut reader = writer.reader();
     let tables = reader.enter();
-    tables.tunnel(TunnelId(id)).unwrap().outbound.clone().unwrap()
+    tables.tunnel(TunnelId(id)).unwrap().outbound.as_ref().and_then(Carrier::esp).cloned().unwrap()
 }
 
 fn inbound(writer: &Writer, spi: u32) -> Option<Arc<InboundSa>> {

@@ -44,9 +44,9 @@ pub use left_right::{Guard, Reader};
 pub use sas::key_check;
 pub use state::{MAX_TUNNELS, TunnelStates};
 pub use ticks::Ticks;
-pub use tunnel::{Tunnel, TunnelLive};
+pub use tunnel::{Carrier, Tunnel, TunnelLive};
 
-use crate::esp::sa::InboundSa;
+use crate::{esp::sa::InboundSa, wireguard::Peer};
 use fib::{Fib, Route};
 
 /// Most groups that the core holds.
@@ -60,6 +60,7 @@ pub struct Tables {
     tunnels: Vec<Option<Arc<Tunnel>>>,
     groups: Vec<Option<Arc<Group>>>,
     inbound: HashMap<Spi, Arc<InboundSa>, SpiHash>,
+    peers: HashMap<u32, Arc<Peer>, SpiHash>,
     states: TunnelStates,
 }
 
@@ -71,6 +72,7 @@ enum Change {
     Tunnel(TunnelId, Option<Arc<Tunnel>>),
     Group(GroupId, Option<Arc<Group>>),
     Inbound(Spi, Option<Arc<InboundSa>>),
+    Peer(u32, Option<Arc<Peer>>),
 }
 
 impl Tables {
@@ -82,6 +84,7 @@ impl Tables {
             tunnels: Vec::new(),
             groups: Vec::new(),
             inbound: HashMap::default(),
+            peers: HashMap::default(),
             states,
         }
     }
@@ -115,6 +118,12 @@ impl Tables {
     #[inline]
     pub fn inbound(&self, spi: Spi) -> Option<&Arc<InboundSa>> {
         self.inbound.get(&spi)
+    }
+
+    /// The WireGuard peer that a received index names.
+    #[inline]
+    pub fn peer(&self, index: u32) -> Option<&Arc<Peer>> {
+        self.peers.get(&index)
     }
 
     /// What concerns all tunnels.
@@ -170,6 +179,13 @@ impl Tables {
                     None => self.inbound.remove(&spi),
                 },
             ),
+            Change::Peer(index, peer) => Change::Peer(
+                index,
+                match peer {
+                    Some(peer) => self.peers.insert(index, peer),
+                    None => self.peers.remove(&index),
+                },
+            ),
         }
     }
 }
@@ -184,7 +200,7 @@ fn replace_at<T>(list: &mut Vec<Option<T>>, index: u32, value: Option<T>) -> Opt
     std::mem::replace(&mut list[index], value)
 }
 
-/// A cheap hash of SPIs, which our own control has chosen: there is nobody to flood the table.
+/// A cheap hash of SPIs and of WireGuard's indexes, which we have chosen: there is nobody to flood the table.
 #[derive(Clone, Copy, Default)]
 struct SpiHash;
 

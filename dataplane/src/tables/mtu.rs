@@ -10,13 +10,17 @@ use crate::esp::Layout;
 const UDP_HEADER: u16 = 8;
 const IPV4_HEADER: u16 = 20;
 const IPV6_HEADER: u16 = 40;
+const WIREGUARD: u16 = crate::wireguard::OVERHEAD as u16;
 
 /// Largest inner packet, in bytes, that fits an outer packet of `path_mtu` bytes; 0 when none does.
+/// WireGuard has one suite: `suite` does not count then.
 pub fn inner_mtu(path_mtu: u16, outer_is_v6: bool, encapsulation: Encapsulation, suite: Suite) -> u16 {
     let ip = if outer_is_v6 { IPV6_HEADER } else { IPV4_HEADER };
     let udp = match encapsulation {
         Encapsulation::Udp => UDP_HEADER,
         Encapsulation::Esp => 0,
+        // Padding stops at the MTU, whatever the suite's.
+        Encapsulation::WireGuard => return path_mtu.saturating_sub(ip + UDP_HEADER + WIREGUARD),
     };
     // Not above `path_mtu`, hence within 16 bits.
     Layout::of(suite).max_payload(usize::from(path_mtu.saturating_sub(ip + udp))) as u16
@@ -57,6 +61,9 @@ mod tests {
         }
         assert_eq!(inner_mtu(1500, false, Encapsulation::Udp, Suite::ChaCha20Poly1305), 1438);
         assert_eq!(inner_mtu(1500, true, Encapsulation::Udp, Suite::Aes128Gcm16), 1418);
+        // The 1420 bytes that wg-quick takes are those of IPv6.
+        assert_eq!(inner_mtu(1500, true, Encapsulation::WireGuard, Suite::Aes128Gcm16), 1420);
+        assert_eq!(inner_mtu(1500, false, Encapsulation::WireGuard, Suite::Aes128Gcm16), 1440);
         assert_eq!(inner_mtu(9001, false, Encapsulation::Esp, Suite::Aes128Gcm16), 8946);
     }
 

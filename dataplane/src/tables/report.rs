@@ -7,7 +7,7 @@ use braid_api::{
     TunnelStats, TunnelSummary, VERSION,
 };
 
-use super::{BUCKETS, Ticks, Writer, sas::SaHandle};
+use super::{BUCKETS, Carrier, Ticks, Writer, sas::SaHandle};
 
 /// Bytes of stash in one answer: half a frame, so that the rest of the message fits whatever it is.
 const STASH_ANSWER_LEN: usize = MAX_FRAME_LEN / 2;
@@ -80,6 +80,12 @@ impl Writer {
                 remote: live.remote(),
                 buckets: buckets.get(id.0 as usize).copied().unwrap_or(0),
                 bfd: live.bfd().collect(),
+                wireguard: entry
+                    .tunnel
+                    .outbound
+                    .as_ref()
+                    .and_then(Carrier::wireguard)
+                    .map(|peer| peer.stats()),
             }
         });
         entries.collect()

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use braid_api::{BootId, Direction, RejectReason, Sa, SaId, SaSummary, Spi, Suite, TunnelId};
+use braid_api::{BootId, Direction, RejectReason, Sa, SaId, SaSummary, Spi, Suite, TunnelId, WireGuard};
 use ring::hmac;
 
 use super::ledger::Ledger;
@@ -11,6 +11,7 @@ use crate::esp::{
     Engine, Opener, Replay, Sealer,
     sa::{Identity, InboundSa, OutboundSa},
 };
+use crate::wireguard::{Identities, Peer};
 
 /// Most SAs of one tunnel.
 const MAX_SAS_PER_TUNNEL: usize = 256;
@@ -92,11 +93,44 @@ pub(super) struct Foundry {
     pub(super) boot: BootId,
     engine: Engine,
     iv_secret: hmac::Key,
+    identities: Identities,
 }
 
 impl Foundry {
     pub(super) fn new(boot: BootId, engine: Engine, iv_secret: &[u8; 32]) -> Self {
-        Foundry { boot, engine, iv_secret: hmac::Key::new(hmac::HMAC_SHA256, iv_secret) }
+        let indexes = u32::from_le_bytes(std::array::from_fn(|index| boot.0[index]));
+        Foundry {
+            boot,
+            engine,
+            iv_secret: hmac::Key::new(hmac::HMAC_SHA256, iv_secret),
+            identities: Identities::new(indexes),
+        }
+    }
+
+    /// Digest of all that a WireGuard peer is made of.
+    pub(super) fn wireguard_check(&self, settings: &WireGuard) -> [u8; 16] {
+        let mut context = hmac::Context::with_key(&self.iv_secret);
+        context.update(settings.private_key.expose());
+        context.update(&settings.peer_public_key);
+        let preshared = settings.preshared_key.as_ref();
+        context.update(&[preshared.is_some().into(), settings.initiate.into()]);
+        context.update(preshared.map_or(&[], |key| key.expose()));
+        context.update(&settings.keepalive.unwrap_or(0).to_be_bytes());
+        first_half(context.sign())
+    }
+
+    /// A WireGuard peer without a session; `taken` says which indexes are in use.
+    ///
+    /// # Errors
+    /// [`RejectReason::BadKey`].
+    pub(super) fn make_peer(
+        &self,
+        settings: &WireGuard,
+        check: [u8; 16],
+        taken: impl Fn(u32) -> bool,
+    ) -> Result<Peer, RejectReason> {
+        let own_check = first_half(hmac::sign(&self.iv_secret, settings.private_key.expose()));
+        self.identities.make(settings, check, own_check, taken)
     }
 
     /// The SA, and the digest of its key.

@@ -13,22 +13,22 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use braid_api::BfdStats;
+use braid_api::{BfdStats, TunnelId};
 
 use super::{
     latency::Latencies,
     mtu::{inner_mtu, smallest_inner_mtu},
 };
-use crate::{counters::PerWorker, esp::sa::OutboundSa};
+use crate::{counters::PerWorker, esp::sa::OutboundSa, wireguard::Peer};
 
-/// A tunnel's settings, its MTU and the SA that carries it now.
+/// A tunnel's settings, its MTU and what carries it now.
 pub struct Tunnel {
     /// What control has put.
     pub settings: Arc<braid_api::Tunnel>,
     /// Largest inner packet, in bytes.
     pub mtu: u16,
-    /// The newest SA to the peer; `None`: nothing can be sent.
-    pub outbound: Option<Arc<OutboundSa>>,
+    /// What carries it; `None`: nothing can be sent.
+    pub outbound: Option<Carrier>,
     /// What changes under traffic.
     pub live: Arc<TunnelLive>,
 }
@@ -37,17 +37,65 @@ impl Tunnel {
     /// `remote` is where the peer is, or will be once this is in force.
     pub(super) fn new(
         settings: Arc<braid_api::Tunnel>,
-        outbound: Option<Arc<OutboundSa>>,
+        outbound: Option<Carrier>,
         live: Arc<TunnelLive>,
         remote: Option<SocketAddr>,
     ) -> Self {
         let path_mtu = live.path_mtu().map_or(settings.path_mtu, |found| found.min(settings.path_mtu));
         let outer_v6 = remote.unwrap_or(settings.local).is_ipv6();
         let mtu = match &outbound {
-            Some(sa) => inner_mtu(path_mtu, outer_v6, settings.encapsulation, sa.suite),
-            None => smallest_inner_mtu(path_mtu, outer_v6, settings.encapsulation),
+            Some(Carrier::Esp(sa)) => inner_mtu(path_mtu, outer_v6, settings.encapsulation, sa.suite),
+            Some(Carrier::WireGuard(_)) | None => {
+                smallest_inner_mtu(path_mtu, outer_v6, settings.encapsulation)
+            }
         };
         Tunnel { settings, mtu, outbound, live }
+    }
+}
+
+/// What packets to the peer are sealed by.
+#[derive(Clone)]
+pub enum Carrier {
+    /// The newest SA to the peer.
+    Esp(Arc<OutboundSa>),
+    /// The peer's session, if it has one.
+    WireGuard(Arc<Peer>),
+}
+
+impl Carrier {
+    /// Whose.
+    #[inline]
+    pub fn tunnel(&self) -> TunnelId {
+        match self {
+            Carrier::Esp(sa) => sa.tunnel,
+            Carrier::WireGuard(peer) => peer.tunnel,
+        }
+    }
+
+    /// Whether it is this one.
+    #[inline]
+    pub fn is(&self, other: &Carrier) -> bool {
+        match (self, other) {
+            (Carrier::Esp(this), Carrier::Esp(other)) => Arc::ptr_eq(this, other),
+            (Carrier::WireGuard(this), Carrier::WireGuard(other)) => Arc::ptr_eq(this, other),
+            (Carrier::Esp(_), Carrier::WireGuard(_)) | (Carrier::WireGuard(_), Carrier::Esp(_)) => false,
+        }
+    }
+
+    /// The SA, if it is one.
+    pub fn esp(&self) -> Option<&Arc<OutboundSa>> {
+        match self {
+            Carrier::Esp(sa) => Some(sa),
+            Carrier::WireGuard(_) => None,
+        }
+    }
+
+    /// The peer, if it is one.
+    pub fn wireguard(&self) -> Option<&Arc<Peer>> {
+        match self {
+            Carrier::Esp(_) => None,
+            Carrier::WireGuard(peer) => Some(peer),
+        }
     }
 }
 

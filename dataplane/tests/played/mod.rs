@@ -53,7 +53,7 @@ impl World {
         send_fds(&launcher, &start, &[tables.as_fd(), punt.as_fd()]);
         let socket = braid_dataplane::io::udp::bind("127.0.0.1:0".parse().unwrap(), None, 0, 1).unwrap();
         let local = braid_dataplane::io::udp::local_address(&socket[0]).unwrap();
-        send_fds(&launcher, &ToCoreProcess::Udp { local }, &[socket[0].as_fd()]);
+        send_fds(&launcher, &ToCoreProcess::Udp { local, wireguard: false }, &[socket[0].as_fd()]);
         let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
         peer.set_read_timeout(Some(PATIENCE)).unwrap();
         World { dir, core, _launcher: launcher, local, peer }

@@ -83,7 +83,7 @@ fn everything_crosses_unseen(setup: &Setup, mtus: &[u32]) -> Outcome {
     Ok(())
 }
 
-fn pings_cross(topology: &Topology) -> Outcome {
+pub(crate) fn pings_cross(topology: &Topology) -> Outcome {
     for address in [SERVER, SERVER6] {
         for size in [16, 17, 56, 1200, 8000, 20_000] {
             // IPv6 fragments at the sender, which learns the size by losing packets: see the datagrams.
@@ -105,7 +105,7 @@ fn pings_cross(topology: &Topology) -> Outcome {
 }
 
 /// Datagrams of every size there and back, contents compared.
-fn udp_crosses(topology: &Topology, address: &str) -> Outcome {
+pub(crate) fn udp_crosses(topology: &Topology, address: &str) -> Outcome {
     let echo = Echo::new(&topology.client, &topology.server, address)?;
     for size in UDP_SIZES {
         // Either end may have to learn from the device's MTU, and then from the tunnel's own.
