@@ -166,6 +166,9 @@ pub struct Bfd {
     pub local: String,
     /// The peer's.
     pub remote: String,
+    /// Why it cannot send or receive, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// WireGuard's session.
@@ -236,7 +239,12 @@ pub fn status(turn: &Turn, ike: &crate::ike::Ike, bgp: &Bgp, stats: Option<&Stat
     for sa in stats.iter().flat_map(|stats| &stats.sas) {
         sas.insert((sa.tunnel, sa.direction), sa);
     }
-    let neighbors = bgp.neighbors(std::time::Instant::now());
+    let mut neighbors = bgp.neighbors(std::time::Instant::now());
+    let links = stats.map(|stats| stats.bfd_links.as_slice()).unwrap_or_default();
+    for neighbor in neighbors.iter_mut().filter(|neighbor| neighbor.tunnel.is_none()) {
+        let link = links.iter().find(|link| link.session.remote.to_string() == neighbor.address);
+        neighbor.bfd = link.map(|link| Bfd { problem: link.problem.clone(), ..bfd(&link.session) });
+    }
     let tunnel = |view: &TunnelView<'_>| {
         let stats = view.id.and_then(|id| by_tunnel.get(&id)).copied();
         let peer = ike.status(&view.tunnel.name, std::time::Instant::now());
@@ -248,7 +256,11 @@ pub fn status(turn: &Turn, ike: &crate::ike::Ike, bgp: &Bgp, stats: Option<&Stat
         });
         Tunnel { bgp, ..tunnel_status(view, stats, &sas, peer.as_ref()) }
     };
-    let tunnels = turn.tunnels(now).iter().map(tunnel).collect();
+    let tunnels: Vec<Tunnel> = turn.tunnels(now).iter().map(tunnel).collect();
+    for neighbor in &mut neighbors {
+        let of = tunnels.iter().find(|tunnel| neighbor.tunnel.as_ref() == Some(&tunnel.name));
+        neighbor.bfd = neighbor.bfd.take().or_else(|| of?.bfd.clone());
+    }
     let (routes, routes_left_out) = turn.routes(|_| true, MAX_LEARNED);
     Status {
         gateway: turn.config().gateway.name.clone(),
@@ -442,6 +454,7 @@ fn bfd(session: &BfdStats) -> Bfd {
         diagnostic: (diagnostic != braid_bfd::Diagnostic::NONE).then(|| diagnostic.to_string()),
         local: session.local.to_string(),
         remote: session.remote.to_string(),
+        problem: None,
     }
 }
 

@@ -15,6 +15,7 @@
 //! - What an earlier life has left at work, in the core and in the kernel, stays as it is until the core's
 //!   stash was read.
 
+mod bfd;
 mod ike;
 mod learned;
 mod message;
@@ -125,6 +126,7 @@ pub struct Turn {
     learned: learned::Table,
     /// Links of routes and neighbors that are up.
     links: BTreeSet<String>,
+    bfd: bfd::Sessions,
     /// Counts the times that tunnels were offered to traffic or taken back, and links came or went.
     offer_changes: u64,
     /// Counts the times that the core's tunnels may have changed.
@@ -243,6 +245,7 @@ impl Turn {
             negotiated: BTreeMap::new(),
             learned: learned::Table::new(),
             links: BTreeSet::new(),
+            bfd: bfd::Sessions::default(),
             offer_changes: 0,
             held_changes: 0,
             effects: Vec::new(),
@@ -272,7 +275,13 @@ impl Turn {
         &self.links
     }
 
-    /// Another number than before: [`Turn::is_offered`] and [`Turn::links`] may answer otherwise.
+    /// Neighbors outside the tunnels whose paths BFD says are down.
+    pub fn bfd_down(&self) -> &BTreeSet<IpAddr> {
+        self.bfd.down()
+    }
+
+    /// Another number than before: [`Turn::is_offered`], [`Turn::links`] and [`Turn::bfd_down`] may answer
+    /// otherwise.
     pub fn offer_changes(&self) -> u64 {
         self.offer_changes
     }
@@ -592,6 +601,7 @@ impl Turn {
             self.awaiting_sync.push(token);
         }
         self.offer(now);
+        self.send_bfd_links();
         self.pump();
         self.mirror_learned();
         if self.needs_reconnect && self.core.as_ref().is_none_or(|core| !core.awaits_answer()) {

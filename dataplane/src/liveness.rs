@@ -8,9 +8,12 @@
 //! (RFC 3948 section 4).
 //!
 //! BFD sessions (RFC 5880, RFC 5881) run here as well, their packets put straight into the tunnels: of a tunnel
-//! that authenticates packets no timer says that it is dead, but what the peer signals counts always.
+//! that authenticates packets no timer says that it is dead, but what the peer signals counts always. Those outside
+//! the tunnels have a thread of their own (`link_thread`), which waits for its sockets.
 
 mod bfd;
+pub(crate) mod link_thread;
+mod links;
 mod session;
 
 use std::{

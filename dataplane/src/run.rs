@@ -27,7 +27,7 @@ use crate::{
     forward::Drops,
     handshakes::{self, Handshakes},
     io::{priority, udp},
-    liveness::{Input, Liveness},
+    liveness::{Input, Liveness, link_thread::LinkThread},
     punt::{Punt, PuntLine},
     sandbox,
     service::{Service, Threads},
@@ -137,6 +137,12 @@ fn start_threads(writer: &Writer, workers: usize, offload: bool, line: &PuntLine
         let _ = sandbox::drop_capabilities();
         liveness.run();
     })?;
+    let (link_thread, links) = LinkThread::new(eventfd()?, notices_in.clone(), Arc::clone(&drops));
+    thread::Builder::new().name("bfd-links".into()).spawn(move || {
+        let _ = priority::realtime();
+        let _ = sandbox::drop_capabilities();
+        link_thread.run();
+    })?;
     let (handshakes_in, handshakes_out) = mpsc::sync_channel(handshakes::QUEUE);
     let handshakes = Handshakes::new(writer.reader(), handshakes_out, notices_in.clone(), Arc::clone(&drops));
     sandbox::drop_capabilities()?;
@@ -170,7 +176,8 @@ fn start_threads(writer: &Writer, workers: usize, offload: bool, line: &PuntLine
     }
     let names = DropReason::ALL;
     tracing::debug!(workers, max_segments, reasons = names.len(), "threads started");
-    Ok((Threads { commands, inputs, handshakes: handshakes_in, drops, max_segments }, notices, wake))
+    let threads = Threads { commands, inputs, links, handshakes: handshakes_in, drops, max_segments };
+    Ok((threads, notices, wake))
 }
 
 fn eventfd() -> io::Result<OwnedFd> {

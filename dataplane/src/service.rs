@@ -29,7 +29,7 @@ use crate::{
     forward::Drops,
     handshakes,
     io::{path, tun::TunQueue},
-    liveness::Input,
+    liveness::{Input, link_thread::LinkHandle},
     packet::FlowKey,
     punt::Punt,
     run::Launcher,
@@ -52,6 +52,7 @@ pub(crate) struct Threads {
     pub(crate) commands: Vec<(mpsc::Sender<Command>, OwnedFd)>,
     pub(crate) inputs: mpsc::SyncSender<Input>,
     pub(crate) handshakes: mpsc::SyncSender<handshakes::Input>,
+    pub(crate) links: LinkHandle,
     pub(crate) drops: Arc<Drops>,
     pub(crate) max_segments: u16,
 }
@@ -358,7 +359,12 @@ impl Service {
                 Ok(applied) => {
                     let _ = self.threads.handshakes.send(handshakes::Input::Changed(applied.tunnels.clone()));
                     let _ = self.threads.inputs.send(Input::Changed(applied.tunnels));
-                    control.put(&FromCore::Applied { epoch: applied.epoch })
+                    // Their verdicts are told after the transaction is.
+                    let told = control.put(&FromCore::Applied { epoch: applied.epoch });
+                    if let Some(links) = applied.bfd_links {
+                        self.threads.links.set(links);
+                    }
+                    told
                 }
                 Err(rejected) => control.put(&FromCore::Rejected(rejected)),
             },
@@ -384,6 +390,7 @@ impl Service {
                     (reason.name().to_owned(), self.threads.drops.sum(*reason as usize))
                 };
                 stats.drops = DropReason::ALL.iter().map(drops).collect();
+                stats.bfd_links = self.threads.links.stats();
                 Answer::Stats(stats)
             }
             Query::Path(flow) => {

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use braid_api::BfdLink;
 pub use settings::Endpoint;
 pub use view::{NeighborView, PathView, RouteAnswer};
 
@@ -42,6 +43,10 @@ pub struct Bgp {
     reset: bool,
     offers_seen: Option<u64>,
     told_complete: bool,
+    /// BFD sessions that the core was told to have.
+    bfd_told: Option<Vec<BfdLink>>,
+    /// And is to have.
+    bfd_wanted: Option<Vec<BfdLink>>,
 }
 
 impl Bgp {
@@ -57,6 +62,8 @@ impl Bgp {
             reset: false,
             offers_seen: None,
             told_complete: false,
+            bfd_told: None,
+            bfd_wanted: None,
         }
     }
 
@@ -86,7 +93,18 @@ impl Bgp {
         self.told_complete = false;
         // Before the core is there, addresses are not either.
         self.listen_at = self.begun.then_some(now);
+        self.want_bfd();
         self.run_commands();
+    }
+
+    /// Which BFD sessions the core is to have. Nothing is said before addresses are there: what an earlier life
+    /// wanted goes on until then.
+    fn want_bfd(&mut self) {
+        if self.begun {
+            let speaker = self.speaker.as_mut();
+            self.bfd_wanted =
+                Some(speaker.map_or_else(Vec::new, |speaker| speaker.bfd_links(net::local_towards)));
+        }
     }
 
     /// Ends the speaker.
@@ -100,6 +118,7 @@ impl Bgp {
         self.speaker = None;
         self.listen_at = None;
         drop(self.net.listen(core::iter::empty()));
+        self.want_bfd();
     }
 
     /// The core is there; `adopted` if it has worked before this life of control.
@@ -112,6 +131,7 @@ impl Bgp {
             speaker.begin(had_sessions, now);
             self.listen_at = Some(now);
         }
+        self.want_bfd();
         self.run_commands();
     }
 
@@ -164,13 +184,17 @@ impl Bgp {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         let Some(speaker) = &mut self.speaker else { return };
-        if self.listen_at.is_some_and(|at| at <= now) {
+        let is_listening = self.listen_at.is_some_and(|at| at <= now);
+        if is_listening {
             self.listen_at = Some(now + LISTEN_INTERVAL);
             for line in self.net.listen(speaker.peers.values().map(|peer| &peer.endpoint)) {
                 tracing::warn!("{line}");
             }
         }
         speaker.handle_timeout(now);
+        if is_listening {
+            self.want_bfd();
+        }
         self.run_commands();
     }
 
@@ -181,7 +205,7 @@ impl Bgp {
             Some(speaker) => speaker.is_complete(),
             None => self.begun,
         };
-        self.reset || complete && !self.told_complete
+        self.reset || complete && !self.told_complete || self.bfd_wanted != self.bfd_told
     }
 
     /// Tells the speaker which links are up and which tunnels are offered to traffic, if that has changed.
@@ -192,6 +216,7 @@ impl Bgp {
         self.offers_seen = Some(turn.offer_changes());
         let (Some(speaker), Some(config)) = (&mut self.speaker, &self.config) else { return };
         speaker.set_links(turn.links(), now);
+        speaker.set_bfd_down(turn.bfd_down(), now);
         for tunnel in config.neighbors.iter().filter_map(config::Neighbor::tunnel) {
             speaker.offer(tunnel, turn.is_offered(tunnel), now);
         }
@@ -215,7 +240,15 @@ impl Bgp {
         }
         self.run_commands();
         let news = learned.complete && !core::mem::replace(&mut self.told_complete, learned.complete);
-        let something = reset || news || !learned.routes.is_empty() || learned.sessions.is_some();
+        if self.bfd_wanted != self.bfd_told {
+            learned.bfd_links.clone_from(&self.bfd_wanted);
+            self.bfd_told.clone_from(&self.bfd_wanted);
+        }
+        let something = reset
+            || news
+            || !learned.routes.is_empty()
+            || learned.sessions.is_some()
+            || learned.bfd_links.is_some();
         something.then_some(turn::Event::Learned(learned))
     }
 

@@ -301,7 +301,7 @@ impl Listener {
 }
 
 /// The address that the kernel would take towards a neighbor, if it has a route.
-fn local_towards(endpoint: &Endpoint) -> Option<IpAddr> {
+pub(super) fn local_towards(endpoint: &Endpoint) -> Option<IpAddr> {
     let any: SocketAddr = match endpoint.remote {
         IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
         IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),

@@ -2,8 +2,9 @@
 //! sessions and on to whoever forwards.
 //!
 //! Invariants:
-//! - A session in a tunnel runs only while the tunnel is offered to traffic, one on a link only while that is up:
-//!   what goes down takes its neighbor and its routes with it, without graceful restart.
+//! - A session in a tunnel runs only while the tunnel is offered to traffic, one on a link only while that is up,
+//!   one with BFD only while that does not say that the path is down: what goes down takes its neighbor and its
+//!   routes with it, without graceful restart.
 //! - Work is done in portions ([`Speaker::work`]), so that a table of any size lets others get in between.
 //! - After a restart nothing is chosen, and no End-of-RIB is sent, before the neighbors of the life before have
 //!   said all, or until a deadline (RFC 4724 section 4.1).
@@ -14,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use braid_api::{BfdLink, MAX_BFD_LINKS};
 use braid_bgp::{
     Cause, ConnectionId, Effect, Event, Family, Neighbor, NeighborConfig, SessionState,
     adj_out::AdjOut,
@@ -26,7 +28,7 @@ use super::{
     settings::{self, Endpoint, Settings},
 };
 use crate::{
-    config::{self, Bgp, Config, Place},
+    config::{self, BfdTiming, Bgp, Config, Place},
     turn::LearnedRoute,
 };
 
@@ -70,6 +72,9 @@ pub(super) struct Peer {
     external: bool,
     /// Our address towards a neighbor outside the tunnels, once connected.
     local: Option<IpAddr>,
+    bfd: Option<BfdTiming>,
+    /// Our end of its BFD session, which stays where no better is known.
+    bfd_local: Option<IpAddr>,
     /// Families whose End-of-RIB is owed.
     owed: BTreeSet<Family>,
     last_failure: Option<Cause>,
@@ -95,6 +100,8 @@ pub(super) struct Speaker {
     /// Neighbors of whom something may be to be sent.
     unsent: BTreeSet<NeighborId>,
     was_deferring: bool,
+    /// Neighbors outside the tunnels whose paths BFD says are down.
+    bfd_down: BTreeSet<IpAddr>,
     /// Which sessions are established has changed.
     pub(super) sessions_changed: bool,
 }
@@ -117,6 +124,7 @@ impl Speaker {
             said: Vec::new(),
             unsent: BTreeSet::new(),
             was_deferring: false,
+            bfd_down: BTreeSet::new(),
             sessions_changed: false,
         };
         speaker.configure(config, bgp, now);
@@ -163,6 +171,7 @@ impl Speaker {
             match self.peers.get_mut(&number) {
                 Some(peer) => {
                     peer.local_pref = settings.import.local_pref;
+                    peer.bfd = neighbor.bfd;
                     if let Some(local) = peer.local {
                         (export.next_hop_v4, export.next_hop_v6) = settings::next_hops([local]);
                     }
@@ -203,6 +212,8 @@ impl Speaker {
             local_pref: settings.import.local_pref,
             external: settings.import.external,
             local: None,
+            bfd: neighbor.bfd,
+            bfd_local: None,
             owed: BTreeSet::new(),
             last_failure: None,
             malformed: BTreeSet::new(),
@@ -267,16 +278,31 @@ impl Speaker {
 
     fn start_all(&mut self, now: Instant) {
         for number in self.peers.keys().copied().collect::<Vec<_>>() {
+            if self.peers.get(&number).is_none_or(|peer| self.obstacle(peer).is_some()) {
+                continue;
+            }
             let Some(peer) = self.peers.get_mut(&number) else { continue };
-            let may = match &peer.place {
-                Place::Tunnel(tunnel) => self.reach.is_offered(tunnel),
-                Place::Address { interface, .. } => {
-                    interface.as_ref().is_none_or(|interface| self.reach.is_up(interface))
+            peer.session.start(now);
+            self.drain(number, now);
+        }
+    }
+
+    /// Why a neighbor's session may not run.
+    pub(super) fn obstacle(&self, peer: &Peer) -> Option<&'static str> {
+        match &peer.place {
+            Place::Tunnel(tunnel) => {
+                (!self.reach.is_offered(tunnel)).then_some("its tunnel carries no traffic")
+            }
+            Place::Address { interface, .. } => {
+                let is_up = interface.as_ref().is_none_or(|interface| self.reach.is_up(interface));
+                // RFC 5882 section 4.1 lets a session wait for BFD; one that was never up says nothing, so that a
+                // neighbor without BFD is reached nevertheless.
+                let is_down = peer.bfd.is_some() && self.bfd_down.contains(&peer.endpoint.remote);
+                match (is_up, is_down) {
+                    (false, _) => Some("its link is down"),
+                    (true, true) => Some("BFD says that the path is down"),
+                    (true, false) => None,
                 }
-            };
-            if may {
-                peer.session.start(now);
-                self.drain(number, now);
             }
         }
     }
@@ -291,7 +317,7 @@ impl Speaker {
         if !self.begun {
             return;
         }
-        self.switch(|place| place.tunnel() == Some(tunnel), offered, "the tunnel is down", now);
+        self.switch(|peer| peer.place.tunnel() == Some(tunnel), "the tunnel is down", now);
     }
 
     /// These links are up, and no others.
@@ -305,18 +331,44 @@ impl Speaker {
         if !self.begun {
             return;
         }
-        for interface in &changed {
-            let on = |place: &Place| place.interface() == Some(interface);
-            self.switch(on, up.contains(interface), "the link is down", now);
+        let on = |peer: &Peer| peer.place.interface().is_some_and(|interface| changed.contains(interface));
+        self.switch(on, "the link is down", now);
+    }
+
+    /// BFD says of the paths to these neighbors that they are down, and of no others.
+    pub(super) fn set_bfd_down(&mut self, down: &BTreeSet<IpAddr>, now: Instant) {
+        let changed: BTreeSet<IpAddr> = self.bfd_down.symmetric_difference(down).copied().collect();
+        self.bfd_down.clone_from(down);
+        if !changed.is_empty() && self.begun {
+            let at = |peer: &Peer| changed.contains(&peer.endpoint.remote) && peer.place.tunnel().is_none();
+            self.switch(at, "BFD says that the path is down", now);
         }
     }
 
-    /// Starts the sessions at some places, or ends them.
-    fn switch(&mut self, at: impl Fn(&Place) -> bool, on: bool, why: &str, now: Instant) {
-        let numbers = self.peers.iter().filter(|(_, peer)| at(&peer.place)).map(|(number, _)| *number);
-        for number in numbers.collect::<Vec<_>>() {
+    /// The BFD sessions with neighbors outside the tunnels; `towards` is what routing chooses for our end, where
+    /// it has a way.
+    pub(super) fn bfd_links(&mut self, towards: impl Fn(&Endpoint) -> Option<IpAddr>) -> Vec<BfdLink> {
+        let mut links = Vec::new();
+        for peer in self.peers.values_mut() {
+            let (Some(timing), Place::Address { interface, .. }) = (peer.bfd, &peer.place) else { continue };
+            let known = peer.endpoint.local.or(peer.local).or(peer.bfd_local);
+            peer.bfd_local = known.or_else(|| towards(&peer.endpoint));
+            let Some(local) = peer.bfd_local else { continue };
+            let (interval, multiplier) = (timing.interval, timing.multiplier);
+            let bfd = braid_api::Bfd { local, remote: peer.endpoint.remote, interval, multiplier };
+            links.push(BfdLink { bfd, multihop: interface.is_none(), interface: interface.clone() });
+        }
+        links.truncate(MAX_BFD_LINKS);
+        links
+    }
+
+    /// Starts sessions, or ends them, as they may run or not.
+    fn switch(&mut self, concerned: impl Fn(&Peer) -> bool, why: &str, now: Instant) {
+        let numbers = self.peers.iter().filter(|(_, peer)| concerned(peer));
+        let numbers = numbers.map(|(number, peer)| (*number, self.obstacle(peer).is_none()));
+        for (number, may_run) in numbers.collect::<Vec<_>>() {
             let Some(peer) = self.peers.get_mut(&number) else { continue };
-            if on {
+            if may_run {
                 peer.session.start(now);
             } else {
                 // RFC 9384: the peer is told that the path is what failed, should it hear it.

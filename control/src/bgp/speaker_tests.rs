@@ -301,3 +301,47 @@ fn the_log_hears_once_a_session_of_what_is_malformed() {
     lines.dedup();
     assert_eq!(lines.len(), said);
 }
+
+#[test]
+fn a_session_on_a_link_waits_while_bfd_says_that_the_path_is_down() {
+    let (now, address) = (Instant::now(), "10.9.0.2".parse().unwrap());
+    let text = "[[bgp.neighbor]]\naddress = \"10.9.0.2\"\ninterface = \"dx0\"\nasn = 65020\nbfd = true\n\
+                [[bgp.neighbor]]\naddress = \"10.8.0.2\"\nmultihop = true\nasn = 65020\n\
+                bfd = { interval = \"50ms\" }\nsource = \"10.1.0.1\"\n\
+                [[bgp.neighbor]]\naddress = \"10.7.0.2\"\nmultihop = true\nasn = 65020\n";
+    let config = configuration(65_010, 2, "", text);
+    let mut speaker = speaker(&config, now);
+    speaker.begin(None, now);
+    speaker.set_links(&["dx0".to_owned()].into(), now);
+    let on_link = |speaker: &Speaker| speaker.peers.values().next().unwrap().state();
+    // RFC 5882 section 4.1: a neighbor whose BFD was never heard is tried all the same.
+    assert_ne!(on_link(&speaker), SessionState::Idle);
+    speaker.set_bfd_down(&[address].into(), now);
+    assert_eq!(on_link(&speaker), SessionState::Idle);
+    // Whatever else happens meanwhile.
+    speaker.set_links(&BTreeSet::new(), now);
+    speaker.set_links(&["dx0".to_owned()].into(), now);
+    speaker.configure(&config, config.bgp.as_ref().unwrap(), now);
+    speaker.handle_timeout(now + Duration::from_secs(300));
+    assert_eq!(on_link(&speaker), SessionState::Idle);
+    speaker.set_bfd_down(&BTreeSet::new(), now);
+    assert_ne!(on_link(&speaker), SessionState::Idle);
+    // Our end is what is configured, or what routing chooses, and stays.
+    let wanted = |speaker: &mut Speaker, towards: Option<&str>| {
+        let links = speaker.bfd_links(|_| Some(towards?.parse().unwrap()));
+        let text = |link: braid_api::BfdLink| {
+            let bfd = link.bfd;
+            format!("{} {} {:?} {}", bfd.local, bfd.remote, bfd.interval, link.multihop)
+        };
+        links.into_iter().map(text).collect::<Vec<_>>()
+    };
+    let (near, far) = ("10.9.0.1 10.9.0.2 300ms false", "10.1.0.1 10.8.0.2 50ms true");
+    assert_eq!(wanted(&mut speaker, None), [far]);
+    assert_eq!(wanted(&mut speaker, Some("10.9.0.1")), [near, far]);
+    assert_eq!(wanted(&mut speaker, None), [near, far]);
+    // Without BFD it has no say.
+    let plain = configuration(65_010, 2, "", &text.replace("bfd = true\n", ""));
+    speaker.set_bfd_down(&[address].into(), now);
+    speaker.configure(&plain, plain.bgp.as_ref().unwrap(), now);
+    assert_ne!(on_link(&speaker), SessionState::Idle);
+}

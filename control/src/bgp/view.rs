@@ -47,6 +47,8 @@ pub struct NeighborView {
     pub families: Vec<String>,
     /// Both ends keep routes over a restart (RFC 4724).
     pub graceful_restart: bool,
+    /// BFD with it.
+    pub bfd: Option<crate::status::Bfd>,
     /// Messages received.
     pub messages_received: u64,
     /// Times the session was established.
@@ -141,12 +143,11 @@ fn neighbor(
         crate::config::Place::Tunnel(name) => Some(name.clone()),
         crate::config::Place::Address { .. } => None,
     };
-    let waits = tunnel.as_ref().is_some_and(|tunnel| !speaker.reach.is_offered(tunnel));
-    let reason = match (&established, waits, peer.session.last_cause()) {
+    let reason = match (&established, speaker.obstacle(peer), peer.session.last_cause()) {
         (Some(_), _, _) => String::new(),
-        (None, false, None) => format!("no answer yet from {}", peer.endpoint.remote),
-        (None, true, _) => "its tunnel carries no traffic".to_owned(),
-        (None, false, Some(cause)) => describe(cause),
+        (None, None, None) => format!("no answer yet from {}", peer.endpoint.remote),
+        (None, Some(obstacle), _) => obstacle.to_owned(),
+        (None, None, Some(cause)) => describe(cause),
     };
     let negotiated = established.map(|(negotiated, _)| negotiated);
     NeighborView {
@@ -167,6 +168,7 @@ fn neighbor(
             .map(|negotiated| negotiated.families.iter().map(|family| family_name(*family)).collect())
             .unwrap_or_default(),
         graceful_restart: negotiated.is_some_and(|negotiated| negotiated.graceful_restart.is_some()),
+        bfd: None,
         messages_received: counters.messages_received,
         established: counters.established,
         malformed: counters.attributes_discarded + counters.treated_as_withdrawn,

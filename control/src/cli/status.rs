@@ -286,16 +286,18 @@ fn row(tunnel: &Tunnel, before: Option<(Duration, &Tunnel)>) -> [String; 10] {
 /// Sessions of BFD, where there are any.
 fn bfd_table(status: &Status) -> String {
     let mut rows = vec![["BFD", "STATE", "EVERY", "DETECTS", "PEER", "PEER'S STATE", ""].map(str::to_owned)];
-    for tunnel in &status.tunnels {
-        let Some(bfd) = &tunnel.bfd else { continue };
+    let of_tunnels = status.tunnels.iter().filter_map(|tunnel| Some((&tunnel.name, tunnel.bfd.as_ref()?)));
+    let outside = status.neighbors.iter().filter(|neighbor| neighbor.tunnel.is_none());
+    let of_neighbors = outside.filter_map(|neighbor| Some((&neighbor.name, neighbor.bfd.as_ref()?)));
+    for (name, bfd) in of_tunnels.chain(of_neighbors) {
         rows.push([
-            tunnel.name.clone(),
+            name.clone(),
             bfd.state.clone(),
             format!("{} ms x {}", bfd.interval_ms, bfd.multiplier),
             format!("{} ms", bfd.detection_ms),
             bfd.remote.clone(),
             bfd.remote_state.clone(),
-            bfd.diagnostic.clone().unwrap_or_default(),
+            bfd.problem.clone().or_else(|| bfd.diagnostic.clone()).unwrap_or_default(),
         ]);
     }
     if rows.len() == 1 { String::new() } else { format!("\n{}", align(&rows)) }

@@ -117,7 +117,7 @@ pub struct Neighbor {
     pub hold_time: Duration,
     /// Wait for it to connect.
     pub passive: bool,
-    /// BFD with it, in its tunnel.
+    /// BFD with it: in its tunnel, on its link, or over several hops.
     pub bfd: Option<BfdTiming>,
     /// Signs every segment (RFC 2385).
     pub md5: Option<Key>,
@@ -376,13 +376,7 @@ fn read_neighbor(
     let name = section.get("name").and_then(|item| item.parse(value::name, report));
     let asn = section.require("asn", "asn = 64512", report).and_then(|item| as_number(&item, report));
     let md5 = section.get("md5").and_then(|item| md5_key(&item, context.mode, exposed, report));
-    let bfd = section.get("bfd").and_then(|item| {
-        let timing = bfd::read(item, &BFD, report)?;
-        if matches!(place, Some(Place::Address { .. })) {
-            item.fault(report, Fault::NotYet { instead: "leave it out: BFD runs in tunnels only" });
-        }
-        Some(timing)
-    });
+    let bfd = section.get("bfd").and_then(|item| bfd::read(item, &BFD, report));
     let flag =
         |name, report: &mut Report| section.get(name).and_then(|item| item.boolean(report)).unwrap_or(false);
     let number = |name, min, max, report: &mut Report| {

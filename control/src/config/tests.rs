@@ -601,6 +601,10 @@ fn bgp_means_what_it_says() {
     assert_eq!(config.tunnels[0].bfd[0].remote.to_string(), "169.254.10.1");
     assert_eq!(config.tunnels[0].bfd[0].interval, Duration::from_millis(100));
     assert!(config.tunnels[1].bfd.is_empty());
+    // Or on its link.
+    let config = bgp_with("interface = \"lan0\"", "interface = \"lan0\"\nbfd = true").unwrap();
+    let timing = config.bgp.unwrap().neighbors[1].bfd.unwrap();
+    assert_eq!((timing.interval, timing.multiplier), (Duration::from_millis(300), 3));
     // Left out, the identifier is an address that is ours alone.
     let bgp = bgp_with("router-id = \"10.1.0.1\"\n", "").unwrap().bgp.unwrap();
     assert_eq!(bgp.router_id.to_string(), "10.1.0.1");

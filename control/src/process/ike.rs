@@ -73,6 +73,7 @@ impl Control {
             | CoreEvent::Liveness { .. }
             | CoreEvent::WireGuard { .. }
             | CoreEvent::Echo { .. }
+            | CoreEvent::BfdLink { .. }
             | CoreEvent::PathMtu { .. } => {}
         }
     }

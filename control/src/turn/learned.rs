@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use braid_api::{
-    GroupId, Op, Target,
+    BfdLink, GroupId, Op, Target,
     launcher::{LearnedVia, RouteChanges, RoutePut},
 };
 use ipnet::IpNet;
@@ -55,6 +55,8 @@ pub struct Learned {
     pub complete: bool,
     /// Names of the neighbors with sessions, if that has changed.
     pub sessions: Option<BTreeSet<String>>,
+    /// The BFD sessions with neighbors outside the tunnels, if that has changed.
+    pub bfd_links: Option<Vec<BfdLink>>,
 }
 
 /// Ways that prefixes share.
@@ -477,6 +479,9 @@ impl Turn {
             if let Some(core) = &mut self.core {
                 core.is_dirty = true;
             }
+        }
+        if let Some(links) = learned.bfd_links {
+            self.want_bfd_links(links);
         }
         if let Some(sessions) = learned.sessions
             && self.memory.sessions != sessions

@@ -7,7 +7,7 @@ use std::{
 };
 
 use braid_api::{
-    Epoch, Hello, Rejected, Transaction, TunnelStats,
+    Epoch, Hello, Rejected, Transaction, TunnelStats, Verdict,
     launcher::{KernelPlan, RouteChanges},
 };
 
@@ -195,6 +195,15 @@ pub enum Note {
         /// Whether it is.
         is_up: bool,
     },
+    /// What BFD says of the path to a neighbor outside the tunnels has changed.
+    Bfd {
+        /// Its address.
+        remote: core::net::IpAddr,
+        /// What it says.
+        verdict: Verdict,
+        /// Down: for how long nothing was heard; zero where the neighbor said so.
+        silent: core::time::Duration,
+    },
     /// A configuration is in force.
     Reloaded,
 }
@@ -209,12 +218,14 @@ impl Note {
             | Note::PlanFailed { .. }
             | Note::ManualKeys { .. }
             | Note::NearlyExhausted { .. }
+            | Note::Bfd { verdict: Verdict::Down, .. }
             | Note::Link { is_up: false, .. } => true,
             Note::Up { .. }
             | Note::Watched { .. }
             | Note::CoreFound { .. }
             | Note::Moved { .. }
             | Note::Link { is_up: true, .. }
+            | Note::Bfd { verdict: Verdict::Up | Verdict::Withdrawn, .. }
             | Note::Reloaded => false,
         }
     }
@@ -257,6 +268,14 @@ impl fmt::Display for Note {
             Note::Link { interface, is_up } => {
                 write!(f, "link {interface} is {}", if *is_up { "up" } else { "down" })
             }
+            Note::Bfd { remote, verdict, silent } => match verdict {
+                Verdict::Up => write!(f, "BFD: {remote} is heard again"),
+                Verdict::Withdrawn => write!(f, "BFD: no verdict on {remote} any more"),
+                Verdict::Down if silent.is_zero() => write!(f, "BFD: {remote} says that the path is down"),
+                Verdict::Down => {
+                    write!(f, "BFD: nothing from {remote} for {:.0} ms", silent.as_secs_f64() * 1e3)
+                }
+            },
             Note::Reloaded => write!(f, "the configuration is in force"),
         }
     }

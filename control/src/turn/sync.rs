@@ -177,6 +177,7 @@ impl Turn {
         self.refused.clear();
         self.core = Some(core);
         self.learned.core_lost();
+        self.forget_bfd_links();
         self.offer_changes += 1;
         // By the core's numbers, or its tunnels would be taken for others and masked.
         self.rebuild();
@@ -194,6 +195,7 @@ impl Turn {
             runtime.offer = Offer::Masked;
             runtime.draining = false;
         }
+        self.forget_bfd_links();
         self.offer_changes += 1;
         self.touch_all();
         self.effects.push(Effect::Note(Note::CoreLost));
@@ -466,6 +468,9 @@ impl Turn {
             }
             // Only what negotiates keys needs it.
             CoreEvent::Traffic(_) => {}
+            CoreEvent::BfdLink { local, remote, verdict, silent } => {
+                self.handle_bfd_link(local, remote, verdict, silent);
+            }
             // Only doctor asks for it.
             CoreEvent::Echo { .. } => {}
             CoreEvent::EndpointMoved { tunnel, remote } => {

@@ -1,7 +1,7 @@
 //! From the core to control.
 
 use core::time::Duration;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -146,7 +146,7 @@ pub enum RejectReason {
     /// A probe without a peer inside address, or with interval or multiplier 0.
     BadProbe,
     /// A BFD session whose interval or multiplier is out of range, whose addresses are not ours or of two
-    /// families, or a second one of a family.
+    /// families, or a second one of a family; outside the tunnels, too many or two between the same addresses.
     BadBfd,
     /// The stash is full or the value too long.
     StashFull,
@@ -226,6 +226,18 @@ pub enum Event {
         detected: u64,
         /// A `Down`: when the mask was in force, on the same clock.
         masked: u64,
+    },
+    /// What a BFD session outside the tunnels has to say from now on; all of them after each
+    /// [`crate::Op::SetBfdLinks`].
+    BfdLink {
+        /// Ours.
+        local: IpAddr,
+        /// The peer's.
+        remote: IpAddr,
+        /// What.
+        verdict: Verdict,
+        /// A `Down`: since the last sign of life; zero where the peer itself said that it is down.
+        silent: Duration,
     },
     /// An SA has used up this share of its sequence numbers.
     SaLifetime {

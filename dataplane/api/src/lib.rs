@@ -32,12 +32,13 @@ pub use event::{
 };
 pub use ids::{BootId, Epoch, Generation, GroupId, SaId, Spi, TunnelId};
 pub use op::{
-    Allowed, Bfd, DfPolicy, Direction, Encapsulation, Flow, GatewaySettings, Group, MAX_OPS,
-    MAX_STASH_ENTRIES, MAX_STASH_LEN, MAX_TRAFFIC, Member, Op, Probe, Sa, Selectors, StashValue, Target,
-    ToCore, Transaction, Tunnel, WireGuard,
+    Allowed, Bfd, BfdLink, DfPolicy, Direction, Encapsulation, Flow, GatewaySettings, Group, MAX_BFD_LINKS,
+    MAX_OPS, MAX_STASH_ENTRIES, MAX_STASH_LEN, MAX_TRAFFIC, Member, Op, Probe, Sa, Selectors, StashValue,
+    Target, ToCore, Transaction, Tunnel, WireGuard,
 };
 pub use query::{
-    Answer, BfdState, BfdStats, PathAnswer, Query, SaStats, Stats, TunnelState, TunnelStats, WireGuardStats,
+    Answer, BfdLinkStats, BfdState, BfdStats, PathAnswer, Query, SaStats, Stats, TunnelState, TunnelStats,
+    WireGuardStats,
 };
 pub use secret::SecretKey;
 pub use suite::Suite;

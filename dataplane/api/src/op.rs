@@ -14,6 +14,8 @@ pub const MAX_OPS: usize = 65_536;
 pub const MAX_STASH_LEN: usize = 16 * 1024;
 /// Most SAs in one [`crate::Event::Traffic`].
 pub const MAX_TRAFFIC: usize = 16_384;
+/// Most BFD sessions outside the tunnels.
+pub const MAX_BFD_LINKS: usize = 1024;
 /// Most values in the stash.
 pub const MAX_STASH_ENTRIES: usize = 65_536;
 
@@ -91,6 +93,10 @@ pub enum Op {
     Drain(TunnelId),
     /// Ends a drain.
     Undrain(TunnelId),
+    /// The BFD sessions outside the tunnels are these and no others, at most [`MAX_BFD_LINKS`], each pair of
+    /// addresses once. One that is as before goes on; one that is left out says to its peer that it is disabled.
+    /// The verdicts of all are told again ([`crate::Event::BfdLink`]).
+    SetBfdLinks(Vec<BfdLink>),
     /// Removes every tunnel, group and route that was not put since this connection's `Hello`,
     /// and the SAs of removed tunnels. SAs of tunnels that stay are kept.
     Sweep,
@@ -172,10 +178,10 @@ pub struct Probe {
     pub multiplier: u32,
 }
 
-/// A BFD session in a tunnel, one hop away (RFC 5881), run by the core.
+/// A BFD session, run by the core; in a tunnel it is one hop away (RFC 5881).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Bfd {
-    /// An inside address of ours.
+    /// An address of ours; in a tunnel, an inside one.
     pub local: IpAddr,
     /// The peer's, of the same family.
     pub remote: IpAddr,
@@ -184,6 +190,17 @@ pub struct Bfd {
     pub interval: Duration,
     /// The peer is to take the session down when this many intervals passed in silence; 1 and more.
     pub multiplier: u8,
+}
+
+/// A BFD session outside the tunnels, run by the core by sockets of its own.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BfdLink {
+    /// Addresses and timing.
+    pub bfd: Bfd,
+    /// The peer is some routers away (RFC 5883), not on a link (RFC 5881).
+    pub multihop: bool,
+    /// The link: packets leave and are accepted by it alone.
+    pub interface: Option<String>,
 }
 
 /// A tunnel as the core sees it.

@@ -54,6 +54,8 @@ pub struct Stats {
     pub drops: Vec<(String, u64)>,
     /// Routes in the prefix table.
     pub routes: u64,
+    /// BFD sessions outside the tunnels, by their addresses.
+    pub bfd_links: Vec<BfdLinkStats>,
 }
 
 /// Where a tunnel stands in the core.
@@ -149,8 +151,17 @@ pub struct BfdStats {
     pub detection: Duration,
     /// Ours.
     pub multiplier: u8,
-    /// What the session has to say of its tunnel.
+    /// What the session has to say of its tunnel, or of the path outside.
     pub vote: Verdict,
+}
+
+/// Where a BFD session outside the tunnels stands.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BfdLinkStats {
+    /// The session.
+    pub session: BfdStats,
+    /// Why it cannot send or receive, if so.
+    pub problem: Option<String>,
 }
 
 /// Counters of one SA.

@@ -15,5 +15,6 @@ pub mod raw;
 pub mod simd;
 mod sockopt;
 pub mod tcp;
+pub mod ttl;
 pub mod tun;
 pub mod udp;

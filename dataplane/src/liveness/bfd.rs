@@ -12,7 +12,7 @@ use std::{
 
 use braid_api::{BfdState, BfdStats, TunnelId, Verdict};
 use braid_bfd::{
-    Config, Discard, DownCause, Event, Sessions, State,
+    Config, Discard, DownCause, Event, Sessions, State, Status,
     datagram::{self, MAX_LENGTH, PORT_SINGLE_HOP},
     packet::LENGTH,
 };
@@ -21,7 +21,7 @@ use crate::{forward::BfdPacket, tables::MAX_TUNNELS};
 
 /// How long a session that is no longer asked for goes on to say so: RFC 5880 section 6.8.16 wants a detection
 /// time, and what is disabled speaks once a second.
-const LEAVE_NANOS: u64 = 3_000_000_000;
+pub(super) const LEAVE_NANOS: u64 = 3_000_000_000;
 
 /// Which session.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -172,19 +172,7 @@ impl Bfd {
     /// Where a session stands.
     pub(super) fn stats(&self, key: Key) -> Option<BfdStats> {
         let (end, session) = (self.ends.get(&key)?, self.sessions.get(&key)?);
-        let status = session.status();
-        Some(BfdStats {
-            local: end.local,
-            remote: end.remote,
-            state: state(status.state),
-            remote_state: state(status.remote_state),
-            diagnostic: status.diagnostic.code(),
-            remote_diagnostic: status.remote_diagnostic.code(),
-            interval: status.tx_interval,
-            detection: status.detection_time,
-            multiplier: status.multiplier,
-            vote: end.vote,
-        })
+        Some(stats(end.local, end.remote, &session.status(), end.vote))
     }
 
     fn put(&mut self, key: Key, bfd: &braid_api::Bfd, random: &mut dyn FnMut() -> u32) {
@@ -253,6 +241,22 @@ impl Bfd {
         if before.unwrap_or(Verdict::Withdrawn) != verdict {
             self.votes.push(Vote { tunnel, verdict, silent });
         }
+    }
+}
+
+/// Where a session stands, in the words of the boundary.
+pub(super) fn stats(local: IpAddr, remote: IpAddr, status: &Status, vote: Verdict) -> BfdStats {
+    BfdStats {
+        local,
+        remote,
+        state: state(status.state),
+        remote_state: state(status.remote_state),
+        diagnostic: status.diagnostic.code(),
+        remote_diagnostic: status.remote_diagnostic.code(),
+        interval: status.tx_interval,
+        detection: status.detection_time,
+        multiplier: status.multiplier,
+        vote,
     }
 }
 

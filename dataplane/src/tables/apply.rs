@@ -13,7 +13,7 @@ use std::{
 };
 
 use braid_api::{
-    BootId, Encapsulation, Epoch, GatewaySettings, Generation, GroupId, MAX_OPS, MAX_STASH_ENTRIES,
+    BfdLink, BootId, Encapsulation, Epoch, GatewaySettings, Generation, GroupId, MAX_OPS, MAX_STASH_ENTRIES,
     MAX_STASH_LEN, Member, Op, RejectReason, Rejected, Sa, SaId, StashValue, Target, Transaction, TunnelId,
     WireGuard,
 };
@@ -21,7 +21,7 @@ use ipnet::IpNet;
 
 use super::{
     Carrier, Change, Group, MAX_GROUPS, MAX_MEMBERS, MAX_TUNNELS, Reader, Tables, Ticks, Tunnel, TunnelLive,
-    TunnelStates,
+    TunnelStates, bfd_links,
     fib::Route,
     ledger::{GroupEntry, Ledger, TunnelEntry},
     left_right::LeftRight,
@@ -43,6 +43,8 @@ pub struct Applied {
     pub epoch: Epoch,
     /// Tunnels that came, changed their settings or went, in no order.
     pub tunnels: Vec<TunnelId>,
+    /// The BFD sessions outside the tunnels, if they were set.
+    pub bfd_links: Option<Vec<BfdLink>>,
 }
 
 /// Owns the tables; there is one.
@@ -145,9 +147,10 @@ impl Writer {
                 return Err(reject(index, reason));
             }
         }
-        let done = attempt.done();
+        let mut done = attempt.done();
+        let bfd_links = done.bfd_links.take();
         let tunnels = self.commit(done);
-        Ok(Applied { epoch, tunnels })
+        Ok(Applied { epoch, tunnels, bfd_links })
     }
 
     /// The outer path of a tunnel takes packets of this size, in bytes, or as many as its settings say.
@@ -235,6 +238,7 @@ struct Done {
     states: BTreeMap<TunnelId, StateBits>,
     remotes: Vec<(Arc<TunnelLive>, SocketAddr)>,
     tunnels: Vec<TunnelId>,
+    bfd_links: Option<Vec<BfdLink>>,
 }
 
 /// A bit is in one of both at most.
@@ -309,6 +313,11 @@ impl Attempt<'_> {
             Op::Unmask(id) => self.set_state(id, 0, MASKED | BY_CORE),
             Op::Drain(id) => self.set_state(id, DRAINING, 0),
             Op::Undrain(id) => self.set_state(id, 0, DRAINING),
+            Op::SetBfdLinks(links) => {
+                bfd_links::check(&links)?;
+                self.done.bfd_links = Some(links);
+                Ok(())
+            }
             Op::Sweep => self.sweep(),
             Op::PutStash { key, value } => self.put_stash(key, value),
             Op::RemoveStash { key } => {

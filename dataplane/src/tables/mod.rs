@@ -14,6 +14,7 @@
 //! No I/O, no clock, no threads, no randomness: time and secrets are arguments.
 
 mod apply;
+mod bfd_links;
 mod buckets;
 mod fib;
 mod group;

@@ -47,13 +47,15 @@ impl Writer {
         (tunnels.collect(), sas.collect(), groups.collect())
     }
 
-    /// All counters of the tables at `now`, in monotonic nanoseconds; `drops` is left to the caller.
+    /// All counters of the tables at `now`, in monotonic nanoseconds; `drops` and `bfd_links` are left to
+    /// the caller.
     pub fn stats(&self, now: u64) -> Stats {
         Stats {
             tunnels: self.tunnel_stats(now),
             sas: self.ledger.sas().map(|(id, sa)| sa_stats(id, sa, now)).collect(),
             drops: Vec::new(),
             routes: self.routes() as u64,
+            bfd_links: Vec::new(),
         }
     }
 

@@ -27,7 +27,7 @@ pub(crate) const ALL: &[Scenario] = &[
 /// For a machine that does something else.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 const FEW: Pings = Pings { count: 3, interval: Duration::from_millis(20), size: 56, df: false };
-const OURS: u32 = 65_010;
+pub(crate) const OURS: u32 = 65_010;
 pub(crate) const THEIRS: u32 = 64_512;
 /// Each way.
 const LOAD: Load = Load::told_apart(64, 2);

@@ -2,15 +2,17 @@
 //!
 //! The gateways share a link `dx0` besides the outer paths. What goes over it is plain by the user's own choice.
 
-use crate::bgp::{SOON, THEIRS, established, far, neighbors, until, with_bgp};
+use crate::bgp::{OURS, SOON, THEIRS, established, far, neighbors, until, with_bgp};
 use crate::kernel::kill_part;
 use crate::pair::{Pair, Setup, Side, patient};
 use braid_netns::capture::{Capture, Packet};
+use braid_netns::fault::cut;
+use braid_netns::frr;
 use braid_netns::gateway::Gateway;
 use braid_netns::paced::{Load, Paced};
 use braid_netns::routing::{Frr, Peer};
 use braid_netns::runner::{Outcome, Scenario};
-use braid_netns::topology::{CLIENT, NET_A, NET_B, SERVER};
+use braid_netns::topology::{CLIENT, NET_A, NET_B, NET_B6, SERVER};
 use braid_netns::traffic::{Pings, ping};
 use braid_netns::{Netns, Result, Topology, retry_until};
 use nix::sys::signal::Signal;
@@ -20,6 +22,8 @@ use std::time::{Duration, Instant};
 pub(crate) const ALL: &[Scenario] = &[
     ("direct::a_static_route_over_a_link", a_static_route_over_a_link),
     ("direct::a_router_on_a_link_before_tunnels", a_router_on_a_link_before_tunnels),
+    ("direct::bfd_on_a_link_with_frr", bfd_on_a_link_with_frr),
+    ("direct::bfd_on_a_link_between_two_gateways", bfd_on_a_link_between_two_gateways),
 ];
 
 const LINK: &str = "dx0";
@@ -209,4 +213,132 @@ fn a_router_on_a_link_before_tunnels() -> Outcome {
     lost_and_back(&pair, &["t0"], on_link)?;
     assert_eq!(over_links(&pair.topology.gateway_a)?.len(), 1);
     Ok(())
+}
+
+/// What a BGP neighbor on the link is configured by: preferred, and watched.
+fn watched_neighbor(address: &str, asn: u32) -> String {
+    format!(
+        "[[bgp.neighbor]]\nname = \"direct\"\naddress = \"{address}\"\ninterface = \"{LINK}\"\n\
+         asn = {asn}\nlocal-preference = 200\nbfd = {{ interval = \"50ms\", multiplier = 3 }}\n"
+    )
+}
+
+fn bfd_of_link(status: &Value) -> &Value {
+    let neighbors = status["neighbors"].as_array().into_iter().flatten();
+    neighbors
+        .filter(|neighbor| neighbor["name"] == "direct")
+        .map(|neighbor| &neighbor["bfd"])
+        .next()
+        .unwrap_or(&Value::Null)
+}
+
+/// Packets vanish on the link, which stays up, under load; then they do not any more.
+fn vanishes_and_back(pair: &Pair, loads: Vec<Paced>, origin: Instant) -> Outcome {
+    let topology = &pair.topology;
+    let lost_at = origin.elapsed();
+    let faults = [cut(&topology.gateway_a, &[LINK])?, cut(&topology.gateway_b, &[LINK])?];
+    let status = until(&pair.a, "the tunnel to carry", |status| carries(status, NET_B) == ["t0"])?;
+    let direct = &status["neighbors"][1];
+    assert_eq!((&direct["name"], &direct["bfd"]["state"]), (&"direct".into(), &"down".into()), "{direct}");
+    assert_eq!(direct["reason"], "BFD says that the path is down", "{direct}");
+    retry_until("all flows by the tunnel", SOON, || {
+        (origin.elapsed() > lost_at + MOVED).then_some(()).ok_or("not yet")
+    })?;
+    for load in loads {
+        let resumed = load.finish()?.resumed(lost_at);
+        assert_eq!(resumed.len(), LOAD.flows, "every flow goes on");
+        let slowest = resumed.iter().map(|(_, at)| *at - lost_at).max().unwrap_or_default();
+        // The hold time is 9 s and more.
+        assert!(slowest < MOVED, "the slowest flow came back after {slowest:?}");
+    }
+    for fault in faults {
+        fault.undo()?;
+    }
+    let on_link = |status: &Value| established(status) == 2 && carries(status, NET_B) == [LINK];
+    until(&pair.a, "the link to carry again", on_link)?;
+    Ok(())
+}
+
+/// As above, where packets vanish: FRR's bfdd is heard on the link.
+fn bfd_on_a_link_with_frr() -> Outcome {
+    let bgp = format!("{}{}", neighbors(1, ""), watched_neighbor(FAR, THEIRS));
+    let setup = Setup { tunnels: 1, ..Setup::default() };
+    let pair = Pair::start_edited(&setup, topology(1)?, |side, text| match side {
+        Side::A => with_bgp(patient(text), &bgp),
+        Side::B => behind_link(&patient(text), NET_A, NEAR),
+    })?;
+    let netns = &pair.topology.gateway_b;
+    let peer = format!("peer {NEAR} local-address {FAR} interface {LINK}");
+    let bfdd = format!(
+        "bfd\n {peer}\n  detect-multiplier 3\n  receive-interval 50\n  transmit-interval 50\n !\n!\n"
+    );
+    let mut speaker = far(1);
+    let on_link = Peer { address: NEAR.to_owned(), local: FAR.to_owned(), ..speaker.peers[0].clone() };
+    speaker.peers.push(on_link);
+    let _bgpd = Frr::start(netns, &speaker)?;
+    // Nobody answers to BFD yet: that is no verdict.
+    let on_link = |status: &Value| established(status) == 2 && carries(status, NET_B) == [LINK];
+    let status = until(&pair.a, "the link to carry", on_link)?;
+    assert_eq!(bfd_of_link(&status)["state"], "down", "{status}");
+    let seen = Capture::start(netns, LINK, "udp port 3784", 128)?;
+    let bfd = frr::Frr::start(netns, &[("bfdd", &bfdd)])?;
+    let is_up = |status: &Value| {
+        let bfd = bfd_of_link(status);
+        on_link(status) && bfd["state"] == "up" && bfd["interval_ms"] == 50.0 && bfd["multiplier"] == 3
+    };
+    until(&pair.a, "BFD to be up", is_up)?;
+    // Control is killed: the session goes on.
+    kill_part(&pair.topology.gateway_a, "braid-control")?;
+    until(&pair.a, "BFD to be up", is_up)?;
+    let counters = bfd.json("show bfd peers counters json")?;
+    assert_eq!(counters[0]["session-down"], 0, "{counters}");
+    // RFC 5881 sections 4 and 5.
+    let ours = seen.stop()?;
+    let ours: Vec<&Packet> =
+        ours.iter().filter(|packet| packet.ip.get(12..16) == Some(&[10, 9, 0, 1])).collect();
+    assert!(ours.len() > 10, "{} packets", ours.len());
+    for packet in ours {
+        let port = u16::from_be_bytes([packet.ip[20], packet.ip[21]]);
+        assert!(packet.ip[8] == 255 && port >= 49_152, "TTL {}, port {port}", packet.ip[8]);
+    }
+    // Disabled by its user: no verdict.
+    bfd.configure(&["bfd", &peer, "shutdown"])?;
+    until(&pair.a, "BFD to be down", |status| bfd_of_link(status)["state"] == "down")?;
+    assert!(on_link(&pair.a.status()?));
+    bfd.configure(&["bfd", &peer, "no shutdown"])?;
+    until(&pair.a, "BFD to be up", is_up)?;
+    // The other way FRR decides, which is not asked to listen to its bfdd.
+    let origin = Instant::now();
+    let load = Paced::start(&pair.topology.client, &pair.topology.server, SERVER, LOAD, origin)?;
+    vanishes_and_back(&pair, vec![load], origin)
+}
+
+/// Both ends leave the link.
+fn bfd_on_a_link_between_two_gateways() -> Outcome {
+    let setup = Setup { tunnels: 1, ..Setup::default() };
+    let pair = Pair::start_edited(&setup, topology(1)?, |side, text| match side {
+        Side::A => with_bgp(patient(text), &(neighbors(1, "") + &watched_neighbor(FAR, THEIRS))),
+        Side::B => {
+            let text = patient(text);
+            let tunnels = text.split("\n[[route]]").next().unwrap_or_default();
+            format!(
+                "{tunnels}\n[bgp]\nasn = {THEIRS}\nrouter-id = \"10.2.0.1\"\nannounce = [\"{NET_B}\", \"{NET_B6}\"]\n\
+                 [[bgp.neighbor]]\ntunnel = \"t0\"\nasn = {OURS}\n{}",
+                watched_neighbor(NEAR, OURS)
+            )
+        }
+    })?;
+    let ready = |prefix: &'static str| {
+        move |status: &Value| {
+            let bfd = bfd_of_link(status)["state"] == "up";
+            bfd && established(status) == 2 && carries(status, prefix) == [LINK]
+        }
+    };
+    for (gateway, prefix) in [(&pair.a, NET_B), (&pair.b, NET_A)] {
+        until(gateway, "the link to carry", ready(prefix))?;
+    }
+    let origin = Instant::now();
+    vanishes_and_back(&pair, loads(&pair.topology, origin)?.into(), origin)?;
+    until(&pair.b, "the link to carry", ready(NET_A))?;
+    crosses_by(&pair.topology, LINK, Some("braid0"))
 }
