@@ -4,6 +4,7 @@ use core::time::Duration;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
+    path::Path,
 };
 
 use braid_bgp::{Family, policy::PrefixMatch, rib::decision::Multipath};
@@ -13,6 +14,7 @@ use zeroize::Zeroizing;
 use super::{
     BfdTiming, Gateway, Key, bfd,
     error::{Fault, Report},
+    ike::read_file,
     section::{Item, Schema, Section},
     tunnel::{Draft as TunnelDraft, refuse_exposed},
     value,
@@ -48,6 +50,7 @@ static NEIGHBOR: Schema = Schema {
         "passive",
         "bfd",
         "md5",
+        "md5-file",
         "ttl-security",
         "families",
         "add-path",
@@ -190,6 +193,8 @@ impl Neighbor {
 
 /// What else of the file neighbors refer to.
 struct Context<'t> {
+    /// The configuration's.
+    file: &'t Path,
     tunnels: BTreeMap<&'t str, &'t TunnelDraft>,
     mode: u32,
     /// For all neighbors that do not say otherwise.
@@ -200,7 +205,7 @@ pub(super) fn read(
     root: Section<'_>,
     gateway: &Gateway,
     tunnels: &[TunnelDraft],
-    mode: u32,
+    (file, mode): (&Path, u32),
     report: &mut Report,
 ) -> Option<Bgp> {
     let section = root.get("bgp")?.section(&BGP, report)?;
@@ -215,6 +220,7 @@ pub(super) fn read(
     announce.dedup();
     let restart = section.get("graceful-restart").map(|item| restart_time(&item, report));
     let context = Context {
+        file,
         tunnels: tunnels.iter().map(|tunnel| (tunnel.name.as_str(), tunnel)).collect(),
         mode,
         graceful_restart: restart.unwrap_or(Some(DEFAULT_RESTART_TIME)),
@@ -375,7 +381,7 @@ fn read_neighbor(
     let place = read_place(section, context, report);
     let name = section.get("name").and_then(|item| item.parse(value::name, report));
     let asn = section.require("asn", "asn = 64512", report).and_then(|item| as_number(&item, report));
-    let md5 = section.get("md5").and_then(|item| md5_key(&item, context.mode, exposed, report));
+    let md5 = read_md5(section, context, exposed, report);
     let bfd = section.get("bfd").and_then(|item| bfd::read(item, &BFD, report));
     let flag =
         |name, report: &mut Report| section.get(name).and_then(|item| item.boolean(report)).unwrap_or(false);
@@ -473,15 +479,37 @@ fn read_place(section: Section<'_>, context: &Context<'_>, report: &mut Report) 
     Some(Place::Tunnel(name.to_owned()))
 }
 
-fn md5_key(item: &Item<'_>, mode: u32, exposed: &mut bool, report: &mut Report) -> Option<Key> {
-    let key = item.string(report)?;
-    refuse_exposed(*item, mode, exposed, report);
+fn read_md5(
+    section: Section<'_>,
+    context: &Context<'_>,
+    exposed: &mut bool,
+    report: &mut Report,
+) -> Option<Key> {
+    let (inline, named) = (section.get("md5"), section.get("md5-file"));
+    if let (Some(_), Some(second)) = (inline, named) {
+        second.invalid(report, "a second key", "give one of md5 and md5-file");
+        return None;
+    }
+    let (item, key) = match (inline, named) {
+        (Some(item), _) => {
+            let key = Zeroizing::new(item.string(report)?.as_bytes().to_vec());
+            refuse_exposed(item, context.mode, exposed, report);
+            (item, key)
+        }
+        (None, Some(item)) => {
+            let mut key = read_file(item, context.file, true, report)?;
+            let end = key.iter().rposition(|octet| !matches!(octet, b'\n' | b'\r')).map_or(0, |at| at + 1);
+            key.truncate(end);
+            (item, key)
+        }
+        (None, None) => return None,
+    };
     let most = braid_dataplane::io::tcp::MAX_MD5_KEY_LEN;
     if key.is_empty() || key.len() > most {
         item.invalid(report, format!("a key of {} bytes", key.len()), format!("1 to {most} bytes are right"));
         return None;
     }
-    Some(Key::new(Zeroizing::new(key.as_bytes().to_vec())))
+    Some(Key::new(key))
 }
 
 /// RFC 4271 section 4.2: none, or at least three seconds.

@@ -460,7 +460,7 @@ pub fn parse(text: &str, file: &Path, mode: u32) -> Result<Config, Vec<ConfigErr
     let core = gateway::read_core(root, &mut report);
     let mut tunnels = tunnel::read_all(root, file, mode, &mut report);
     let routes = route::read_all(root, &tunnels, &mut report);
-    let bgp = bgp::read(root, &gateway, &tunnels, mode, &mut report);
+    let bgp = bgp::read(root, &gateway, &tunnels, (file, mode), &mut report);
     bgp.iter().for_each(|bgp| bgp::add_bfd(bgp, &mut tunnels));
     check::cross_check(&tunnels, &routes, &mut report);
     if !report.is_clean() {

@@ -635,6 +635,16 @@ fn every_error_of_bgp_names_line_key_and_remedy() {
         ("bgp:lan-router", "static", "is nothing that can be exported; write \"bgp:\""),
         ("name = \"lan-router\"", "name = \"a\"", "bgp.neighbor.name: \"a\" is taken"),
         ("md5 = \"not to be shown\"", "md5 = \"\"", "bgp.neighbor.md5: a key of 0 bytes; 1 to 80 bytes"),
+        (
+            "md5 = ",
+            "md5-file = \"/x\"\nmd5 = ",
+            "bgp.neighbor.md5-file: a second key; give one of md5 and md5-file",
+        ),
+        (
+            "md5 = \"not to be shown\"",
+            "md5-file = \"/nonexistent/md5\"",
+            "bgp.neighbor.md5-file: /nonexistent",
+        ),
         ("prepend = 2", "prepend = 33", "bgp.neighbor.prepend: 33 is out of range; 0 to 32"),
     ];
     for (from, to, part) in cases {
@@ -654,4 +664,25 @@ fn every_error_of_bgp_names_line_key_and_remedy() {
             .to_string()
             .starts_with("x.toml:8: bgp.neighbor.md5: the file holds a secret")
     );
+}
+
+#[test]
+fn a_file_with_a_key_of_bgp_is_for_us_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = std::env::temp_dir().join(format!("braid-md5-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let (file, config) = (dir.join("md5"), dir.join("x.toml"));
+    std::fs::write(&file, "the key\n").unwrap();
+    let text = format!("{GOOD}{}", BGP.replace("md5 = \"not to be shown\"", "md5-file = \"md5\""));
+    let read = |mode| {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        parse(&text, &config, 0o100600)
+    };
+    let errors = read(0o640).unwrap_err();
+    assert!(errors[0].to_string().contains("others may read it (mode 0640); chmod 600 it"), "{}", errors[0]);
+    let key = read(0o600).unwrap().bgp.unwrap().neighbors[0].md5.clone().unwrap();
+    assert_eq!(key.expose(), b"the key");
+    std::fs::write(&file, "\n").unwrap();
+    assert!(read(0o600).unwrap_err()[0].to_string().contains("bgp.neighbor.md5-file: a key of 0 bytes"));
+    std::fs::remove_dir_all(dir).unwrap();
 }
