@@ -2,6 +2,8 @@
 //!
 //! Pure: from control's state, IKE's and the core's counters.
 
+mod wireguard;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -143,7 +145,9 @@ pub fn report(
             Tunnel {
                 name: view.tunnel.name.clone(),
                 state: view.state.name().to_owned(),
-                findings: findings(view, seen, peer.as_ref(), failure.as_ref()).into_iter().collect(),
+                findings: findings(view, seen, peer.as_ref(), failure.as_ref(), look.after)
+                    .into_iter()
+                    .collect(),
             }
         })
         .collect();
@@ -198,13 +202,14 @@ fn findings(
     seen: Option<Seen<'_>>,
     peer: Option<&PeerStatus>,
     failure: Failure<'_>,
+    stats: Option<&Stats>,
 ) -> Option<Finding> {
     match view.state {
         State::Up | State::Standby | State::Draining => {
-            let carried = seen.and_then(|seen| traffic(seen, peer)).or_else(|| flapping(view, failure));
+            let carried = seen.and_then(|seen| traffic(view, seen, peer)).or_else(|| flapping(view, failure));
             carried.or_else(|| without_bfd(seen?.after))
         }
-        State::Down | State::Connecting => Some(why_not_up(view, seen, peer, failure)),
+        State::Down | State::Connecting => Some(why_not_up(view, seen, peer, failure, stats)),
     }
 }
 
@@ -235,14 +240,17 @@ fn without_bfd(stats: &TunnelStats) -> Option<Finding> {
     Some(finding("BFD", format!("no session from {local} to {remote}: {what}"), "bfd", remedy))
 }
 
-/// What the counters and the echoes say of a tunnel that has SAs.
-fn traffic(seen: Seen<'_>, peer: Option<&PeerStatus>) -> Option<Finding> {
+/// What the counters and the echoes say of a tunnel that has SAs or a session.
+fn traffic(view: &TunnelView<'_>, seen: Seen<'_>, peer: Option<&PeerStatus>) -> Option<Finding> {
     let after = seen.after;
     if let Some(echoes) = seen.echoes
         && let Some(longest) = echoes.back.last()
     {
         let vanished = echoes.asked.iter().find(|len| *len > longest)?;
         return Some(black_hole(*longest, *vanished));
+    }
+    if view.tunnel.wireguard().is_some() {
+        return wireguard::traffic(after);
     }
     let arrived = seen.before.map_or(0, |before| after.rx_packets.saturating_sub(before.rx_packets));
     let hears = arrived > 0 || after.heard_ago.is_some_and(|ago| ago < HEARD);
@@ -348,18 +356,24 @@ fn why_not_up(
     seen: Option<Seen<'_>>,
     peer: Option<&PeerStatus>,
     failure: Failure<'_>,
+    stats: Option<&Stats>,
 ) -> Finding {
     match view.obstacle {
+        Some(Obstacle::NoSession { by_peer, .. }) => {
+            if let Some(keys) = view.tunnel.wireguard() {
+                return wireguard::no_session(view, keys, *by_peer, stats);
+            }
+        }
         Some(Obstacle::Outer(blocked)) => return outer_path(blocked),
         Some(Obstacle::Negotiating { .. } | Obstacle::Ike { .. }) => {}
         Some(Obstacle::Silent { cause, .. }) if *cause == Cause::Bfd => {
-            return seen.and_then(|seen| traffic(seen, peer)).unwrap_or_else(|| {
+            return seen.and_then(|seen| traffic(view, seen, peer)).unwrap_or_else(|| {
                 let remedy = "see whether the peer still has a BFD session with our inside address; bfd = false if not";
                 finding("BFD", view.reason.clone(), "bfd", remedy)
             });
         }
         Some(Obstacle::Silent { .. } | Obstacle::HeldDown { .. }) => {
-            return seen.and_then(|seen| traffic(seen, peer)).unwrap_or_else(|| {
+            return seen.and_then(|seen| traffic(view, seen, peer)).unwrap_or_else(|| {
                 finding(
                     "traffic",
                     view.reason.clone(),

@@ -225,6 +225,7 @@ enum Pending {
     Echo,
     Checkup(Checkup),
     Path(braid_api::Flow, oneshot::Sender<Response>),
+    Handshake(oneshot::Sender<Response>),
 }
 
 /// A configuration that was read beside the loop.

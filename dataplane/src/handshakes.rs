@@ -35,6 +35,8 @@ pub enum Input {
     Changed(Vec<TunnelId>),
     /// A message of a handshake.
     Message(Handshake),
+    /// Begin one with this tunnel's peer.
+    Begin(TunnelId),
     /// An outer socket.
     Socket(OuterSocket),
     /// The socket of this address is no longer needed.
@@ -126,6 +128,14 @@ impl Handshakes {
             Input::Message(handshake) => {
                 if let Err(reason) = self.handle(&handshake) {
                     self.drops.add(OTHER_THREAD, reason as usize, 1);
+                }
+            }
+            Input::Begin(id) => {
+                let Some((local, peer)) = self.known.get(&id).cloned() else { return };
+                let mut reader = self.reader.clone();
+                if let Some(tunnel) = reader.enter().tunnel(id) {
+                    peer.want_session();
+                    self.tick_one(local, &peer, tunnel);
                 }
             }
             Input::Socket(socket) => self.sender.add(socket),

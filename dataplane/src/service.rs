@@ -404,6 +404,10 @@ impl Service {
                 let _ = self.threads.inputs.send(Input::Echo(tunnel, len));
                 Answer::Echo
             }
+            Query::Handshake(tunnel) => {
+                let _ = self.threads.handshakes.send(handshakes::Input::Begin(tunnel));
+                Answer::Handshake
+            }
             Query::Stash { from } => Answer::Stash(self.writer.stash(from)),
         }
     }

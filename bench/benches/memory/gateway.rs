@@ -6,9 +6,10 @@ use std::{
     sync::Arc,
 };
 
+use aws_lc_rs::agreement;
 use braid_api::{
     Allowed, BootId, DfPolicy, Direction, Encapsulation, Epoch, Group, GroupId, Member, Op, Sa, SaId,
-    SecretKey, Selectors, Spi, Suite, Target, Transaction, Tunnel, TunnelId,
+    SecretKey, Selectors, Spi, Suite, Target, Transaction, Tunnel, TunnelId, WireGuard,
 };
 use braid_dataplane::{
     drop_reason::DropReason,
@@ -16,7 +17,8 @@ use braid_dataplane::{
     forward::{Arrival, Departure, Drops, Forwarder, Progress, Wire},
     offload::{coalesce::Slots, vnet::Vnet},
     runs::{HEADROOM, Run, TAILROOM},
-    tables::{Reader, Writer},
+    tables::{Carrier, Reader, Writer},
+    wireguard::MAX_HANDSHAKE,
     worker::{KEEP_BYTES, monotonic},
 };
 
@@ -34,6 +36,13 @@ pub(crate) enum Side {
     Peer,
 }
 
+/// What the tunnels are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Protocol {
+    Esp(Suite),
+    WireGuard,
+}
+
 /// One gateway without devices.
 pub(crate) struct Gateway {
     pub(crate) reader: Reader,
@@ -44,11 +53,11 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// `tunnels` tunnels, whose members and routes `ops` adds.
-    pub(crate) fn new(side: Side, suite: Suite, tunnels: u32, ops: impl Iterator<Item = Op>) -> Self {
+    /// `tunnels` tunnels, whose members and routes `ops` adds. Those of WireGuard have no session yet.
+    pub(crate) fn new(side: Side, protocol: Protocol, tunnels: u32, ops: impl Iterator<Item = Op>) -> Self {
         let boot = BootId([side as u8; 16]);
         let mut writer = Writer::new(1, boot, Engine::detect(), &[3; 32]);
-        let tunnels_ops = (0..tunnels).flat_map(|number| tunnel(side, suite, boot, number));
+        let tunnels_ops = (0..tunnels).flat_map(|number| tunnel(side, protocol, boot, number));
         let unmask = (0..tunnels).map(|number| Op::Unmask(TunnelId(number)));
         let mut ops = tunnels_ops.chain(ops).chain(unmask);
         for epoch in 1.. {
@@ -62,6 +71,26 @@ impl Gateway {
         let drops = Arc::new(Drops::new(1));
         let forwarder = Forwarder::new(0, SEGMENTS, true, writer.states().clone(), Arc::clone(&drops));
         Gateway { reader: writer.reader(), forwarder, drops, _writer: writer }
+    }
+
+    /// Makes WireGuard's sessions with a peer; ESP needs none.
+    pub(crate) fn meet(&mut self, peer: &mut Gateway) {
+        let (ours, theirs) = (self.reader.enter(), peer.reader.enter());
+        for (us, them) in ours.tunnels().zip(theirs.tunnels()) {
+            let of = |tunnel: &Arc<braid_dataplane::tables::Tunnel>| {
+                tunnel.outbound.as_ref().and_then(Carrier::wireguard).cloned()
+            };
+            let (Some(us), Some(them)) = (of(us), of(them)) else { return };
+            let from = IpAddr::from([192, 0, 2, 1]);
+            let (mut message, mut reply) = ([0; MAX_HANDSHAKE], [0; MAX_HANDSHAKE]);
+            us.want_session();
+            assert_eq!(us.handle_timeout(true, &mut message).message, MAX_HANDSHAKE);
+            let response = them.handle_handshake(from, &message, &mut reply).expect("an initiation").reply;
+            let keepalive =
+                us.handle_handshake(from, &reply[..response], &mut message).expect("a response").reply;
+            let opened = them.receiving().open(&message[..keepalive], &mut reply);
+            assert_eq!(opened, Ok(0));
+        }
     }
 
     /// Takes a batch from the source as far as sealed runs, each of which `leave` gets with the buffer that
@@ -114,14 +143,21 @@ impl Gateway {
 #[inline]
 fn flush(forwarder: &mut Forwarder, all: bool, buffer: &mut [u8], leave: &mut impl FnMut(&Run, &[u8])) {
     forwarder.runs.flush(all, |run| {
-        let sa = Arc::clone(run.carrier.esp().expect("ESP is what is measured"));
-        let mut sequence = sa.lock();
-        run.seal(&mut sequence, buffer).expect("far below 2^32 packets");
-        leave(run, buffer);
-        drop(sequence);
-        let count = u64::from(run.count);
-        run.live.sent(0, count, run.inner_bytes);
-        sa.counter.add(count, run.inner_bytes);
+        match run.carrier.clone() {
+            Carrier::Esp(sa) => {
+                let mut sequence = sa.lock();
+                run.seal(&mut sequence, buffer).expect("far below 2^32 packets");
+                leave(run, buffer);
+                drop(sequence);
+                sa.counter.add(u64::from(run.count), run.inner_bytes);
+            }
+            Carrier::WireGuard(peer) => {
+                let mut session = peer.sending().expect("a session");
+                run.seal_wireguard(&mut session, buffer).expect("far below 2^60 packets");
+                leave(run, buffer);
+            }
+        }
+        run.live.sent(0, u64::from(run.count), run.inner_bytes);
     });
 }
 
@@ -153,6 +189,7 @@ impl Source {
 pub(crate) struct Pool {
     slots: Buffers,
     arrivals: Vec<Arrival>,
+    wire: Wire,
 }
 
 struct Buffers(Vec<Box<[u8]>>);
@@ -168,9 +205,10 @@ impl Slots for Buffers {
 }
 
 impl Pool {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(protocol: Protocol) -> Self {
+        let wire = if protocol == Protocol::WireGuard { Wire::WireGuard } else { Wire::Udp };
         let slots = (0..BATCH).map(|_| vec![0; 65_536].into_boxed_slice()).collect();
-        Pool { slots: Buffers(slots), arrivals: Vec::with_capacity(BATCH) }
+        Pool { slots: Buffers(slots), arrivals: Vec::with_capacity(BATCH), wire }
     }
 
     /// Receives a batch, whose sequence numbers are fresh.
@@ -184,7 +222,7 @@ impl Pool {
                 self.slots.0[slot][len..len + piece.len()].copy_from_slice(piece);
                 len += piece.len();
             }
-            self.arrivals.push(Arrival::new(slot, len, run.segment, outer(Side::Ours, 0), 0, Wire::Udp));
+            self.arrivals.push(Arrival::new(slot, len, run.segment, outer(Side::Ours, 0), 0, self.wire));
         });
     }
 }
@@ -210,8 +248,8 @@ fn other(side: Side) -> Side {
     if side == Side::Ours { Side::Peer } else { Side::Ours }
 }
 
-/// A tunnel and its two SAs.
-fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> [Op; 3] {
+/// A tunnel and its keys.
+fn tunnel(side: Side, protocol: Protocol, boot: BootId, number: u32) -> Vec<Op> {
     let id = TunnelId(number);
     let tunnel = Op::PutTunnel(Tunnel {
         id,
@@ -219,7 +257,10 @@ fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> [Op; 3] {
         local: outer(side, number),
         remote: Some(outer(other(side), number)),
         follow_remote: false,
-        encapsulation: Encapsulation::Udp,
+        encapsulation: match protocol {
+            Protocol::Esp(_) => Encapsulation::Udp,
+            Protocol::WireGuard => Encapsulation::WireGuard,
+        },
         keepalive: false,
         inside: vec![Ipv4Addr::new(169, 254, 1, 1 + side as u8).into()],
         peer_inside: vec![Ipv4Addr::new(169, 254, 1, 1 + other(side) as u8).into()],
@@ -230,6 +271,10 @@ fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> [Op; 3] {
         probe: None,
         bfd: Vec::new(),
     });
+    let suite = match protocol {
+        Protocol::Esp(suite) => suite,
+        Protocol::WireGuard => return vec![tunnel, keys(side, id)],
+    };
     // An SA is known by its sender.
     let sa = |n: u64, direction: Direction| {
         let sender = if direction == Direction::Out { side } else { other(side) };
@@ -249,7 +294,24 @@ fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> [Op; 3] {
             selectors: Selectors::default(),
         })
     };
-    [tunnel, sa(0, Direction::In), sa(1, Direction::Out)]
+    vec![tunnel, sa(0, Direction::In), sa(1, Direction::Out)]
+}
+
+/// Each side's private key is known to the other, which makes the public one of it.
+fn keys(side: Side, tunnel: TunnelId) -> Op {
+    let private = |side: Side| [1 + side as u8; 32];
+    let public = |private: [u8; 32]| {
+        let key = agreement::PrivateKey::from_private_key(&agreement::X25519, &private).expect("32 bytes");
+        key.compute_public_key().expect("X25519 takes every key").as_ref().try_into().expect("32 bytes")
+    };
+    Op::PutWireGuard(WireGuard {
+        tunnel,
+        private_key: SecretKey::new(private(side).to_vec()),
+        peer_public_key: public(private(other(side))),
+        preshared_key: None,
+        keepalive: None,
+        initiate: false,
+    })
 }
 
 /// IPv4 and UDP, from a source and a port of its own for each flow.

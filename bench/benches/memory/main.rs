@@ -19,7 +19,7 @@ use braid_api::Suite;
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 
 use bare::Bare;
-use gateway::{Gateway, Pool, Side, Source, group, route};
+use gateway::{Gateway, Pool, Protocol, Side, Source, group, route};
 
 /// Packets that are timed together.
 pub(crate) const BATCH: usize = 64;
@@ -89,9 +89,9 @@ fn consume(run: &[u8]) {
     black_box(run);
 }
 
-fn two_tunnels(side: Side, suite: Suite) -> Gateway {
+fn two_tunnels(side: Side, protocol: Protocol) -> Gateway {
     let net = if side == Side::Ours { Ipv4Addr::new(16, 0, 0, 0) } else { Ipv4Addr::new(10, 1, 0, 0) };
-    Gateway::new(side, suite, 2, [group(0, 0..2), route(net, 8, 0)].into_iter())
+    Gateway::new(side, protocol, 2, [group(0, 0..2), route(net, 8, 0)].into_iter())
 }
 
 fn flows(len: usize) -> Source {
@@ -103,8 +103,16 @@ fn against_bare(criterion: &mut Criterion, summary: &mut Vec<String>) {
     group.throughput(Throughput::Elements(1));
     let aes = [64, 512, 1400, 9000].map(|len| (Suite::Aes128Gcm16, len));
     let others = [(Suite::Aes256Gcm16, 1400), (Suite::ChaCha20Poly1305, 1400)];
-    for (suite, len) in aes.into_iter().chain(others) {
-        let (mut ours, source) = (two_tunnels(Side::Ours, suite), flows(len));
+    let esp = aes.into_iter().chain(others).map(|(suite, len)| (Protocol::Esp(suite), suite, len));
+    let wireguard = [64, 1400, 9000].map(|len| (Protocol::WireGuard, Suite::ChaCha20Poly1305, len));
+    for (protocol, suite, len) in esp.chain(wireguard) {
+        let (mut ours, source) = (two_tunnels(Side::Ours, protocol), flows(len));
+        let mut peer = two_tunnels(Side::Peer, protocol);
+        ours.meet(&mut peer);
+        let name = match protocol {
+            Protocol::Esp(suite) => format!("{suite}/{len}"),
+            Protocol::WireGuard => format!("wireguard/{len}"),
+        };
         let mut bare = Bare::new(suite, len);
         let source = std::cell::RefCell::new(source);
         let outward = Work {
@@ -114,12 +122,11 @@ fn against_bare(criterion: &mut Criterion, summary: &mut Vec<String>) {
             }),
         };
         let works = [("outward", outward), ("bare", Work::new(|| bare.seal()))];
-        summary.extend(compare(&mut group, &format!("seal/{suite}/{len}"), works));
+        summary.extend(compare(&mut group, &format!("seal/{name}"), works));
         ours.assert_no_drops();
 
         let mut source = source.into_inner();
-        let mut peer = two_tunnels(Side::Peer, suite);
-        let pool = std::cell::RefCell::new(Pool::new());
+        let pool = std::cell::RefCell::new(Pool::new(protocol));
         let bare = std::cell::RefCell::new(Bare::new(suite, len));
         let inward = Work {
             prepare: Box::new(|| pool.borrow_mut().refill(&mut ours, &mut source)),
@@ -130,7 +137,7 @@ fn against_bare(criterion: &mut Criterion, summary: &mut Vec<String>) {
             run: Box::new(|| bare.borrow_mut().open()),
         };
         let works = [("inward", inward), ("bare", open)];
-        summary.extend(compare(&mut group, &format!("open/{suite}/{len}"), works));
+        summary.extend(compare(&mut group, &format!("open/{name}"), works));
         peer.assert_no_drops();
     }
     group.finish();
@@ -146,7 +153,7 @@ fn large() -> Gateway {
     let groups = (0..TUNNELS).map(|id| group(id, id..id + 1));
     let to = |index: u32| if index.is_multiple_of(STRIDE) { 0 } else { index % TUNNELS };
     let routes = (0..PREFIXES).map(move |index| route(address(index, 0), 24, to(index)));
-    Gateway::new(Side::Ours, Suite::Aes128Gcm16, TUNNELS, groups.chain(routes))
+    Gateway::new(Side::Ours, Protocol::Esp(Suite::Aes128Gcm16), TUNNELS, groups.chain(routes))
 }
 
 fn at_scale(criterion: &mut Criterion, summary: &mut Vec<String>) {
@@ -156,7 +163,7 @@ fn at_scale(criterion: &mut Criterion, summary: &mut Vec<String>) {
     for (name, offset) in [("into one tunnel", 0), ("into 256 tunnels", 1)] {
         for len in [64, 1400] {
             let one = [group_of_one(), route(Ipv4Addr::new(16, 0, 0, 0), 4, 0)];
-            let mut small = Gateway::new(Side::Ours, Suite::Aes128Gcm16, 1, one.into_iter());
+            let mut small = Gateway::new(Side::Ours, Protocol::Esp(Suite::Aes128Gcm16), 1, one.into_iter());
             let destinations = || (0..FLOWS).map(|flow| address(flow * STRIDE + offset, 1));
             let sources = [(); 2].map(|()| std::cell::RefCell::new(Source::new(len, destinations())));
             let [for_large, for_small] = &sources;

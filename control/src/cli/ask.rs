@@ -56,7 +56,7 @@ pub(super) struct Undrain {
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Make before break: no packet is lost. Returns when the exchange is begun; `braid status --json` shows
-the new SPIs once it is done.
+the new SPIs, or WireGuard's handshakes, once it is done.
 
 Example: braid rekey aws-a")]
 pub(super) struct Rekey {

@@ -1,12 +1,12 @@
 //! What really crossed the wire between the gateways: every packet that came into `net`, judged.
 //!
-//! A packet is accepted only if it is ESP in UDP (RFC 3948) between the gateways' outer addresses
-//! of that path with the SPI that was negotiated for that tunnel and direction, or a message of
-//! IKEv2 (RFC 7296) whose content is encrypted, and shows neither the marker nor an inner address.
-//! Everything else but ARP counts as a leak.
+//! A packet is accepted only if it crosses between the gateways' outer addresses of that path and shows neither
+//! the marker nor an inner address, and is ESP in UDP (RFC 3948) with the SPI that was negotiated for that tunnel
+//! and direction, or a message of IKEv2 (RFC 7296) whose content is encrypted; for a WireGuard tunnel, one of
+//! its messages. Everything else but ARP counts as a leak.
 //!
-//! The wire also tells which way each paced flow goes: flows differ by packet size, and ESP keeps
-//! sizes. So whether a flow was moved is seen, not asked.
+//! The wire also tells which way each paced flow goes: flows differ by packet size by more than
+//! either protocol pads. So whether a flow was moved is seen, not asked.
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -46,8 +46,17 @@ pub(super) enum Stage {
     NewFlows,
 }
 
-/// SPIs by path, then from A to B and from B to A.
-pub(super) type Spis = [[u32; 2]; 2];
+/// What may cross on a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wire {
+    /// ESP with these SPIs from A to B and from B to A.
+    Esp([u32; 2]),
+    /// WireGuard's messages.
+    WireGuard,
+}
+
+/// By path.
+pub(super) type Wires = [Wire; 2];
 
 /// A capture under way.
 #[derive(Debug)]
@@ -61,12 +70,12 @@ pub(super) struct Capture {
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
     stage: Stage,
-    spis: Spis,
+    wires: Wires,
     marker: Marker,
-    /// ESP packets by path and direction.
-    pub(super) esp: [[u64; 2]; 2],
-    /// Messages of IKE.
-    pub(super) ike: u64,
+    /// Sealed packets by path and direction.
+    pub(super) sealed: [[u64; 2]; 2],
+    /// Messages of IKE and of WireGuard's handshakes.
+    pub(super) handshakes: u64,
     /// Packets that are neither.
     pub(super) leaks: u64,
     /// The first of them.
@@ -80,7 +89,7 @@ impl Capture {
     ///
     /// # Errors
     /// When the kernel refuses a packet socket.
-    pub(super) fn start(net: &Namespace, spis: Spis, marker: Marker) -> Result<Self, Error> {
+    pub(super) fn start(net: &Namespace, wires: Wires, marker: Marker) -> Result<Self, Error> {
         let (socket, devices) = net.run(move |inside| {
             let socket = socket(
                 AddressFamily::Packet,
@@ -100,7 +109,7 @@ impl Capture {
             .map_err(Error::system("cannot capture packets"))?;
         // More than the limit is a wish only; a packet missed here is missed by nobody else.
         let _ = set_socket_recv_buffer_size(&socket, BUFFER);
-        let seen = Arc::new(Mutex::new(Seen::new(spis, marker)));
+        let seen = Arc::new(Mutex::new(Seen::new(wires, marker)));
         let stop = Stop::default();
         let thread = {
             let (seen, stop) = (Arc::clone(&seen), stop.clone());
@@ -131,25 +140,25 @@ impl Drop for Capture {
 }
 
 impl Seen {
-    fn new(spis: Spis, marker: Marker) -> Self {
+    fn new(wires: Wires, marker: Marker) -> Self {
         Self {
             stage: Stage::Before,
-            spis,
+            wires,
             marker,
-            esp: [[0; 2]; 2],
-            ike: 0,
+            sealed: [[0; 2]; 2],
+            handshakes: 0,
             leaks: 0,
             first_leak: None,
             flows: [[[[0; 2]; FLOWS]; 2]; 4],
         }
     }
 
-    /// All ESP packets.
+    /// All sealed packets.
     pub(super) fn packets(&self) -> u64 {
-        self.esp.iter().flatten().sum()
+        self.sealed.iter().flatten().sum()
     }
 
-    /// ESP packets of paced flows on a path in a stage, per direction.
+    /// Sealed packets of paced flows on a path in a stage, per direction.
     pub(super) fn on_path(&self, stage: Stage, path: usize) -> [u64; 2] {
         self.flows[stage as usize].map(|flows| flows.iter().map(|flow| u64::from(flow[path])).sum())
     }
@@ -175,14 +184,14 @@ impl Seen {
     /// Judges one packet, from the IP header on.
     fn judge(&mut self, path: usize, direction: Direction, packet: &[u8]) {
         match self.accept(path, direction, packet) {
-            Ok(esp) => {
-                self.esp[path][direction as usize] += 1;
-                if let Some(flow) = flow_of(esp) {
+            Ok(sealed) => {
+                self.sealed[path][direction as usize] += 1;
+                if let Some(flow) = flow_of(self.wires[path], sealed) {
                     self.flows[self.stage as usize][direction as usize][flow][path] += 1;
                 }
             }
             Err(Refused::Keepalive) => {}
-            Err(Refused::Ike) => self.ike += 1,
+            Err(Refused::Handshake) => self.handshakes += 1,
             Err(Refused::Leak(what)) => {
                 self.leaks += 1;
                 let told = || format!("{what} on {}: {}", PATHS[path].name, describe(packet));
@@ -191,7 +200,7 @@ impl Seen {
         }
     }
 
-    /// The ESP packet within, if it is one that may cross here.
+    /// The sealed packet within, if it is one that may cross here.
     fn accept<'p>(&self, path: usize, direction: Direction, packet: &'p [u8]) -> Result<&'p [u8], Refused> {
         let hidden = [
             (&self.marker[..], "a payload in clear"),
@@ -217,25 +226,47 @@ impl Seen {
         if packet[12..20] != ends {
             return Err(Refused::Leak("a packet between other addresses"));
         }
-        // RFC 3948 section 2: both ports 4500; a single 0xff is a keepalive; SPI 0 is not ESP.
-        match udp {
-            [0x11, 0x94, 0x11, 0x94, _, _, _, _, 0xff] => Err(Refused::Keepalive),
-            // RFC 3948 section 2.2: the non-ESP marker stands before IKE.
-            [0x11, 0x94, 0x11, 0x94, _, _, _, _, 0, 0, 0, 0, ike @ ..] if is_encrypted_ike(ike) => {
-                Err(Refused::Ike)
-            }
-            [0x11, 0x94, 0x11, 0x94, _, _, _, _, esp @ ..] => match esp.first_chunk() {
-                Some(spi) if u32::from_be_bytes(*spi) == self.spis[path][direction as usize] => Ok(esp),
-                _ => Err(Refused::Leak("an SPI of nobody")),
-            },
-            _ => Err(Refused::Leak("a UDP packet that is not ESP")),
+        match self.wires[path] {
+            Wire::Esp(spis) => accept_esp(spis[direction as usize], udp),
+            Wire::WireGuard => accept_wireguard(udp),
         }
+    }
+}
+
+fn accept_esp(wanted: u32, udp: &[u8]) -> Result<&[u8], Refused> {
+    // RFC 3948 section 2: both ports 4500; a single 0xff is a keepalive; SPI 0 is not ESP.
+    match udp {
+        [0x11, 0x94, 0x11, 0x94, _, _, _, _, 0xff] => Err(Refused::Keepalive),
+        // RFC 3948 section 2.2: the non-ESP marker stands before IKE.
+        [0x11, 0x94, 0x11, 0x94, _, _, _, _, 0, 0, 0, 0, ike @ ..] if is_encrypted_ike(ike) => {
+            Err(Refused::Handshake)
+        }
+        [0x11, 0x94, 0x11, 0x94, _, _, _, _, esp @ ..] => match esp.first_chunk() {
+            Some(spi) if u32::from_be_bytes(*spi) == wanted => Ok(esp),
+            _ => Err(Refused::Leak("an SPI of nobody")),
+        },
+        _ => Err(Refused::Leak("a UDP packet that is not ESP")),
+    }
+}
+
+/// WireGuard whitepaper section 5.4: a type, three zero bytes, and a length that goes with the type.
+fn accept_wireguard(udp: &[u8]) -> Result<&[u8], Refused> {
+    match udp {
+        [0xca, 0x6c, 0xca, 0x6c, _, _, _, _, message @ ..] => match (message, message.len()) {
+            ([4, 0, 0, 0, ..], 32..) => Ok(message),
+            ([1, 0, 0, 0, ..], 148) | ([2, 0, 0, 0, ..], 92) | ([3, 0, 0, 0, ..], 64) => {
+                Err(Refused::Handshake)
+            }
+            _ => Err(Refused::Leak("a UDP packet that is not WireGuard")),
+        },
+        _ => Err(Refused::Leak("a UDP packet that is not WireGuard")),
     }
 }
 
 enum Refused {
     Keepalive,
-    Ike,
+    /// Of IKE or WireGuard.
+    Handshake,
     Leak(&'static str),
 }
 
@@ -264,9 +295,27 @@ fn watch(socket: &OwnedFd, devices: &[(u32, usize, Direction)], seen: &Mutex<See
     }
 }
 
-/// Which paced flow an ESP packet of this length belongs to, if any.
-fn flow_of(esp: &[u8]) -> Option<usize> {
-    (0..FLOWS).find(|flow| esp_len(payload_len(*flow)) == esp.len())
+/// Which paced flow sealed packets of this length belong to, if any.
+fn flow_of(wire: Wire, sealed: &[u8]) -> Option<usize> {
+    // What leaves together, of one flow, is seen as one packet: the head comes again.
+    let head = if wire == Wire::WireGuard { 8 } else { 4 };
+    let is_head = |at: usize| sealed.get(at..at + head) == sealed.get(..head);
+    let together =
+        |len: usize| sealed.len().is_multiple_of(len) && (len..sealed.len()).step_by(len).all(is_head);
+    (0..FLOWS).find(|flow| together(sealed_len(wire, payload_len(*flow))))
+}
+
+fn sealed_len(wire: Wire, payload: usize) -> usize {
+    match wire {
+        Wire::Esp(_) => esp_len(payload),
+        Wire::WireGuard => wireguard_len(payload),
+    }
+}
+
+/// Length of the WireGuard message around an IPv4 UDP packet with this payload: type, receiver and counter, padding
+/// to sixteen bytes, and sixteen of tag (whitepaper section 5.4.6).
+fn wireguard_len(payload: usize) -> usize {
+    16 + (20 + 8 + payload).next_multiple_of(16) + 16
 }
 
 /// Length of the ESP packet around an IPv4 UDP packet with this payload, for AES-GCM-16: RFC 4303
@@ -316,7 +365,8 @@ const BUFFER: usize = 8 << 20;
 mod tests {
     use super::*;
 
-    const SPIS: Spis = [[0x1001, 0x1002], [0x2001, 0x2002]];
+    const SPIS: [[u32; 2]; 2] = [[0x1001, 0x1002], [0x2001, 0x2002]];
+    const WIRES: Wires = [Wire::Esp(SPIS[0]), Wire::Esp(SPIS[1])];
     const MARKER: Marker = *b"0123456789abcdef";
 
     fn outer(ends: [u8; 8], spi: u32, esp: usize) -> Vec<u8> {
@@ -329,7 +379,7 @@ mod tests {
     }
 
     fn judged(packet: &[u8]) -> Seen {
-        let mut seen = Seen::new(SPIS, MARKER);
+        let mut seen = Seen::new(WIRES, MARKER);
         seen.judge(0, Direction::AToB, packet);
         seen
     }
@@ -395,20 +445,52 @@ mod tests {
             packet
         };
         let seen = judged(&message(46));
-        assert_eq!((seen.packets(), seen.ike, seen.leaks), (0, 1, 0));
+        assert_eq!((seen.packets(), seen.handshakes, seen.leaks), (0, 1, 0));
         let mut long = message(46);
         long.push(0);
         let mut marked = message(46);
         marked[70..70 + MARKER.len()].copy_from_slice(&MARKER);
         for packet in [message(33), long, marked] {
             let seen = judged(&packet);
-            assert_eq!((seen.packets(), seen.ike, seen.leaks), (0, 0, 1), "{packet:02x?}");
+            assert_eq!((seen.packets(), seen.handshakes, seen.leaks), (0, 0, 1), "{packet:02x?}");
+        }
+    }
+
+    #[test]
+    fn wireguard_is_accepted_message_by_message_and_told_by_its_size() {
+        let outer = |kind: u8, len: usize| {
+            let mut packet = outer(ends(), 0, len);
+            packet[20..24].copy_from_slice(&[0xca, 0x6c, 0xca, 0x6c]);
+            packet[28] = kind;
+            packet
+        };
+        let judged = |packet: &[u8]| {
+            let mut seen = Seen::new([Wire::WireGuard; 2], MARKER);
+            seen.judge(0, Direction::AToB, packet);
+            seen
+        };
+        let len = wireguard_len(payload_len(5));
+        let seen = judged(&outer(4, len));
+        assert_eq!((seen.packets(), seen.leaks), (1, 0));
+        assert_eq!(seen.flows_on(Stage::Before, Direction::AToB, 0), [5]);
+        let mut two = outer(4, 2 * len);
+        two.copy_within(28..36, 28 + len);
+        assert_eq!(judged(&two).flows_on(Stage::Before, Direction::AToB, 0), [5]);
+        for (kind, len) in [(1, 148), (2, 92), (3, 64)] {
+            let seen = judged(&outer(kind, len));
+            assert_eq!((seen.packets(), seen.handshakes, seen.leaks), (0, 1, 0));
+            assert_eq!(judged(&outer(kind, len + 1)).leaks, 1);
+        }
+        let mut esp = outer(4, len);
+        esp[20..24].copy_from_slice(&[0x11, 0x94, 0x11, 0x94]);
+        for packet in [outer(0, len), outer(5, len), outer(4, 31), esp] {
+            assert_eq!((judged(&packet).packets(), judged(&packet).leaks), (0, 1));
         }
     }
 
     #[test]
     fn only_a_healthy_flow_that_changes_over_is_moved() {
-        let mut seen = Seen::new(SPIS, MARKER);
+        let mut seen = Seen::new(WIRES, MARKER);
         let mut packet = |path: usize, flow: usize, stage: Stage| {
             seen.stage = stage;
             let ends = pair(PATHS[path].a, PATHS[path].b);

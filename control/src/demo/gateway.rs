@@ -1,5 +1,6 @@
 //! The two gateways: the very `braid run` that anybody would start, one in each gateway's
-//! namespace, with a pre-shared key drawn for this run: the tunnels' own keys they negotiate by IKE.
+//! namespace, with secrets drawn for this run: the tunnels' own keys they negotiate by IKE, or by WireGuard's
+//! handshakes.
 //!
 //! A gateway is started by the thread of its namespace, which lives as long as this process, and
 //! asks the kernel to be killed with it: whatever ends the demonstration ends the gateways.
@@ -20,10 +21,12 @@ use nix::unistd::{Pid, getpid, getppid};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use super::Protocol;
 use super::error::Error;
 use super::net::Namespace;
 use super::stop::Stop;
 use super::topology::{PATHS, SITE_A, SITE_B};
+use crate::wireguard::Secret;
 
 /// A directory for keys and sockets that nobody else sees and that does not outlive this process:
 /// a memory file system in this process's own mount namespace.
@@ -93,13 +96,19 @@ struct Status {
 }
 
 /// What both gateways prove themselves with.
-pub(super) struct Psk(Zeroizing<String>);
+pub(super) struct Secrets {
+    psk: Zeroizing<String>,
+    /// WireGuard's, of A and of B.
+    keys: [Secret; 2],
+}
 
-impl Psk {
+impl Secrets {
     /// # Errors
     /// When the system has no randomness.
     pub(super) fn draw() -> Result<Self, Error> {
-        Ok(Self(Zeroizing::new(hex(&*Zeroizing::new(random::<PSK_LEN>()?)))))
+        let key = || Ok(Secret::private(Zeroizing::new(random()?)));
+        let psk = Zeroizing::new(hex(&*Zeroizing::new(random::<PSK_LEN>()?)));
+        Ok(Self { psk, keys: [key()?, key()?] })
     }
 }
 
@@ -111,15 +120,16 @@ impl Gateway {
     pub(super) fn start(
         namespace: &Namespace,
         side: Side,
+        protocols: [Protocol; 2],
         scratch: &Scratch,
-        psk: &Psk,
+        secrets: &Secrets,
     ) -> Result<Self, Error> {
         let name = side.name();
         let home = scratch.0.join(name);
         make_private(&home)?;
         let config = OpenOptions::new().write(true).create_new(true).mode(0o600).open(home.join(CONFIG));
         config
-            .and_then(|mut file| file.write_all(configuration(side, psk).as_bytes()))
+            .and_then(|mut file| file.write_all(configuration(side, protocols, secrets).as_bytes()))
             .map_err(Error::system(format!("cannot write the configuration of {name}")))?;
         let log = home.join("log");
         let run_dir = home.join(RUN_DIR);
@@ -203,7 +213,7 @@ impl Side {
 }
 
 /// The configuration of one side. A begins.
-fn configuration(side: Side, psk: &Psk) -> Zeroizing<String> {
+fn configuration(side: Side, protocols: [Protocol; 2], secrets: &Secrets) -> Zeroizing<String> {
     // Nothing is reallocated while the key is written, so that no copy of it stays behind.
     let mut text = Zeroizing::new(String::with_capacity(CONFIG_CAPACITY));
     let (own, far, role) = match side {
@@ -212,20 +222,35 @@ fn configuration(side: Side, psk: &Psk) -> Zeroizing<String> {
     };
     // Writing to a string never fails.
     let _ = write!(text, "[gateway]\nname = \"{}\"\nsource = \"{}\"\n", side.name(), own.gateway);
-    for path in &PATHS {
+    for (path, protocol) in PATHS.iter().zip(protocols) {
         let (local, remote, inside) = match side {
             Side::A => (path.a, path.b, path.inside_a),
             Side::B => (path.b, path.a, path.inside_b),
         };
         let _ = write!(
             text,
-            "\n[[tunnel]]\nname = \"{}\"\ntype = \"ipsec\"\nrole = \"{role}\"\n\
+            "\n[[tunnel]]\nname = \"{}\"\nrole = \"{role}\"\n\
              local = \"{local}\"\nremote = \"{remote}\"\ninside = \"{inside}/30\"\n\
-             probe = {{ interval = \"{PROBE_INTERVAL}\", multiplier = {PROBE_MULTIPLIER} }}\n\
-             [tunnel.ike]\npsk = \"{}\"\nproposals = [\"{IKE_PROPOSAL}\"]\nesp-proposals = [\"{SUITE}-ecp256-esn\"]\n\
-             lifetime = \"{LIFETIME}\"\nchild-lifetime = \"{LIFETIME}\"\n",
-            path.name, *psk.0,
+             probe = {{ interval = \"{PROBE_INTERVAL}\", multiplier = {PROBE_MULTIPLIER} }}\n",
+            path.name,
         );
+        let [a, b] = &secrets.keys;
+        let (ours, theirs) = if side == Side::A { (a, b) } else { (b, a) };
+        let _ = match protocol {
+            Protocol::Esp => write!(
+                text,
+                "[tunnel.ike]\npsk = \"{}\"\nproposals = [\"{IKE_PROPOSAL}\"]\n\
+                 esp-proposals = [\"{SUITE}-ecp256-esn\"]\n\
+                 lifetime = \"{LIFETIME}\"\nchild-lifetime = \"{LIFETIME}\"\n",
+                *secrets.psk,
+            ),
+            Protocol::WireGuard => write!(
+                text,
+                "[tunnel.wireguard]\nprivate-key = \"{}\"\npeer-public-key = \"{}\"\n",
+                *ours.to_base64(),
+                theirs.public(),
+            ),
+        };
     }
     let via = PATHS.map(|path| format!("\"{}\"", path.name)).join(", ");
     for prefix in far.prefixes() {
@@ -315,11 +340,12 @@ const END_LIMIT: Duration = Duration::from_secs(3);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::TunnelType;
 
     #[test]
     fn both_sides_mirror_each_other() {
-        let psk = Psk::draw().unwrap();
-        let parse = |side| toml::from_str::<toml::Table>(&configuration(side, &psk)).unwrap();
+        let (secrets, esp) = (Secrets::draw().unwrap(), [Protocol::Esp; 2]);
+        let parse = |side| toml::from_str::<toml::Table>(&configuration(side, esp, &secrets)).unwrap();
         let (a, b) = (parse(Side::A), parse(Side::B));
         for path in 0..PATHS.len() {
             let (a, b) = (&a["tunnel"][path], &b["tunnel"][path]);
@@ -331,18 +357,27 @@ mod tests {
             assert_eq!(a["ike"]["psk"].as_str().unwrap().len(), 2 * PSK_LEN);
         }
         assert_eq!(a["route"].as_array().unwrap().len(), 2);
-        assert!(configuration(Side::A, &psk).capacity() == CONFIG_CAPACITY);
-        assert_ne!(*psk.0, *Psk::draw().unwrap().0, "another one in every run");
+        assert!(configuration(Side::A, esp, &secrets).capacity() == CONFIG_CAPACITY);
+        let others = Secrets::draw().unwrap();
+        assert_ne!(*secrets.psk, *others.psk, "another one in every run");
+        assert_ne!(secrets.keys, others.keys, "other ones in every run");
     }
 
     #[test]
     fn the_gateways_take_their_configuration() {
-        let psk = Psk::draw().unwrap();
-        for side in [Side::A, Side::B] {
-            let config = crate::config::parse(&configuration(side, &psk), FilePath::new(CONFIG), 0o600);
-            let config = config.unwrap();
-            assert_eq!((config.tunnels.len(), config.routes.len()), (2, 2));
-            assert!(config.manual_keys().is_none());
+        let secrets = Secrets::draw().unwrap();
+        for protocols in
+            [TunnelType::Ipsec, TunnelType::Wireguard, TunnelType::Mixed].map(TunnelType::protocols)
+        {
+            for side in [Side::A, Side::B] {
+                let text = configuration(side, protocols, &secrets);
+                let config = crate::config::parse(&text, FilePath::new(CONFIG), 0o600).unwrap();
+                assert_eq!((config.tunnels.len(), config.routes.len()), (2, 2));
+                for (tunnel, protocol) in config.tunnels.iter().zip(protocols) {
+                    assert_eq!(tunnel.wireguard().is_some(), protocol == Protocol::WireGuard);
+                }
+                assert!(config.manual_keys().is_none());
+            }
         }
     }
 

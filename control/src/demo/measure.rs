@@ -4,12 +4,13 @@
 
 use std::time::{Duration, Instant};
 
+use super::Protocol;
 use super::bulk::Bulk;
-use super::capture::{Capture, Direction, Seen, Spis, Stage};
+use super::capture::{Capture, Direction, Seen, Stage, Wire, Wires};
 use super::crossing::{self, Crossing, Marker};
 use super::display::{Bar, Display, State};
 use super::error::{Error, Shortfall};
-use super::gateway::{Child, Gateway, Psk, SUITE, Scratch, Side, TunnelStatus, random};
+use super::gateway::{Child, Gateway, SUITE, Scratch, Secrets, Side, TunnelStatus, random};
 use super::paced::{FLOWS, Log, Paced};
 use super::report::{Failover, Report, gbps, ms, shares};
 use super::stop::Stop;
@@ -21,7 +22,8 @@ struct Demo<'d> {
     gateways: [Gateway; 2],
     topology: Topology,
     _scratch: Scratch,
-    spis: Spis,
+    protocols: [Protocol; 2],
+    wires: Wires,
     marker: Marker,
     stop: &'d Stop,
     display: &'d mut Display,
@@ -33,6 +35,7 @@ struct Demo<'d> {
 /// # Errors
 /// When it cannot go on; what it went through but did not show is in the report.
 pub(super) fn perform(
+    protocols: [Protocol; 2],
     seconds: Duration,
     flows: usize,
     stop: &Stop,
@@ -41,14 +44,15 @@ pub(super) fn perform(
     display.live("building five network namespaces", &[]);
     let scratch = Scratch::new()?;
     let topology = Topology::build()?;
-    let psk = Psk::draw()?;
+    let secrets = Secrets::draw()?;
     // Who answers is there before who begins.
-    let b = Gateway::start(&topology.gateway_b, Side::B, &scratch, &psk)?;
-    let gateways = [Gateway::start(&topology.gateway_a, Side::A, &scratch, &psk)?, b];
+    let b = Gateway::start(&topology.gateway_b, Side::B, protocols, &scratch, &secrets)?;
+    let gateways = [Gateway::start(&topology.gateway_a, Side::A, protocols, &scratch, &secrets)?, b];
     let marker = random()?;
     let report = Report { flows, ..Report::default() };
-    let spis = Spis::default();
-    let mut demo = Demo { gateways, topology, _scratch: scratch, spis, marker, stop, display, report };
+    let wires = [Wire::WireGuard; 2];
+    let mut demo =
+        Demo { gateways, topology, _scratch: scratch, protocols, wires, marker, stop, display, report };
     demo.wait_until_up()?;
     let proof = demo.prove()?;
     demo.load(seconds)?;
@@ -63,9 +67,9 @@ impl Demo<'_> {
     fn wait_until_up(&mut self) -> Result<(), Error> {
         let start = Instant::now();
         self.display.live("starting two gateways with two tunnels", &[]);
-        let gateways = &mut self.gateways;
-        self.spis = self.stop.wait_for("all tunnels up", START_LIMIT, || negotiated(gateways))?;
-        let told = format!("IKEv2, {SUITE}, after {:.0} ms", ms(start.elapsed()));
+        let (gateways, protocols) = (&mut self.gateways, self.protocols);
+        self.wires = self.stop.wait_for("all tunnels up", START_LIMIT, || negotiated(gateways, protocols))?;
+        let told = format!("{}, after {:.0} ms", told(protocols), ms(start.elapsed()));
         self.display.done("two tunnels up", &told);
         Ok(())
     }
@@ -73,7 +77,7 @@ impl Demo<'_> {
     /// All protocols, with every packet on the outer links looked at.
     fn prove(&mut self) -> Result<Seen, Error> {
         self.display.live("TCP, UDP and ICMP, IPv4 and IPv6", &[]);
-        let capture = Capture::start(&self.topology.net, self.spis, self.marker)?;
+        let capture = Capture::start(&self.topology.net, self.wires, self.marker)?;
         let Topology { client, server, .. } = &self.topology;
         let Crossing { crossed, missing, round_trip } =
             crossing::cross(client, server, self.marker, CROSS_LIMIT, self.stop)?;
@@ -145,7 +149,7 @@ impl Demo<'_> {
 
     /// Paced flows in both directions while one path is cut in mid-path and restored.
     fn fail_over(&mut self) -> Result<Seen, Error> {
-        let capture = Capture::start(&self.topology.net, self.spis, self.marker)?;
+        let capture = Capture::start(&self.topology.net, self.wires, self.marker)?;
         let origin = Instant::now();
         let paced = self.pace(origin)?;
         self.watch(&capture, "steady traffic", STEADY, None)?;
@@ -227,14 +231,15 @@ impl Demo<'_> {
         let leaks = looks.iter().filter_map(|seen| seen.first_leak.clone());
         let mut shortfalls: Vec<_> = leaks.map(Shortfall::InClear).collect();
         for (number, path) in PATHS.iter().enumerate() {
-            let both_ways = (0..2).all(|way| looks.iter().any(|seen| seen.esp[number][way] > 0));
+            let both_ways = (0..2).all(|way| looks.iter().any(|seen| seen.sealed[number][way] > 0));
             if !both_ways {
                 shortfalls.push(Shortfall::NothingSeen(path.name));
             }
         }
         let crossed = !report.shortfalls.iter().any(|one| matches!(one, Shortfall::NotCrossed(_)));
         report.encrypted = crossed && shortfalls.is_empty();
-        report.packets_inspected = looks.iter().map(|seen| seen.packets() + seen.ike + seen.leaks).sum();
+        report.packets_inspected =
+            looks.iter().map(|seen| seen.packets() + seen.handshakes + seen.leaks).sum();
         // What matters most is said first.
         shortfalls.append(&mut report.shortfalls);
         report.shortfalls = shortfalls;
@@ -258,7 +263,7 @@ impl Demo<'_> {
         cut: Option<usize>,
     ) -> Result<(), Error> {
         let start = Instant::now();
-        let counted = |seen: Seen| seen.esp.map(|ways| ways.iter().sum::<u64>());
+        let counted = |seen: Seen| seen.sealed.map(|ways| ways.iter().sum::<u64>());
         let mut last = (start, counted(capture.so_far()));
         while start.elapsed() < during {
             self.stop.sleep(REDRAW.min(during.saturating_sub(start.elapsed())))?;
@@ -285,29 +290,44 @@ impl Demo<'_> {
     }
 }
 
-/// The SPIs of every tunnel, as soon as all are up and both gateways name the same ones.
-fn negotiated(gateways: &mut [Gateway; 2]) -> Result<Option<Spis>, Error> {
+/// What may cross in every tunnel, as soon as all are up and both gateways name the same SPIs.
+fn negotiated(gateways: &mut [Gateway; 2], protocols: [Protocol; 2]) -> Result<Option<Wires>, Error> {
     if all_up(gateways)?.is_none() {
         return Ok(None);
     }
     let [a, b] = gateways;
     let (Some(a), Some(b)) = (a.tunnels()?, b.tunnels()?) else { return Ok(None) };
-    let child = |tunnels: &[TunnelStatus], name: &str| {
-        tunnels.iter().find(|tunnel| tunnel.name == name)?.child.clone()
-    };
-    let number = |text: &str| u32::from_str_radix(text.trim_start_matches("0x"), 16).ok();
-    let mut spis = Spis::default();
-    for (spis, path) in spis.iter_mut().zip(&PATHS) {
-        let (Some(a), Some(b)) = (child(&a, path.name), child(&b, path.name)) else { return Ok(None) };
-        let Child { spi_in, spi_out } = &a;
-        // A collision of both sides' handshakes may not be settled yet.
-        if (spi_in, spi_out) != (&b.spi_out, &b.spi_in) {
-            return Ok(None);
-        }
-        let (Some(there), Some(back)) = (number(spi_out), number(spi_in)) else { return Ok(None) };
-        *spis = [there, back];
+    let wires: Vec<Wire> = PATHS
+        .iter()
+        .zip(protocols)
+        .map_while(|(path, protocol)| match protocol {
+            Protocol::Esp => spis(&a, &b, path.name).map(Wire::Esp),
+            Protocol::WireGuard => Some(Wire::WireGuard),
+        })
+        .collect();
+    Ok(wires.try_into().ok())
+}
+
+/// A tunnel's SPIs, from A to B and from B to A, if both say the same.
+fn spis(a: &[TunnelStatus], b: &[TunnelStatus], name: &str) -> Option<[u32; 2]> {
+    let child = |tunnels: &[TunnelStatus]| tunnels.iter().find(|tunnel| tunnel.name == name)?.child.clone();
+    let (Child { spi_in, spi_out }, b) = (child(a)?, child(b)?);
+    // A collision of both sides' handshakes may not be settled yet.
+    if (&spi_in, &spi_out) != (&b.spi_out, &b.spi_in) {
+        return None;
     }
-    Ok(Some(spis))
+    let number = |text: &str| u32::from_str_radix(text.trim_start_matches("0x"), 16).ok();
+    Some([number(&spi_out)?, number(&spi_in)?])
+}
+
+/// In words.
+fn told(protocols: [Protocol; 2]) -> String {
+    let one = |protocol| match protocol {
+        Protocol::Esp => format!("IKEv2 and ESP with {SUITE}"),
+        Protocol::WireGuard => "WireGuard".to_owned(),
+    };
+    let [first, second] = protocols.map(one);
+    if first == second { first } else { format!("{first} on one, {second} on the other") }
 }
 
 /// `Some` once every tunnel of both gateways is up.

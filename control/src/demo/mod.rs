@@ -64,8 +64,30 @@ pub struct DemoArgs {
 /// What the tunnels of a demonstration speak.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TunnelType {
-    /// ESP in UDP
+    /// ESP in UDP, keys by IKEv2
     Ipsec,
+    /// WireGuard
+    Wireguard,
+    /// One of each
+    Mixed,
+}
+
+impl TunnelType {
+    /// What each of the two tunnels speaks.
+    fn protocols(self) -> [Protocol; 2] {
+        match self {
+            TunnelType::Ipsec => [Protocol::Esp; 2],
+            TunnelType::Wireguard => [Protocol::WireGuard; 2],
+            TunnelType::Mixed => [Protocol::Esp, Protocol::WireGuard],
+        }
+    }
+}
+
+/// What one tunnel speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Esp,
+    WireGuard,
 }
 
 /// Runs the demonstration. Success only if traffic crossed encrypted and failover worked; otherwise
@@ -87,7 +109,7 @@ fn demonstrate(args: &DemoArgs) -> Result<Report, Error> {
     let mut display = Display::new(args.json);
     display.line(HEAD);
     let seconds = Duration::from_secs(args.seconds.into());
-    measure::perform(seconds, args.flows.into(), &stop, &mut display)
+    measure::perform(args.tunnel_type.protocols(), seconds, args.flows.into(), &stop, &mut display)
 }
 
 fn conclude(report: &Report, json: bool) -> ExitCode {

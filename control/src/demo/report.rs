@@ -105,7 +105,7 @@ impl Report {
         line("split", split.collect::<Vec<_>>().join(", "));
         line("crossed", format!("{}; round trip {:.2} ms", self.crossed.join(", "), self.round_trip_ms));
         let wire = if self.encrypted {
-            "all ESP with the negotiated SPIs, or encrypted IKE; nothing in clear"
+            "all of the tunnels' own protocol or of its handshakes; nothing in clear"
         } else {
             "NOT all encrypted"
         };

@@ -60,6 +60,15 @@ impl Control {
                 let token = self.wait_for(answer);
                 return Some(Event::Undrain { tunnel, token });
             }
+            Request::Rekey { tunnel, ike: false } if self.is_wireguard(&tunnel) => {
+                let id = self.turn.tunnels(self.now()).iter().find(|view| view.tunnel.name == tunnel)?.id;
+                match id.filter(|_| self.greeted) {
+                    Some(id) => self.query(Query::Handshake(id), Pending::Handshake(answer)),
+                    None => {
+                        drop(answer.send(Response::failed("braid: the forwarding core does not have it")))
+                    }
+                }
+            }
             Request::Rekey { tunnel, ike } => {
                 let begun = self.ike.rekey(&tunnel, ike, std::time::Instant::now());
                 // Whoever hung up does not want to know.
@@ -70,6 +79,11 @@ impl Control {
             }
         }
         None
+    }
+
+    fn is_wireguard(&self, name: &str) -> bool {
+        let tunnels = &self.turn.config().tunnels;
+        tunnels.iter().any(|tunnel| tunnel.name == name && tunnel.wireguard().is_some())
     }
 
     fn wait_for(&mut self, answer: oneshot::Sender<Response>) -> Token {
@@ -99,8 +113,14 @@ impl Control {
             (Pending::Path(flow, to), Answer::Path(answer)) => {
                 let _ = to.send(document(&status::way(&self.turn, &flow, &answer, self.now())));
             }
+            (Pending::Handshake(to), Answer::Handshake) => {
+                let _ = to.send(Response::Ok("begun".into()));
+            }
             (Pending::Turn | Pending::Stash(_) | Pending::Ages(_) | Pending::Echo, _) => {}
-            (Pending::Status(to) | Pending::Path(_, to) | Pending::Doctor(_, to), _) => {
+            (
+                Pending::Status(to) | Pending::Path(_, to) | Pending::Doctor(_, to) | Pending::Handshake(to),
+                _,
+            ) => {
                 let _ = to.send(Response::failed("braid: the forwarding core answered another question"));
             }
         }
@@ -113,7 +133,7 @@ impl Control {
             Pending::Status(to) => self.send_status(to, None),
             Pending::Doctor(tunnel, to) => self.send_report(to, tunnel.as_deref(), &Look::default()),
             Pending::Checkup(checkup) => self.conclude(checkup, None),
-            Pending::Path(_, to) => {
+            Pending::Path(_, to) | Pending::Handshake(to) => {
                 let _ = to.send(Response::failed("braid: the forwarding core does not answer"));
             }
         }

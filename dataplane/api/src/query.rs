@@ -23,6 +23,8 @@ pub enum Query {
         /// At least what a probe takes.
         len: u16,
     },
+    /// Begins a handshake with the peer of a WireGuard tunnel, whatever the age of its session.
+    Handshake(TunnelId),
     /// The stash, entry by entry in ascending key order, from this key on.
     Stash {
         /// First key wanted.
@@ -39,6 +41,8 @@ pub enum Answer {
     Path(PathAnswer),
     /// To [`Query::Echo`]: it will be sent if the tunnel can send.
     Echo,
+    /// To [`Query::Handshake`]: it begins if the peer's address is known.
+    Handshake,
     /// To [`Query::Stash`]: as many as fit into a frame; empty at the end.
     Stash(Vec<(u64, crate::op::StashValue)>),
 }

@@ -9,8 +9,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-pub(crate) const ALL: &[Scenario] =
-    &[("demo::as_root", as_root), ("demo::as_an_ordinary_user", as_an_ordinary_user)];
+pub(crate) const ALL: &[Scenario] = &[
+    ("demo::as_root", as_root),
+    ("demo::of_every_type", of_every_type),
+    ("demo::as_an_ordinary_user", as_an_ordinary_user),
+];
 
 /// Debian's `nobody`.
 const NOBODY: &str = "65534";
@@ -24,6 +27,16 @@ fn as_root() -> Outcome {
     judge(&ran);
     assert_eq!(netns.devices()?, before);
     assert_eq!(netns.processes()?, Vec::<i32>::new());
+    Ok(())
+}
+
+fn of_every_type() -> Outcome {
+    let program = binary("braid")?;
+    let netns = Netns::new("demo")?;
+    for kind in ["wireguard", "mixed"] {
+        let argv = [&program.to_string_lossy(), "demo", "--json", "--seconds", "1", "--type", kind];
+        judge(&netns.output(&argv)?);
+    }
     Ok(())
 }
 

@@ -4,6 +4,9 @@
 use crate::kernel::kill_part;
 use crate::pair::{Pair, START, Setup, Side, patient};
 use crate::tunnel::{pings_cross, udp_crosses};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use boringtun::noise::{Tunn, TunnResult};
+use boringtun::x25519::{PublicKey, StaticSecret};
 use braid_netns::content;
 use braid_netns::gateway::{Gateway, binary};
 use braid_netns::paced::{Load, Paced};
@@ -14,6 +17,7 @@ use braid_netns::wireguard::{Implementation, Keys, MTU, PORT, Wireguard};
 use braid_netns::{Netns, Result, Topology, retry_until};
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -27,6 +31,9 @@ pub(crate) const ALL: &[Scenario] = &[
     ("wireguard::mixed_with_esp", mixed_with_esp),
     ("wireguard::killed_and_back", killed_and_back),
     ("wireguard::behind_a_nat_that_changes", behind_a_nat_that_changes),
+    ("wireguard::rekeyed_under_load", rekeyed_under_load),
+    ("wireguard::flooded_by_strangers", flooded_by_strangers),
+    ("wireguard::doctor_names_what_is_wrong", doctor_names_what_is_wrong),
 ];
 
 const TRANSFER: Duration = Duration::from_secs(20);
@@ -313,6 +320,134 @@ fn behind_a_nat_that_changes() -> Outcome {
         "followed, not begun anew"
     );
     Ok(())
+}
+
+/// New sessions, by either side, while packets cross: none is lost, none comes twice or late.
+fn rekeyed_under_load() -> Outcome {
+    let pair = pair(1, &[0], patient)?;
+    let origin = Instant::now();
+    let there = Paced::start(&pair.topology.client, &pair.topology.server, SERVER, LOAD, origin)?;
+    let back = Paced::start(&pair.topology.server, &pair.topology.client, CLIENT, LOAD, origin)?;
+    let handshakes = |gateway: &Gateway| {
+        Result::Ok(gateway.status()?["tunnels"][0]["wireguard"]["handshakes"].as_u64().unwrap_or(0))
+    };
+    // More than boringtun keeps sessions for, several times over.
+    for round in 0..100 {
+        let gateway = if round % 2 == 0 { &pair.a } else { &pair.b };
+        let before = handshakes(gateway)?;
+        gateway.rekey("t0", false)?;
+        retry_until("another session", START, || match handshakes(gateway) {
+            Ok(now) if now > before => Ok(()),
+            Ok(now) => Err(format!("{now} handshakes")),
+            Err(error) => Err(error.to_string()),
+        })?;
+    }
+    for log in [there.finish()?, back.finish()?] {
+        assert!(log.sent() > 200, "{}", log.sent());
+        assert_eq!(log.flaw(), None);
+    }
+    Ok(())
+}
+
+/// Ten thousand initiations a second with a right first MAC, from whoever has read our public key: an established
+/// tunnel loses nothing, and each is counted.
+fn flooded_by_strangers() -> Outcome {
+    const RATE: u32 = 10_000;
+    const SECONDS: u32 = 3;
+    let topology = Topology::builder().build()?;
+    let path = &topology.paths[0];
+    let keys = Pairs::generate(&topology)?;
+    let peer = peer(&topology, Implementation::Go, &keys, "", "")?;
+    let text = braid(&[path.a.to_string(), path.b.to_string()], &keys, "initiate", "");
+    let mut gateway = Gateway::start(&topology.gateway_a, &text)?;
+    gateway.wait_up(START)?;
+    let initiations: Vec<Vec<u8>> = strangers(&keys.braid.public, 64);
+    let internet = topology.internet.as_ref().ok_or("no internet")?;
+    let to = format!("{}:{PORT}", path.a);
+    let socket = internet.enter(|| UdpSocket::bind("192.0.2.2:0"))??;
+    let few = Load::told_apart(16, 1);
+    let there = Paced::start(&topology.client, &topology.server, SERVER, few, Instant::now())?;
+    let (start, mut sent) = (Instant::now(), 0_u32);
+    while start.elapsed() < Duration::from_secs(SECONDS.into()) {
+        let due = (start.elapsed().as_secs_f64() * f64::from(RATE)) as u32;
+        while sent < due {
+            // A full buffer is the flood's own fault.
+            let _ = socket.send_to(&initiations[sent as usize % initiations.len()], &to);
+            sent += 1;
+        }
+        std::thread::yield_now();
+    }
+    let log = there.finish()?;
+    assert_eq!((log.lost().len(), log.damaged), (0, 0), "{:?}", log.flaw());
+    let drops = gateway.drops()?;
+    let of = |reason: &str| drops.get(reason).copied().unwrap_or(0);
+    let counted = of("unknown_peer") + of("handshake_load");
+    assert!(counted > u64::from(sent) * 9 / 10, "{sent} sent: {drops:?}");
+    assert!(of("handshake_load") > of("unknown_peer"), "nobody had to prove its address: {drops:?}");
+    assert!(peer.show("latest-handshakes")?.split_whitespace().nth(1).is_some_and(|at| at != "0"));
+    Ok(())
+}
+
+/// Initiations to this public key by keys that nobody knows.
+fn strangers(to: &str, count: usize) -> Vec<Vec<u8>> {
+    let to: [u8; 32] = BASE64_STANDARD.decode(to).expect("base64").try_into().expect("32 bytes");
+    let initiation = |number: usize| {
+        let mut key = [3; 32];
+        key[..8].copy_from_slice(&(number as u64 + 1).to_le_bytes());
+        let mut tunn =
+            Tunn::new(StaticSecret::from(key), PublicKey::from(to), None, None, number as u32, None);
+        let mut out = [0; 148];
+        match tunn.format_handshake_initiation(&mut out, false) {
+            TunnResult::WriteToNetwork(message) => message.to_vec(),
+            other => panic!("{other:?}"),
+        }
+    };
+    (0..count).map(initiation).collect()
+}
+
+/// A key of nobody's, another preshared key, and a peer that is not there.
+fn doctor_names_what_is_wrong() -> Outcome {
+    let topology = Topology::builder().build()?;
+    let path = &topology.paths[0];
+    let keys = Pairs::generate(&topology)?;
+    let other = Keys::generate(&topology.gateway_a)?;
+    let outer = [path.a.to_string(), path.b.to_string()];
+    let unknown = Pairs { braid: keys.braid.clone(), peer: other };
+    let cases = [
+        (&unknown, "initiate", "", "tunnel.wireguard.peer-public-key"),
+        (
+            &keys,
+            "initiate",
+            "preshared-key = \"/UwcSPg38hW/D9Y3tcS1FOV0K1wuURMbS0sesJEP5ak=\"\n",
+            "tunnel.wireguard",
+        ),
+    ];
+    for (configured, role, more, key) in cases {
+        let _peer = peer(
+            &topology,
+            Implementation::Go,
+            &keys,
+            &format!("{}:{PORT}", path.a),
+            "PersistentKeepalive = 1\n",
+        )?;
+        let gateway = Gateway::start(&topology.gateway_a, &braid(&outer, configured, role, more))?;
+        said(&gateway, key)?;
+    }
+    let gateway = Gateway::start(&topology.gateway_a, &braid(&outer, &keys, "initiate", ""))?;
+    let found = said(&gateway, "remote")?;
+    assert!(found.contains(&keys.braid.public), "our public key is what the peer must have: {found}");
+    Ok(())
+}
+
+/// What doctor says once its finding concerns this key.
+fn said(gateway: &Gateway, key: &str) -> Result<String> {
+    retry_until("doctor's finding", START, || {
+        let ran = gateway.braid(&["doctor", "--json"]).map_err(|error| error.to_string())?;
+        let report: serde_json::Value =
+            serde_json::from_str(&ran.stdout).map_err(|error| format!("{error}: {}", ran.stderr))?;
+        let finding = &report["tunnels"][0]["findings"][0];
+        if finding["key"] == key { Ok(finding.to_string()) } else { Err(report.to_string()) }
+    })
 }
 
 fn masquerade(topology: &Topology, first_port: u16) -> Outcome {
