@@ -7,9 +7,10 @@ use std::{
     sync::Arc,
 };
 
+use aws_lc_rs::agreement;
 use braid_api::{
     Allowed, BootId, DfPolicy, Direction, Encapsulation, Epoch, GatewaySettings, Group, GroupId, Member, Op,
-    Sa, SaId, SecretKey, Selectors, Spi, Suite, Target, Transaction, Tunnel, TunnelId,
+    Sa, SaId, SecretKey, Selectors, Spi, Suite, Target, Transaction, Tunnel, TunnelId, WireGuard,
 };
 use braid_dataplane::{
     drop_reason::DropReason,
@@ -21,7 +22,8 @@ use braid_dataplane::{
     },
     packet,
     runs::{HEADROOM, TAILROOM},
-    tables::{Reader, Writer},
+    tables::{Carrier, Reader, Writer},
+    wireguard::MAX_HANDSHAKE,
 };
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
@@ -42,7 +44,29 @@ enum Side {
     B = 2,
 }
 
-fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> Vec<Op> {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Protocol {
+    Esp(Suite),
+    WireGuard,
+}
+
+/// Each side's private key is known to the other, which makes the public one of it.
+fn keys(side: Side, peer: Side, tunnel: TunnelId) -> Op {
+    let public = |side: Side| {
+        let private = agreement::PrivateKey::from_private_key(&agreement::X25519, &[side as u8; 32]).unwrap();
+        private.compute_public_key().unwrap().as_ref().try_into().unwrap()
+    };
+    Op::PutWireGuard(WireGuard {
+        tunnel,
+        private_key: SecretKey::new(vec![side as u8; 32]),
+        peer_public_key: public(peer),
+        preshared_key: None,
+        keepalive: None,
+        initiate: false,
+    })
+}
+
+fn tunnel(side: Side, protocol: Protocol, boot: BootId, number: u32) -> Vec<Op> {
     let address = |side: Side| SocketAddr::from(([192, 0, 2, side as u8], 4500 + number as u16));
     let inside = |side: Side| vec![IpAddr::from([169, 254, 1, side as u8])];
     let peer = if side == Side::A { Side::B } else { Side::A };
@@ -52,7 +76,10 @@ fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> Vec<Op> {
         local: address(side),
         remote: Some(address(peer)),
         follow_remote: false,
-        encapsulation: Encapsulation::Udp,
+        encapsulation: match protocol {
+            Protocol::Esp(_) => Encapsulation::Udp,
+            Protocol::WireGuard => Encapsulation::WireGuard,
+        },
         keepalive: false,
         inside: inside(side),
         peer_inside: inside(peer),
@@ -62,6 +89,11 @@ fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> Vec<Op> {
         allowed: Allowed::Routed,
         probe: None,
         bfd: Vec::new(),
+    };
+    let id = TunnelId(number);
+    let suite = match protocol {
+        Protocol::Esp(suite) => suite,
+        Protocol::WireGuard => return vec![Op::PutTunnel(settings), keys(side, peer, id), Op::Unmask(id)],
     };
     let sa = |direction: Direction| {
         let sender = if direction == Direction::Out { side } else { peer };
@@ -83,13 +115,13 @@ fn tunnel(side: Side, suite: Suite, boot: BootId, number: u32) -> Vec<Op> {
 }
 
 impl Gateway {
-    fn new(side: Side, suite: Suite) -> Self {
+    fn new(side: Side, protocol: Protocol) -> Self {
         let boot = BootId([side as u8; 16]);
         let mut writer = Writer::new(1, boot, Engine::detect(), &[3; 32]);
         let members =
             (0..TUNNELS).map(|id| Member { tunnel: TunnelId(id), weight: 1, priority: 0 }).collect();
         let to = if side == Side::A { "10.2.0.0/16" } else { "10.1.0.0/16" };
-        let mut ops: Vec<Op> = (0..TUNNELS).flat_map(|number| tunnel(side, suite, boot, number)).collect();
+        let mut ops: Vec<Op> = (0..TUNNELS).flat_map(|number| tunnel(side, protocol, boot, number)).collect();
         ops.push(Op::PutGroup(Group { id: GroupId(0), members }));
         ops.push(Op::PutRoute { prefix: to.parse().unwrap(), target: Target::Group(GroupId(0)) });
         writer.apply(Transaction { epoch: Epoch(1), ops }, 0).unwrap();
@@ -123,19 +155,38 @@ struct Write {
     vnet: Vnet,
 }
 
+/// Makes WireGuard's sessions; ESP needs none.
+fn meet(a: &mut Gateway, b: &mut Gateway) {
+    let (ours, theirs) = (a.reader.enter(), b.reader.enter());
+    for (us, them) in ours.tunnels().zip(theirs.tunnels()) {
+        let peers = [us, them].map(|tunnel| tunnel.outbound.as_ref().and_then(Carrier::wireguard).cloned());
+        let [Some(us), Some(them)] = peers else { return };
+        let from = IpAddr::from([192, 0, 2, 1]);
+        let (mut message, mut reply) = ([0; MAX_HANDSHAKE], [0; MAX_HANDSHAKE]);
+        us.want_session();
+        assert_eq!(us.handle_timeout(true, &mut message).message, MAX_HANDSHAKE);
+        let response = them.handle_handshake(from, &message, &mut reply).unwrap().reply;
+        let keepalive = us.handle_handshake(from, &reply[..response], &mut message).unwrap().reply;
+        assert_eq!(them.receiving().open(&message[..keepalive], &mut reply), Ok(0));
+    }
+}
+
 /// Both gateways with the wire between them; the buffer is used as the worker uses it.
 struct Pair {
     a: Gateway,
     b: Gateway,
+    wire: Wire,
     buffer: Vec<u8>,
     used: usize,
     delivered: Vec<Vec<u8>>,
 }
 
 impl Pair {
-    fn new(suite: Suite) -> Self {
-        let (a, b) = (Gateway::new(Side::A, suite), Gateway::new(Side::B, suite));
-        Pair { a, b, buffer: vec![0; 256 * 1024], used: 0, delivered: Vec::new() }
+    fn new(protocol: Protocol) -> Self {
+        let (mut a, mut b) = (Gateway::new(Side::A, protocol), Gateway::new(Side::B, protocol));
+        meet(&mut a, &mut b);
+        let wire = if protocol == Protocol::WireGuard { Wire::WireGuard } else { Wire::Udp };
+        Pair { a, b, wire, buffer: vec![0; 256 * 1024], used: 0, delivered: Vec::new() }
     }
 
     /// Packets that each tunnel of A has sent.
@@ -171,14 +222,18 @@ impl Pair {
     }
 
     fn flush(&mut self, all: bool) {
-        let Pair { a, b, buffer, used, delivered } = self;
+        let Pair { a, b, wire, buffer, used, delivered } = self;
         a.forwarder.runs.flush(all, |run| {
-            let sa = Arc::clone(run.carrier.esp().unwrap());
             let from = run.local;
             let segment = run.segment;
-            run.seal(&mut sa.lock(), buffer).unwrap();
+            match run.carrier.clone() {
+                Carrier::Esp(sa) => run.seal(&mut sa.lock(), buffer).unwrap(),
+                Carrier::WireGuard(peer) => {
+                    run.seal_wireguard(&mut peer.sending().unwrap(), buffer).unwrap();
+                }
+            }
             let sealed: Vec<u8> = run.pieces(buffer).flatten().copied().collect();
-            let mut arrival = Arrival::new(0, sealed.len(), segment, from, 0, Wire::Udp);
+            let mut arrival = Arrival::new(0, sealed.len(), segment, from, 0, *wire);
             let mut slots = Datagram(sealed);
             let tables = b.reader.enter();
             let progress = b.forwarder.inward(&tables, &mut slots, &mut arrival, Now::from_nanos(1));
@@ -260,8 +315,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn every_flow_comes_out_whole_and_in_order(steps in steps(), cbc: bool, flush_every in 1_usize..80) {
-        let mut pair = Pair::new(if cbc { Suite::Aes256CbcSha512 } else { Suite::Aes128Gcm16 });
+    fn every_flow_comes_out_whole_and_in_order(
+        steps in steps(),
+        protocol in 0_usize..3,
+        flush_every in 1_usize..80,
+    ) {
+        const PROTOCOLS: [Protocol; 3] = [
+            Protocol::Esp(Suite::Aes128Gcm16),
+            Protocol::Esp(Suite::Aes256CbcSha512),
+            Protocol::WireGuard,
+        ];
+        let mut pair = Pair::new(PROTOCOLS[protocol]);
         let mut numbers: HashMap<u16, u32> = HashMap::new();
         let mut whole: Vec<Vec<u8>> = Vec::new();
         for (index, step) in steps.iter().enumerate() {
@@ -301,7 +365,7 @@ proptest! {
 
 #[test]
 fn a_masked_tunnel_carries_nothing_from_the_next_packet_on() {
-    let mut pair = Pair::new(Suite::Aes128Gcm16);
+    let mut pair = Pair::new(Protocol::Esp(Suite::Aes128Gcm16));
     for flow in 0..200 {
         pair.send(&udp(flow, 0, 0, 64));
     }
@@ -329,7 +393,7 @@ fn an_error_goes_where_its_addresses_say_and_keeps_its_flow_together() {
         .write(&mut error, &quoted[..28])
         .unwrap();
     assert!(packet::parse(&error).unwrap().quotes());
-    let mut pair = Pair::new(Suite::Aes128Gcm16);
+    let mut pair = Pair::new(Protocol::Esp(Suite::Aes128Gcm16));
     pair.send(&Write { bytes: error.clone(), vnet: Vnet::default() });
     pair.flush(true);
     assert_eq!(pair.delivered, [error]);
@@ -339,7 +403,7 @@ fn an_error_goes_where_its_addresses_say_and_keeps_its_flow_together() {
 #[test]
 fn nobody_sends_from_our_own_addresses() {
     let own: Vec<IpAddr> = vec![[169, 254, 1, 2].into(), [10, 1, 0, 1].into()];
-    let mut pair = Pair::new(Suite::Aes128Gcm16);
+    let mut pair = Pair::new(Protocol::Esp(Suite::Aes128Gcm16));
     let from = |source: [u8; 4]| {
         let mut bytes = Vec::new();
         PacketBuilder::ipv4(source, [10, 2, 0, 1], 64).udp(7, 9).write(&mut bytes, b"content").unwrap();
@@ -375,4 +439,21 @@ fn nobody_sends_from_our_own_addresses() {
         let counted = pair.b.drops();
         assert_eq!(counted, if dropped == 0 { vec![] } else { vec![("source_not_allowed", dropped)] });
     }
+}
+
+#[test]
+fn wireguard_is_padded_within_the_mtu_and_without_a_session_nothing_leaves() {
+    let mut pair = Pair::new(Protocol::WireGuard);
+    // 1600 bytes outside leave 1540, and 1540 is no multiple of 16.
+    for len in [33, 1536, 1537, 1540] {
+        pair.send(&udp(1, 0, len as u32, len - 28));
+    }
+    pair.flush(true);
+    assert_eq!(pair.delivered.iter().map(Vec::len).collect::<Vec<_>>(), [33, 1536, 1537, 1540]);
+    assert_eq!((pair.a.drops(), pair.b.drops()), (vec![], vec![]));
+    let lone = Gateway::new(Side::A, Protocol::WireGuard);
+    let mut reader = lone.reader;
+    let tables = reader.enter();
+    let carrier = tables.tunnel(TunnelId(0)).unwrap().outbound.as_ref().unwrap();
+    assert!(carrier.wireguard().unwrap().sending().is_none());
 }

@@ -18,6 +18,8 @@ use crate::{
 
 #[path = "apply_model_tests.rs"]
 mod model;
+#[path = "apply_wireguard_tests.rs"]
+mod wireguard;
 use model::dump;
 
 const BOOT: BootId = BootId([7; 16]);
