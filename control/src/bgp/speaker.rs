@@ -9,17 +9,18 @@
 //! - After a restart nothing is chosen, and no End-of-RIB is sent, before the neighbors of the life before have
 //!   said all, or until a deadline (RFC 4724 section 4.1).
 
+mod paths;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
 };
 
-use braid_api::{BfdLink, MAX_BFD_LINKS};
 use braid_bgp::{
     Cause, ConnectionId, Effect, Event, Family, Neighbor, NeighborConfig, SessionState,
     adj_out::AdjOut,
-    rib::{Change, Chosen, NeighborId, Notice, Rib},
+    rib::{Change, Chosen, MAX_PATHS, NeighborId, Notice, Rib},
 };
 use bytes::Bytes;
 
@@ -276,111 +277,6 @@ impl Speaker {
         }
     }
 
-    fn start_all(&mut self, now: Instant) {
-        for number in self.peers.keys().copied().collect::<Vec<_>>() {
-            if self.peers.get(&number).is_none_or(|peer| self.obstacle(peer).is_some()) {
-                continue;
-            }
-            let Some(peer) = self.peers.get_mut(&number) else { continue };
-            peer.session.start(now);
-            self.drain(number, now);
-        }
-    }
-
-    /// Why a neighbor's session may not run.
-    pub(super) fn obstacle(&self, peer: &Peer) -> Option<&'static str> {
-        match &peer.place {
-            Place::Tunnel(tunnel) => {
-                (!self.reach.is_offered(tunnel)).then_some("its tunnel carries no traffic")
-            }
-            Place::Address { interface, .. } => {
-                let is_up = interface.as_ref().is_none_or(|interface| self.reach.is_up(interface));
-                // RFC 5882 section 4.1 lets a session wait for BFD; one that was never up says nothing, so that a
-                // neighbor without BFD is reached nevertheless.
-                let is_down = peer.bfd.is_some() && self.bfd_down.contains(&peer.endpoint.remote);
-                match (is_up, is_down) {
-                    (false, _) => Some("its link is down"),
-                    (true, true) => Some("BFD says that the path is down"),
-                    (true, false) => None,
-                }
-            }
-        }
-    }
-
-    /// A tunnel is offered to traffic, or no longer.
-    pub(super) fn offer(&mut self, tunnel: &str, offered: bool, now: Instant) {
-        if !self.reach.offer(tunnel, offered) {
-            return;
-        }
-        let reach = &self.reach;
-        self.rib.next_hops_changed(|neighbor, next_hop| reach.concerns(tunnel, neighbor, next_hop));
-        if !self.begun {
-            return;
-        }
-        self.switch(|peer| peer.place.tunnel() == Some(tunnel), "the tunnel is down", now);
-    }
-
-    /// These links are up, and no others.
-    pub(super) fn set_links(&mut self, up: &BTreeSet<String>, now: Instant) {
-        let changed = self.reach.set_links(up);
-        if changed.is_empty() {
-            return;
-        }
-        let reach = &self.reach;
-        self.rib.next_hops_changed(|neighbor, _| reach.is_by(&changed, neighbor));
-        if !self.begun {
-            return;
-        }
-        let on = |peer: &Peer| peer.place.interface().is_some_and(|interface| changed.contains(interface));
-        self.switch(on, "the link is down", now);
-    }
-
-    /// BFD says of the paths to these neighbors that they are down, and of no others.
-    pub(super) fn set_bfd_down(&mut self, down: &BTreeSet<IpAddr>, now: Instant) {
-        let changed: BTreeSet<IpAddr> = self.bfd_down.symmetric_difference(down).copied().collect();
-        self.bfd_down.clone_from(down);
-        if !changed.is_empty() && self.begun {
-            let at = |peer: &Peer| changed.contains(&peer.endpoint.remote) && peer.place.tunnel().is_none();
-            self.switch(at, "BFD says that the path is down", now);
-        }
-    }
-
-    /// The BFD sessions with neighbors outside the tunnels; `towards` is what routing chooses for our end, where
-    /// it has a way.
-    pub(super) fn bfd_links(&mut self, towards: impl Fn(&Endpoint) -> Option<IpAddr>) -> Vec<BfdLink> {
-        let mut links = Vec::new();
-        for peer in self.peers.values_mut() {
-            let (Some(timing), Place::Address { interface, .. }) = (peer.bfd, &peer.place) else { continue };
-            let known = peer.endpoint.local.or(peer.local).or(peer.bfd_local);
-            peer.bfd_local = known.or_else(|| towards(&peer.endpoint));
-            let Some(local) = peer.bfd_local else { continue };
-            let (interval, multiplier) = (timing.interval, timing.multiplier);
-            let bfd = braid_api::Bfd { local, remote: peer.endpoint.remote, interval, multiplier };
-            links.push(BfdLink { bfd, multihop: interface.is_none(), interface: interface.clone() });
-        }
-        links.truncate(MAX_BFD_LINKS);
-        links
-    }
-
-    /// Starts sessions, or ends them, as they may run or not.
-    fn switch(&mut self, concerned: impl Fn(&Peer) -> bool, why: &str, now: Instant) {
-        let numbers = self.peers.iter().filter(|(_, peer)| concerned(peer));
-        let numbers = numbers.map(|(number, peer)| (*number, self.obstacle(peer).is_none()));
-        for (number, may_run) in numbers.collect::<Vec<_>>() {
-            let Some(peer) = self.peers.get_mut(&number) else { continue };
-            if may_run {
-                peer.session.start(now);
-            } else {
-                // RFC 9384: the peer is told that the path is what failed, should it hear it.
-                peer.session.handle_bfd_down(now);
-                self.drain(number, now);
-                let Some(peer) = self.peers.get_mut(&number) else { continue };
-                peer.session.stop(now, why);
-            }
-            self.drain(number, now);
-        }
-    }
-
     /// The neighbor at an address, and which of ours it may reach.
     pub(super) fn neighbor_at(&self, remote: IpAddr, local: IpAddr) -> Option<NeighborId> {
         let is = |endpoint: &Endpoint| {
@@ -525,6 +421,8 @@ impl Speaker {
                 Notice::NearLimit { received, most } => {
                     format!("neighbor {} is told {received} routes and takes {most}", peer.name)
                 }
+                // Only of what is received.
+                Notice::TooManyPaths { .. } => return,
                 Notice::BeyondLimit { most } => {
                     format!("neighbor {} takes {most} routes: others are held back", peer.name)
                 }
@@ -643,9 +541,18 @@ impl Speaker {
             Notice::NearLimit { received, most } => {
                 format!("neighbor {} has sent {received} routes and may send {most}", peer.name)
             }
+            Notice::TooManyPaths { prefix } => format!(
+                "neighbor {} sends more than {MAX_PATHS} paths to {prefix}: others are left out (add-path)",
+                peer.name
+            ),
             Notice::BeyondLimit { most } => {
                 peer.session.stop_for_too_many_routes(now, TOO_MANY_PAUSE);
-                format!("neighbor {} has sent more than {most} routes (max-prefix)", peer.name)
+                format!(
+                    "neighbor {} has sent more than {most} routes (max-prefix): its session rests for {} s; have it \
+                     send fewer, or allow more",
+                    peer.name,
+                    TOO_MANY_PAUSE.as_secs()
+                )
             }
         };
         self.said.push(Said { warning: true, line });

@@ -37,6 +37,8 @@ pub struct NeighborView {
     pub accepted: usize,
     /// Those that are kept although it has gone (RFC 4724).
     pub stale: usize,
+    /// Paths beyond what may lead to one prefix (RFC 7911), not taken.
+    pub left_out: u64,
     /// Routes it was told.
     pub advertised: usize,
     /// Routes that it takes no more.
@@ -161,6 +163,7 @@ fn neighbor(
         received: counts.received,
         accepted: counts.accepted,
         stale: counts.stale,
+        left_out: counts.left_out,
         advertised: if established.is_some() { peer.out.len() } else { 0 },
         held_back: peer.out.held_back(),
         hold_time_s: negotiated.map(|negotiated| negotiated.hold_time.as_secs()),

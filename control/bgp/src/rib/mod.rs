@@ -123,6 +123,8 @@ pub struct Counts {
     pub accepted: usize,
     /// Those that are kept although it has gone.
     pub stale: usize,
+    /// Paths that were not taken since the session began, beyond [`MAX_PATHS`] to their prefixes.
+    pub left_out: u64,
 }
 
 /// Something about a neighbor's number of routes that its user should know.
@@ -134,6 +136,11 @@ pub enum Notice {
         received: u32,
         /// And may.
         most: u32,
+    },
+    /// It sends more paths to a prefix than are taken. Said once a session.
+    TooManyPaths {
+        /// Which prefix.
+        prefix: IpNet,
     },
     /// It went beyond. What was beyond was not taken: the session is to be ended (RFC 4486 subcode 1).
     BeyondLimit {
@@ -150,6 +157,7 @@ struct Source {
     accepted: usize,
     stale: usize,
     warned: bool,
+    left_out: u64,
 }
 
 /// After a restart of ours, nothing is chosen before those who had sessions have said all (RFC 4724 section
@@ -192,6 +200,7 @@ impl Rib {
             received: source.routes.len(),
             accepted: source.accepted,
             stale: source.stale,
+            left_out: source.left_out,
         })
     }
 
@@ -258,6 +267,7 @@ impl Rib {
             accepted: 0,
             stale: 0,
             warned: false,
+            left_out: 0,
         });
         if source.settings == settings {
             return;
@@ -291,6 +301,7 @@ impl Rib {
     pub fn established(&mut self, neighbor: NeighborId, id: Ipv4Addr, address: IpAddr) {
         if let Some(source) = self.sources.get_mut(&neighbor) {
             (source.id, source.address) = (id, address);
+            source.left_out = 0;
             let routes: Vec<_> = source.routes.iter().map(|nlri| nlri.prefix).collect();
             self.marked.extend(routes);
         }
@@ -428,10 +439,15 @@ impl Rib {
         {
             return Some(Notice::BeyondLimit { most: limit.most });
         }
+        let entry = self.table.entry(nlri.prefix).or_default();
+        // RFC 7911 section 6: the number of paths is to be bounded.
+        if entry.paths.len() >= MAX_PATHS && entry.is_full(neighbor, nlri.path_id) {
+            source.left_out += 1;
+            return (source.left_out == 1).then_some(Notice::TooManyPaths { prefix: nlri.prefix });
+        }
         let known = !source.routes.insert(nlri);
         let barred = bar(source, self.local_as, self.router_id, &nlri.prefix, attributes);
         source.accepted += usize::from(barred.is_none());
-        let entry = self.table.entry(nlri.prefix).or_default();
         match entry.find_mut(neighbor, nlri.path_id).filter(|_| known) {
             Some(path) => {
                 source.accepted -= usize::from(path.barred.is_none());
@@ -566,5 +582,7 @@ fn chosen(entry: &Entry, sources: &BTreeMap<NeighborId, Source>, of: impl Fn(&Pa
     chosen.collect()
 }
 
+/// Paths that a neighbor may hold up to one prefix: what each costs grows with their number.
+pub const MAX_PATHS: usize = 64;
 /// The weight of the path with the highest bandwidth.
 const WHOLE: f32 = 1000.0;

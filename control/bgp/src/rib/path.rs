@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::attributes::Attributes;
 
-use super::{NeighborId, decision::Reason};
+use super::{MAX_PATHS, NeighborId, decision::Reason};
 
 /// A route that a neighbor sent.
 #[derive(Debug)]
@@ -63,6 +63,12 @@ impl Entry {
 
     pub(super) fn find_mut(&mut self, neighbor: NeighborId, path_id: u32) -> Option<&mut Path> {
         self.paths.iter_mut().find(|path| path.neighbor == neighbor && path.path_id == path_id)
+    }
+
+    /// Whether a neighbor holds up as many paths as it may, and not this one.
+    pub(super) fn is_full(&self, neighbor: NeighborId, path_id: u32) -> bool {
+        let of = self.paths.iter().filter(|path| path.neighbor == neighbor);
+        of.clone().count() >= MAX_PATHS && of.into_iter().all(|path| path.path_id != path_id)
     }
 
     pub(super) fn push(&mut self, path: Path) {

@@ -11,7 +11,7 @@ use braid_bgp::{
     Announcement, Attributes, Family, Nlri, RouteLimit, Update,
     policy::{PrefixFilter, PrefixMatch},
     rib::{
-        Change, ImportSettings, NeighborId, Notice, Resolver, Rib,
+        Change, ImportSettings, MAX_PATHS, NeighborId, Notice, Resolver, Rib,
         decision::{Candidate, DecisionSettings, Multipath, Reason, decide},
     },
 };
@@ -484,4 +484,33 @@ proptest! {
             prop_assert_eq!(received.len(), counts.received);
         }
     }
+}
+
+#[test]
+fn a_neighbor_holds_up_so_many_paths_to_a_prefix_and_no_more() {
+    let mut rib = rib();
+    let most = u32::try_from(MAX_PATHS).unwrap();
+    let path = |path_id: u32, med: u32| {
+        let nlri = vec![Nlri { prefix: net("10.1.0.0/16"), path_id }];
+        let attributes = Attributes { med: Some(med), ..attributes(&[1], 1) };
+        Update { withdrawn: Vec::new(), announced: vec![Announcement { attributes: attributes.into(), nlri }] }
+    };
+    for id in 0..most {
+        assert_eq!(rib.update(A, &path(id, 1)), None);
+    }
+    // RFC 7911 section 6. Said once, counted always.
+    let notice = Notice::TooManyPaths { prefix: net("10.1.0.0/16") };
+    assert_eq!(rib.update(A, &path(most, 1)), Some(notice));
+    assert_eq!(rib.update(A, &path(most + 1, 1)), None);
+    let counts = rib.counts(A);
+    assert_eq!((counts.received, counts.left_out), (MAX_PATHS, 2));
+    // One that is held may change, another neighbor has its own, and one that goes makes room.
+    assert_eq!((rib.update(A, &path(0, 2)), rib.update(B, &path(most, 1))), (None, None));
+    let gone = Nlri { prefix: net("10.1.0.0/16"), path_id: 3 };
+    rib.update(A, &Update { withdrawn: vec![gone, Nlri { path_id: most, ..gone }], announced: Vec::new() });
+    assert_eq!(rib.update(A, &path(most, 1)), None);
+    let counts = [rib.counts(A), rib.counts(B)];
+    assert_eq!(counts.map(|counts| (counts.received, counts.left_out)), [(MAX_PATHS, 2), (1, 0)]);
+    rib.established(A, [1, 1, 1, 1].into(), address(1));
+    assert_eq!(rib.counts(A).left_out, 0);
 }
