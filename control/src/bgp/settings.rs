@@ -66,7 +66,7 @@ pub(super) fn of(config: &Config, bgp: &Bgp, neighbor: &Neighbor) -> Option<Sett
         filter: filter.except(never),
         local_pref: neighbor.local_preference,
         weight: neighbor.weight.or(tunnel.map(|tunnel| tunnel.weight)).unwrap_or(1).into(),
-        limit: neighbor.max_prefix.map(RouteLimit::new),
+        limit: Some(RouteLimit::new(neighbor.max_prefix)),
     };
     let (next_hop_v4, next_hop_v6) = match tunnel {
         Some(tunnel) => next_hops(tunnel.inside.iter().map(IpNet::addr)),

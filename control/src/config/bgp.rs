@@ -76,6 +76,8 @@ const DEFAULT_HOLD_TIME: Duration = Duration::from_secs(30);
 const DEFAULT_RESTART_TIME: Duration = Duration::from_secs(120);
 /// RFC 4724 section 3: 12 bits of seconds.
 const MAX_RESTART_TIME: Duration = Duration::from_secs(4095);
+/// More than the Internet's tables of both families, and no more than memory has room for.
+const DEFAULT_MAX_PREFIX: u32 = 2_000_000;
 const DEFAULT_LOCAL_PREFERENCE: u32 = 100;
 const MAX_NEIGHBORS: usize = 4096;
 /// Most rules of a filter, and prefixes announced.
@@ -145,7 +147,7 @@ pub struct Neighbor {
     /// For how long it is asked to keep our routes when we are gone (RFC 4724); `None`: not at all.
     pub graceful_restart: Option<Duration>,
     /// How many routes it may send.
-    pub max_prefix: Option<u32>,
+    pub max_prefix: u32,
     /// How many routes it takes.
     pub max_advertised: Option<u32>,
 }
@@ -422,7 +424,7 @@ fn read_neighbor(
         prepend: number("prepend", 0, MAX_PREPEND, report).unwrap_or(0) as u8,
         weight: number("weight", 1, 65_535, report).map(|weight| weight as u16),
         graceful_restart: restart.unwrap_or(context.graceful_restart),
-        max_prefix: number("max-prefix", 1, most, report).map(|most| most as u32),
+        max_prefix: number("max-prefix", 1, most, report).map_or(DEFAULT_MAX_PREFIX, |most| most as u32),
         max_advertised: number("max-advertised", 1, most, report).map(|most| most as u32),
     };
     let name = name.unwrap_or_else(|| match &neighbor.place {

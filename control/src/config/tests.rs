@@ -587,7 +587,9 @@ fn bgp_means_what_it_says() {
     assert_eq!(a.md5.as_ref().unwrap().expose(), b"not to be shown");
     assert!(!format!("{a:?}").contains("not to be shown"));
     assert_eq!(a.import.as_ref().unwrap()[0].to_string(), "10.0.0.0/8 le 24");
-    assert_eq!((a.export.as_slice(), a.max_prefix), (&["lan-router".to_owned()][..], Some(1000)));
+    assert_eq!((a.export.as_slice(), a.max_prefix), (&["lan-router".to_owned()][..], 1000));
+    // No table grows without a bound.
+    assert_eq!(router.max_prefix, 2_000_000);
     assert_eq!(a.graceful_restart, Some(Duration::from_secs(120)));
     assert_eq!(
         (router.name.as_str(), router.graceful_restart, router.hold_time.as_secs()),
