@@ -232,6 +232,17 @@ impl Neighbor {
         }
     }
 
+    /// The peer has taken nothing for the send hold time (RFC 9687): the session ends with NOTIFICATION 8, as it
+    /// would after the hold time.
+    pub fn handle_send_hold_expired(&mut self, now: Instant, id: ConnectionId) {
+        if self.find(id).is_none_or(|connection| connection.state() != SessionState::Established) {
+            return self.handle_closed(now, id);
+        }
+        let code = NotificationCode::SendHoldTimerExpired;
+        let notification = NotificationMessage::new(code, 0, Bytes::new());
+        self.drive(now, id, fsm::Event::UpdateValidationError(notification), Cause::Transport);
+    }
+
     /// BFD says that the path is gone (RFC 5882 section 4.3): the session ends with Cease/BFD Down (RFC 9384),
     /// and nothing is retained.
     pub fn handle_bfd_down(&mut self, now: Instant) {

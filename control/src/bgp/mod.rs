@@ -169,8 +169,9 @@ impl Bgp {
                 self.net.close(key);
                 speaker.closed(key.0, key.1, now);
             }
+            NetEvent::Stuck(key) if self.net.knows(key) => speaker.stuck(key.0, key.1, now),
             NetEvent::Sent(number) => speaker.sent(number),
-            NetEvent::Connected(..) | NetEvent::Received(..) | NetEvent::Closed(_) => {}
+            NetEvent::Connected(..) | NetEvent::Received(..) | NetEvent::Closed(_) | NetEvent::Stuck(_) => {}
         }
         self.run_commands();
     }

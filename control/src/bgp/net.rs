@@ -72,6 +72,8 @@ pub(super) enum NetEvent {
     Received(Key, Bytes),
     /// It could not be made, or has closed.
     Closed(Key),
+    /// The neighbor has taken nothing for the send hold time.
+    Stuck(Key),
     /// There is room again.
     Sent(NeighborId),
 }
@@ -389,13 +391,29 @@ async fn write(
     send_hold: Duration,
 ) {
     while let Some(octets) = queue.recv().await {
-        match timeout(send_hold, to.write_all(&octets)).await {
+        let mut written = 0;
+        let all = async {
+            while let Some(rest) = octets.get(written..).filter(|rest| !rest.is_empty()) {
+                written += to.write(rest).await?;
+            }
+            io::Result::Ok(())
+        };
+        match timeout(send_hold, all).await {
             Ok(Ok(())) => {}
             // The reading half has heard it too.
             Ok(Err(_)) => return,
             Err(_) => {
                 // Nobody listens any more when control ends.
-                let _ = events.send(NetEvent::Closed(key)).await;
+                let _ = events.send(NetEvent::Stuck(key)).await;
+                let mut last = None;
+                while let Some(octets) = queue.recv().await {
+                    last = Some(octets);
+                }
+                // RFC 9687 section 4: a NOTIFICATION is sent where that delays nothing; in the middle of another
+                // message it would be read as a part of that.
+                if let Some(last) = last.filter(|_| written == 0) {
+                    let _ = to.try_write(&last);
+                }
                 return;
             }
         }
@@ -487,7 +505,11 @@ mod tests {
         run(async {
             let mut net = Net { send_hold: Duration::from_millis(100), ..Net::new() };
             let _far = clogged_pair(&mut net).await;
-            assert!(matches!(net.next().await, NetEvent::Closed(KEY)));
+            assert!(matches!(net.next().await, NetEvent::Stuck(KEY)));
+            // What waits is not kept for whoever reads nothing.
+            net.transmit(KEY, Bytes::from_static(b"last"));
+            net.close(KEY);
+            net.writing.join_next().await.unwrap().unwrap();
         });
     }
 

@@ -325,6 +325,14 @@ impl Speaker {
         }
     }
 
+    /// A neighbor has taken nothing for too long.
+    pub(super) fn stuck(&mut self, number: NeighborId, id: ConnectionId, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(&number) {
+            peer.session.handle_send_hold_expired(now, id);
+            self.drain(number, now);
+        }
+    }
+
     /// What was to be sent to a neighbor has left.
     pub(super) fn sent(&mut self, number: NeighborId) {
         self.unsent.insert(number);

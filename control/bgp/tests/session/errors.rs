@@ -414,3 +414,23 @@ proptest! {
         prop_assert_eq!(out, expected);
     }
 }
+
+#[test]
+fn a_peer_that_takes_nothing_is_told_so_and_its_routes_go() {
+    // RFC 9687 section 4; graceful restart keeps nothing after a NOTIFICATION (RFC 4724 section 4.2).
+    let restart: &[u8] = &[64, 6, 0, 120, 0, 1, 1, 0x80];
+    let config = NeighborConfig { graceful_restart: Some(120 * SECOND), ..config(0) };
+    let mut script = Script::established(config, &[IPV4, AS4, restart]);
+    script.neighbor.handle_send_hold_expired(script.now, script.id);
+    let effects = script.effects();
+    assert_eq!(notification(&effects), Some((8, 0)));
+    let down = effects.iter().find_map(|effect| match effect {
+        Effect::Event(Event::Down { cause: Cause::Sent(sent), retain }) => Some((sent.code, retain.len())),
+        _ => None,
+    });
+    assert_eq!(down, Some((8, 0)), "{effects:?}");
+    // Of a connection that is not established, it is the end without a word.
+    let mut script = Script::accepted(crate::config(0));
+    script.neighbor.handle_send_hold_expired(script.now, script.id);
+    assert_eq!(notification(&script.effects()), None);
+}
