@@ -108,6 +108,15 @@ struct Listener {
     accepting: JoinHandle<()>,
     /// Neighbors that sign, with their keys.
     keys: BTreeMap<IpAddr, crate::config::Key>,
+    /// Only what was sent on the link is heard.
+    ttl_security: bool,
+}
+
+/// What an address of ours is listened on for.
+#[derive(Debug)]
+struct Wanted {
+    keys: BTreeMap<IpAddr, crate::config::Key>,
+    ttl_security: bool,
 }
 
 impl Drop for Connection {
@@ -158,20 +167,23 @@ impl Net {
 
     /// Listens where neighbors may connect, with their keys; says what cannot be had, once.
     pub(super) fn listen<'e>(&mut self, endpoints: impl Iterator<Item = &'e Endpoint>) -> Vec<String> {
-        let mut wanted: BTreeMap<IpAddr, BTreeMap<IpAddr, crate::config::Key>> = BTreeMap::new();
+        let mut wanted: BTreeMap<IpAddr, Wanted> = BTreeMap::new();
         for endpoint in endpoints {
             let Some(local) = endpoint.local.or_else(|| local_towards(endpoint)) else { continue };
-            let keys = wanted.entry(local).or_default();
-            keys.extend(endpoint.md5.clone().map(|key| (endpoint.remote, key)));
+            let of = wanted.entry(local).or_insert(Wanted { keys: BTreeMap::new(), ttl_security: true });
+            of.keys.extend(endpoint.md5.clone().map(|key| (endpoint.remote, key)));
+            // RFC 5082 section 3: what comes from afar is dropped before anything is done for it, where no neighbor
+            // at this address may be far.
+            of.ttl_security &= endpoint.ttl_security;
         }
         self.listeners.retain(|local, _| wanted.contains_key(local));
         let mut lines = Vec::new();
-        for (local, keys) in wanted {
+        for (local, wanted) in wanted {
             let listening = match self.listeners.get_mut(&local) {
-                Some(listener) => listener.set_keys(keys),
+                Some(listener) => listener.follow(local, wanted),
                 None => listen_on(local).and_then(|socket| {
                     let mut listener = Listener::start(socket, self.events.clone());
-                    listener.set_keys(keys)?;
+                    listener.follow(local, wanted)?;
                     self.listeners.insert(local, listener);
                     Ok(())
                 }),
@@ -287,7 +299,17 @@ impl Listener {
                 }
             }
         });
-        Listener { socket, accepting, keys: BTreeMap::new() }
+        Listener { socket, accepting, keys: BTreeMap::new(), ttl_security: false }
+    }
+
+    fn follow(&mut self, local: IpAddr, Wanted { keys, ttl_security }: Wanted) -> io::Result<()> {
+        if self.ttl_security != ttl_security {
+            // Connections that are accepted inherit it.
+            let least = if ttl_security { MAX_TTL } else { 0 };
+            tcp::set_min_ttl(self.socket.as_fd(), local.is_ipv6(), least)?;
+            self.ttl_security = ttl_security;
+        }
+        self.set_keys(keys)
     }
 
     fn set_keys(&mut self, wanted: BTreeMap<IpAddr, crate::config::Key>) -> io::Result<()> {
@@ -524,6 +546,30 @@ mod tests {
             far.read_exact(&mut all).await.unwrap();
             let NetEvent::Sent(neighbor) = net.next().await else { panic!("nothing told") };
             assert!(neighbor == KEY.0 && net.has_room(KEY.0));
+        });
+    }
+
+    /// Whether somebody whose packets have this TTL is answered at all.
+    async fn answers(to: SocketAddr, ttl: u8) -> bool {
+        let socket = TcpSocket::new_v4().unwrap();
+        rustix::net::sockopt::set_ip_ttl(&socket, ttl.into()).unwrap();
+        timeout(Duration::from_millis(300), socket.connect(to)).await.is_ok_and(|connected| connected.is_ok())
+    }
+
+    #[test]
+    fn a_listener_for_neighbors_on_the_link_hears_nobody_from_afar() {
+        run(async {
+            let net = Net::new();
+            let local: IpAddr = "127.0.0.1".parse().unwrap();
+            let socket = TcpListener::bind((local, 0)).await.unwrap();
+            let to = socket.local_addr().unwrap();
+            let mut listener = Listener::start(socket, net.events.clone());
+            let mut answered = Vec::new();
+            for ttl_security in [false, true, false] {
+                listener.follow(local, Wanted { keys: BTreeMap::new(), ttl_security }).unwrap();
+                answered.push((answers(to, MAX_TTL).await, answers(to, 254).await));
+            }
+            assert_eq!(answered, [(true, true), (true, false), (true, true)]);
         });
     }
 }
