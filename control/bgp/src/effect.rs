@@ -139,6 +139,9 @@ pub enum Event {
     Update(Update),
     /// The peer has sent all that it has; what is still stale goes.
     EndOfRib(Family),
+    /// As far as can be told without graceful restart the peer has sent all that it has: a KEEPALIVE came after
+    /// UPDATEs, or two came without any.
+    Settled,
     /// The peer wants everything of this family again.
     Refresh(Family),
     /// An UPDATE had something wrong with it that did not end the session (RFC 7606).

@@ -74,6 +74,8 @@ pub struct Neighbor {
     /// Attempts that failed in a row.
     failures: u32,
     established: Option<(ConnectionId, Instant, Negotiated)>,
+    /// UPDATEs and KEEPALIVEs of the established session so far, until it seems settled.
+    heard: Option<(bool, bool)>,
     /// Families with stale routes.
     retained: Vec<Family>,
     retained_until: Option<Instant>,
@@ -108,6 +110,7 @@ impl Neighbor {
             paused_until: None,
             failures: 0,
             established: None,
+            heard: None,
             retained: Vec::new(),
             retained_until: None,
             seed,
@@ -326,7 +329,19 @@ impl Neighbor {
     fn handle_message(&mut self, now: Instant, id: ConnectionId, message: Message) {
         match message {
             Message::Open(open) => self.handle_open(now, id, open),
-            Message::Keepalive => self.drive(now, id, fsm::Event::KeepaliveReceived, Cause::Transport),
+            Message::Keepalive => {
+                // The one that establishes the session is none of these.
+                let established = self.established.as_ref().is_some_and(|(other, ..)| *other == id);
+                self.drive(now, id, fsm::Event::KeepaliveReceived, Cause::Transport);
+                match self.heard.filter(|_| established) {
+                    Some((false, false)) => self.heard = Some((false, true)),
+                    Some(_) => {
+                        self.heard = None;
+                        self.effects.push_back(Effect::Event(Event::Settled));
+                    }
+                    None => {}
+                }
+            }
             Message::Notification(notification) => {
                 let cause = Cause::Received(describe(&notification));
                 self.drive(now, id, fsm::Event::NotificationReceived(notification), cause);
@@ -340,6 +355,7 @@ impl Neighbor {
                 match update::parse(&message, context) {
                     Ok(parsed) => {
                         self.drive(now, id, fsm::Event::UpdateReceived, Cause::Transport);
+                        self.heard = self.heard.map(|(_, keepalive)| (true, keepalive));
                         self.take(parsed);
                     }
                     Err(Fatal::Decode(error)) => {
@@ -543,6 +559,7 @@ impl Neighbor {
             self.effects.push_back(Effect::Event(Event::SweepStale(lost)));
         }
         self.established = Some((id, now, negotiated));
+        self.heard = Some((false, false));
     }
 
     /// The established session has ended.

@@ -101,6 +101,10 @@ pub(super) struct Speaker {
     /// Neighbors of whom something may be to be sent.
     unsent: BTreeSet<NeighborId>,
     was_deferring: bool,
+    /// Neighbors without graceful restart that had sessions in the life before, and have not said all: until then,
+    /// or this time, what that life left stays.
+    unsettled: BTreeSet<NeighborId>,
+    unsettled_until: Option<Instant>,
     /// Neighbors outside the tunnels whose paths BFD says are down.
     bfd_down: BTreeSet<IpAddr>,
     /// Which sessions are established has changed.
@@ -125,6 +129,8 @@ impl Speaker {
             said: Vec::new(),
             unsent: BTreeSet::new(),
             was_deferring: false,
+            unsettled: BTreeSet::new(),
+            unsettled_until: None,
             bfd_down: BTreeSet::new(),
             sessions_changed: false,
         };
@@ -232,6 +238,7 @@ impl Speaker {
         }
         self.rib.remove_neighbor(number);
         self.unsent.remove(&number);
+        self.unsettled.remove(&number);
     }
 
     /// The core is there: sessions may start. `had_sessions` are the neighbors of an earlier life of ours whose
@@ -245,10 +252,16 @@ impl Speaker {
             for (number, peer) in &mut self.peers {
                 // RFC 4724 section 4.1: packets were forwarded all along, by the core.
                 peer.session.set_restarting(true);
-                if names.contains(&peer.name) && peer.session_config.graceful_restart.is_some() {
+                if !names.contains(&peer.name) {
+                    continue;
+                }
+                // Whether it has graceful restart shows when it is established.
+                self.unsettled.insert(*number);
+                if peer.session_config.graceful_restart.is_some() {
                     waiting.extend(peer.session_config.families.iter().map(|family| (*number, *family)));
                 }
             }
+            self.unsettled_until = Some(now + DEFERRAL);
             self.rib.defer(now + DEFERRAL, waiting);
             self.was_deferring = self.is_deferring();
         }
@@ -265,7 +278,8 @@ impl Speaker {
 
     /// What is chosen is all there is: what an earlier life left may go.
     pub(super) fn is_complete(&self) -> bool {
-        self.begun && !self.is_deferring() && !self.rib.pending() && self.changes.is_empty()
+        let is_settled = self.unsettled.is_empty() && !self.is_deferring();
+        self.begun && is_settled && !self.rib.pending() && self.changes.is_empty()
     }
 
     /// OPENs no longer speak of a restart.
@@ -341,7 +355,7 @@ impl Speaker {
     /// The next deadline.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let sessions = self.peers.values().filter_map(|peer| peer.session.poll_timeout());
-        sessions.chain(self.rib.poll_timeout()).min()
+        sessions.chain(self.rib.poll_timeout()).chain(self.unsettled_until).min()
     }
 
     /// Does what is due.
@@ -354,6 +368,9 @@ impl Speaker {
             }
         }
         self.rib.handle_timeout(now);
+        if self.unsettled_until.take_if(|until| *until <= now).is_some() {
+            self.unsettled.clear();
+        }
     }
 
     /// Ends all sessions, telling the peers why.
@@ -488,6 +505,8 @@ impl Speaker {
                 // RFC 4724 section 4.1: who has no graceful restart, or restarts itself, is not waited for.
                 if negotiated.graceful_restart.as_ref().is_none_or(|restart| restart.restarted) {
                     self.rib.do_not_wait(number);
+                } else {
+                    self.unsettled.remove(&number);
                 }
                 // From now on we forward also while the session is away.
                 peer.session.set_restarting(true);
@@ -507,6 +526,7 @@ impl Speaker {
                 self.rib.down(number, &retain);
                 if retain.is_empty() {
                     self.rib.do_not_wait(number);
+                    self.unsettled.remove(&number);
                 }
                 self.sessions_changed = true;
                 let kept = if retain.is_empty() { "" } else { "; its routes are kept while it restarts" };
@@ -518,7 +538,14 @@ impl Speaker {
                 let notice = self.rib.update(number, &update);
                 self.handle_notice(number, notice, now);
             }
-            Event::EndOfRib(family) => self.rib.end_of_rib(number, family),
+            Event::EndOfRib(family) => {
+                self.rib.end_of_rib(number, family);
+                // Of the others it is still to come, and the rib knows whether it is waited for.
+                if peer.session.established().is_some_and(|(negotiated, _)| negotiated.families.len() == 1) {
+                    self.unsettled.remove(&number);
+                }
+            }
+            Event::Settled => drop(self.unsettled.remove(&number)),
             Event::Refresh(family) => {
                 peer.out.refresh(family);
                 self.unsent.insert(number);

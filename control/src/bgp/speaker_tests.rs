@@ -345,3 +345,31 @@ fn a_session_on_a_link_waits_while_bfd_says_that_the_path_is_down() {
     speaker.configure(&plain, plain.bgp.as_ref().unwrap(), now);
     assert_ne!(on_link(&speaker), SessionState::Idle);
 }
+
+#[test]
+fn without_graceful_restart_what_was_left_stays_until_the_neighbors_seem_to_have_said_all() {
+    let plain = OURS.replace("asn", "graceful-restart = false\nasn");
+    let mut joined = Joined::new(&plain, BOTH);
+    for name in ["a", "b"] {
+        let [_, (number, id)] = joined.connections.remove(name).unwrap();
+        joined.speakers[1].closed(number, id, joined.now);
+    }
+    joined.settle();
+    let ours = configuration(65_010, 2, "\"10.1.0.0/16\"", &plain);
+    let mut again = speaker(&ours, joined.now);
+    again.begin(Some(&["a".to_owned(), "b".to_owned()].into()), joined.now);
+    joined.speakers[0] = again;
+    joined.learned[0].clear();
+    joined.speakers[0].offer("a", true, joined.now);
+    joined.settle();
+    // What is said is chosen at once; that it is all is not said before a KEEPALIVE after it.
+    assert_eq!(joined.ways("10.2.0.0/16"), ["a"]);
+    joined.sleep(Duration::from_secs(10));
+    assert!(!joined.speakers[0].is_complete(), "b is still missing");
+    joined.speakers[0].offer("b", true, joined.now);
+    joined.settle();
+    assert_eq!(joined.ways("10.2.0.0/16"), ["a", "b"]);
+    assert!(!joined.speakers[0].is_complete());
+    joined.sleep(Duration::from_secs(10));
+    assert!(joined.speakers[0].is_complete());
+}

@@ -434,3 +434,21 @@ fn a_peer_that_takes_nothing_is_told_so_and_its_routes_go() {
     script.neighbor.handle_send_hold_expired(script.now, script.id);
     assert_eq!(notification(&script.effects()), None);
 }
+
+#[test]
+fn a_keepalive_after_updates_says_that_they_were_all() {
+    let settled = [Effect::Event(Event::Settled)];
+    let mut script = established();
+    script.routes(&update(&[], &[ORIGIN, AS_PATH, NEXT_HOP], TEN_ONE));
+    assert_eq!(script.feed(&keepalive()), settled);
+    assert_eq!(script.feed(&keepalive()), []);
+    // Some send one at once, before any UPDATE.
+    let mut script = established();
+    assert_eq!(script.feed(&keepalive()), []);
+    script.routes(&update(&[], &[ORIGIN, AS_PATH, NEXT_HOP], TEN_ONE));
+    assert_eq!(script.feed(&keepalive()), settled);
+    // Who has nothing sends two.
+    let mut script = established();
+    assert_eq!(script.feed(&keepalive()), []);
+    assert_eq!(script.feed(&keepalive()), settled);
+}

@@ -62,6 +62,7 @@ fn both_ends_connect_and_one_session_comes_of_it() {
         rounds += net.ends[0].counters().established;
         net.events.clear();
         net.run(3600 * SECOND);
+        net.events.retain(|(.., event)| *event != Event::Settled);
         assert_eq!(net.events, [], "seed {seed}");
     }
     assert!(rounds < 330, "{rounds}: seldom, among 299");
