@@ -5,6 +5,7 @@
 
 mod ask;
 mod check;
+mod client;
 mod doctor;
 mod import;
 mod keys;
@@ -37,6 +38,7 @@ enum Command {
     Undrain(ask::Undrain),
     Rekey(ask::Rekey),
     Reload(ask::Reload),
+    Client(client::Args),
     Import(import::Args),
     Genkey(keys::Genkey),
     Pubkey(keys::Pubkey),
@@ -130,6 +132,7 @@ fn command(args: Vec<OsString>) -> ExitCode {
         Command::Undrain(args) => ask::undrain(args),
         Command::Rekey(args) => ask::rekey(args),
         Command::Reload(args) => ask::reload(&args),
+        Command::Client(args) => client::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Genkey(_) => keys::genkey(),
         Command::Pubkey(_) => keys::pubkey(),

@@ -313,6 +313,7 @@ fn core_tunnel(
         clamp_mtu,
         df: tunnel.df,
         allowed,
+        reach: tunnel.reach.clone(),
         probe: tunnel.probe,
         bfd: tunnel.bfd.clone(),
     }

@@ -81,6 +81,8 @@ drop_reasons! {
     SelectorIn = "selector_in",
     /// From the wire: an inner source that this tunnel may not send.
     SourceNotAllowed = "source_not_allowed",
+    /// From the wire: an inner destination that this tunnel's peer may not reach.
+    DestinationNotAllowed = "destination_not_allowed",
     /// From the wire: an IKE datagram, for which nobody listens.
     NobodyListens = "nobody_listens",
     /// From the wire: an IKE datagram, while control has not read those before it.

@@ -43,6 +43,7 @@ fn tunnel(host: u8, worlds: [&World; 2], bfd: Vec<Bfd>) -> Op {
         path_mtu: 1500,
         clamp_mtu: 1400,
         df: DfPolicy::Honour,
+        reach: Vec::new(),
         allowed: Allowed::Routed,
         probe: None,
         bfd,

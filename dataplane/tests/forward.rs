@@ -89,6 +89,7 @@ fn tunnel(side: Side, protocol: Protocol, boot: BootId, number: u32) -> Vec<Op> 
         allowed: Allowed::Routed,
         probe: None,
         bfd: Vec::new(),
+        reach: Vec::new(),
     };
     let id = TunnelId(number);
     let suite = match protocol {
@@ -456,4 +457,42 @@ fn wireguard_is_padded_within_the_mtu_and_without_a_session_nothing_leaves() {
     let tables = reader.enter();
     let carrier = tables.tunnel(TunnelId(0)).unwrap().outbound.as_ref().unwrap();
     assert!(carrier.wireguard().unwrap().sending().is_none());
+}
+
+#[test]
+fn a_peer_reaches_only_what_it_may_and_our_inside_address() {
+    let mut pair = Pair::new(Protocol::WireGuard);
+    let mut epoch = 2;
+    for (reach, delivered) in [(vec![], 1), (vec!["10.2.0.0/24"], 2), (vec!["10.2.1.0/24", "10.3.0.0/16"], 2)]
+    {
+        for number in 0..TUNNELS {
+            let Some(Op::PutTunnel(mut settings)) =
+                tunnel(Side::B, Protocol::WireGuard, BootId([2; 16]), number).into_iter().next()
+            else {
+                panic!("a tunnel");
+            };
+            settings.reach = reach.iter().map(|prefix| prefix.parse().unwrap()).collect();
+            pair.b
+                .writer
+                .apply(Transaction { epoch: Epoch(epoch), ops: vec![Op::PutTunnel(settings)] }, 0)
+                .unwrap();
+            epoch += 1;
+        }
+        pair.send(&udp(1, 0, 0, 64));
+        pair.flush(true);
+        assert_eq!(pair.delivered.len(), delivered, "{reach:?}");
+    }
+    assert_eq!(pair.b.drops(), [("destination_not_allowed", 1)]);
+    // A ping of the inside address is answered all the same.
+    let mut ping = Vec::new();
+    PacketBuilder::ipv4([10, 1, 0, 9], [169, 254, 1, 2], 64)
+        .icmpv4_echo_request(1, 1)
+        .write(&mut ping, &[0; 64])
+        .unwrap();
+    let inside =
+        Op::PutRoute { prefix: "169.254.1.2/32".parse().unwrap(), target: Target::Tunnel(TunnelId(0)) };
+    pair.a.writer.apply(Transaction { epoch: Epoch(2), ops: vec![inside] }, 0).unwrap();
+    pair.send(&Write { bytes: ping, vnet: Vnet::default() });
+    pair.flush(true);
+    assert!(!pair.b.forwarder.runs.is_empty(), "no answer");
 }

@@ -70,6 +70,7 @@ impl Gateway {
             allowed: Allowed::Routed,
             probe: None,
             bfd: Vec::new(),
+            reach: Vec::new(),
         };
         let prefix = format!("10.{}.0.0/16", 3 - side).parse().unwrap();
         let drops = Arc::new(Drops::new(1));

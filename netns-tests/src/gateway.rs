@@ -50,7 +50,7 @@ impl Gateway {
     /// # Errors
     /// When the file cannot be written.
     pub fn write_configuration(&self, configuration: &str) -> Result<()> {
-        write_secret(&self.directory.path().join("braid.toml"), configuration)
+        write_secret(&self.configuration(), configuration)
     }
 
     /// Runs `braid <arguments> --run-dir …` against this gateway.
@@ -118,6 +118,12 @@ impl Gateway {
             return Err(self.process.failure());
         }
         up.map_err(|timeout| Error::Usage(format!("{timeout}; {}", self.process.failure())))
+    }
+
+    /// Where its configuration is.
+    #[must_use]
+    pub fn configuration(&self) -> PathBuf {
+        self.directory.path().join("braid.toml")
     }
 
     /// The process, to look at or to signal.

@@ -100,6 +100,14 @@ impl Wireguard {
         self.wg(&["setconf", DEVICE, &file.to_string_lossy()]).map(drop)
     }
 
+    /// `wg set wg0 <arguments>`.
+    ///
+    /// # Errors
+    /// When `wg` refuses them.
+    pub fn set(&self, arguments: &[&str]) -> Result<()> {
+        self.wg(&[&["set", DEVICE], arguments].concat()).map(drop)
+    }
+
     /// `wg show wg0 <what>`, such as `latest-handshakes`, `endpoints` or `transfer`: a line for each peer.
     ///
     /// # Errors

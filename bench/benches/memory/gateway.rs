@@ -270,6 +270,7 @@ fn tunnel(side: Side, protocol: Protocol, boot: BootId, number: u32) -> Vec<Op> 
         allowed: Allowed::Routed,
         probe: None,
         bfd: Vec::new(),
+        reach: Vec::new(),
     });
     let suite = match protocol {
         Protocol::Esp(suite) => suite,

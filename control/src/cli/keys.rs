@@ -53,7 +53,7 @@ fn end(result: Result<(), String>) -> ExitCode {
     }
 }
 
-fn random() -> Result<Zeroizing<[u8; 32]>, String> {
+pub(super) fn random() -> Result<Zeroizing<[u8; 32]>, String> {
     let mut bytes = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *bytes).map_err(|error| format!("no randomness: {error}"))?;
     Ok(bytes)

@@ -1,7 +1,7 @@
 //! What must agree across tables: names, SPIs, keys, inside networks, prefixes.
 
 use core::net::IpAddr;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ipnet::IpNet;
 
@@ -112,14 +112,11 @@ fn check_peers(tunnels: &[TunnelDraft], report: &mut Report) {
 /// Disjoint inside networks; returns whose peer an address is.
 fn check_inside<'t>(tunnels: &'t [TunnelDraft], report: &mut Report) -> HashMap<IpAddr, &'t Tunnel> {
     let mut nets: Vec<(IpNet, &Tunnel)> = Vec::new();
+    let mut interfaces: HashSet<IpNet> = HashSet::new();
     for tunnel in read(tunnels) {
         // Peers of one WireGuard interface share its inside network.
-        let shared = |net: &&IpNet| {
-            tunnel.wireguard().is_some()
-                && nets.iter().any(|(other, of)| other == *net && of.wireguard().is_some())
-        };
-        let own: Vec<IpNet> = tunnel.inside.iter().filter(|net| !shared(net)).copied().collect();
-        nets.extend(own.into_iter().map(|net| (net, tunnel)));
+        let is_new = |net: &&IpNet| tunnel.wireguard().is_none() || interfaces.insert(**net);
+        nets.extend(tunnel.inside.iter().filter(is_new).map(|net| (*net, tunnel)));
         let outside =
             tunnel.peer_inside.iter().filter(|peer| !tunnel.inside.iter().any(|net| net.contains(*peer)));
         nets.extend(outside.map(|peer| (IpNet::from(*peer), tunnel)));

@@ -200,6 +200,23 @@ impl Report {
         self.errors.push(ConfigError { file: self.file.clone(), line, key: key.to_string(), fault });
     }
 
+    /// In another file, which this one names.
+    pub(super) fn error_in(&mut self, file: &Path, line: u32, key: impl fmt::Display, fault: Fault) {
+        let before = self.errors.len();
+        self.error_at_line(line, key, fault);
+        if let Some(error) = self.errors.get_mut(before) {
+            error.file = file.to_owned();
+        }
+    }
+
+    /// The errors of another file, which this one names.
+    pub(super) fn extend(&mut self, other: Report) {
+        for ConfigError { file, line, key, fault } in other.errors {
+            self.error_in(&file, line, key, fault);
+        }
+        self.left_out += other.left_out;
+    }
+
     pub(super) fn is_clean(&self) -> bool {
         self.errors.is_empty()
     }

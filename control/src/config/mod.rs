@@ -8,6 +8,7 @@
 mod bfd;
 mod bgp;
 mod check;
+mod clients;
 mod error;
 mod gateway;
 mod ike;
@@ -17,6 +18,8 @@ mod tunnel;
 mod value;
 mod wireguard;
 
+#[cfg(test)]
+mod clients_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -38,6 +41,7 @@ use zeroize::Zeroizing;
 
 pub use bfd::BfdTiming;
 pub use bgp::{Bgp, Neighbor, Place};
+pub use clients::{Client, Clients};
 pub use error::{ConfigError, Fault};
 pub(crate) use ike::core_suite;
 pub(crate) use value::{dns_name, inside};
@@ -72,6 +76,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// `[bgp]`.
     pub bgp: Option<Bgp>,
+    /// `[clients]`, each of which is among `tunnels` too.
+    pub clients: Option<Clients>,
 }
 
 /// `[gateway]`.
@@ -151,6 +157,8 @@ pub struct Tunnel {
     pub bfd: Vec<Bfd>,
     /// Inner sources accepted; `None`: what is routed there.
     pub allowed: Option<Vec<IpNet>>,
+    /// Inner destinations that the peer may send to, besides our inside addresses; none: any.
+    pub reach: Vec<IpNet>,
     /// For packets that are too big.
     pub df: DfPolicy,
     /// `local-ts` and `remote-ts`; empty lists for any.
@@ -462,17 +470,30 @@ pub fn parse(text: &str, file: &Path, mode: u32) -> Result<Config, Vec<ConfigErr
     let routes = route::read_all(root, &tunnels, &mut report);
     let bgp = bgp::read(root, &gateway, &tunnels, (file, mode), &mut report);
     bgp.iter().for_each(|bgp| bgp::add_bfd(bgp, &mut tunnels));
+    let mut clients = clients::read(root, &gateway, &routes, (file, mode), &mut report);
+    if let Some((clients, line)) = &mut clients {
+        clients::read_list(clients, &mut report);
+        tunnels.extend(clients::drafts(clients, *line));
+    }
     check::cross_check(&tunnels, &routes, &mut report);
     if !report.is_clean() {
         return Err(report.into_errors());
     }
     let tunnels = tunnels.into_iter().filter_map(|draft| draft.tunnel).collect();
     let routes = routes.into_iter().map(|draft| draft.route).collect();
-    Ok(Config { file: file.to_owned(), gateway, core, tunnels, routes, bgp })
+    Ok(Config {
+        file: file.to_owned(),
+        gateway,
+        core,
+        tunnels,
+        routes,
+        bgp,
+        clients: clients.map(|(clients, _)| clients),
+    })
 }
 
 static ROOT: Schema = Schema {
     path: "",
-    keys: &["gateway", "core", "tunnel", "route", "bgp"],
+    keys: &["gateway", "core", "tunnel", "route", "bgp", "clients"],
     later: &[("metrics", "leave [metrics] out and use `braid status --json`")],
 };

@@ -130,6 +130,7 @@ fn read(
         remote,
         probe: read_probe(section, &inside, &peer_inside, report),
         bfd: Vec::new(),
+        reach: Vec::new(),
         inside,
         peer_inside,
         uplink: section.get("uplink").and_then(|item| item.parse(value::interface, report)),

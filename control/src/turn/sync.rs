@@ -628,7 +628,7 @@ fn weight_of(change: &Change) -> usize {
                 braid_api::Allowed::Routed | braid_api::Allowed::RoutedAnywhere => 0,
                 braid_api::Allowed::Prefixes(prefixes) => prefixes.len(),
             };
-            400 + (allowed + 3 * tunnel.bfd.len()) * PREFIX
+            400 + (allowed + tunnel.reach.len() + 3 * tunnel.bfd.len()) * PREFIX
         }
         Change::PutSa(_, _, _, spec) => {
             200 + (spec.selectors.local.len() + spec.selectors.remote.len()) * PREFIX

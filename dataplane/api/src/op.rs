@@ -235,6 +235,8 @@ pub struct Tunnel {
     pub df: DfPolicy,
     /// Inner sources accepted.
     pub allowed: Allowed,
+    /// Inner destinations that the peer may send to, besides our inside addresses; none: any.
+    pub reach: Vec<IpNet>,
     /// In-tunnel probes, if any.
     pub probe: Option<Probe>,
     /// At most one for each family. One whose addresses stay goes on, whatever else changes; one that is left

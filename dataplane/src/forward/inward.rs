@@ -302,12 +302,15 @@ impl Forwarder {
         if !self.source_allowed(tables, tunnel, packet) {
             return Err(DropReason::SourceNotAllowed);
         }
+        let to_us = tunnel.settings.inside.contains(&packet.destination());
+        if !tunnel.settings.reach.is_empty() && !to_us && !reaches(tunnel, packet.destination()) {
+            return Err(DropReason::DestinationNotAllowed);
+        }
         let inner = &mut slots.slot_mut(arrival.slot)[start..start + packet.len];
         if arrival.tos & 0b11 != 0 {
             ecn::decapsulate(arrival.tos, inner, packet.v6, packet.tos)
                 .map_err(|_| DropReason::EcnIllegal)?;
         }
-        let to_us = tunnel.settings.inside.contains(&packet.destination());
         if to_us && self.answer(tunnel, packet, inner, now)? {
             return Ok(());
         }
@@ -390,6 +393,11 @@ impl Forwarder {
             Some(Echo::Request) | None => false,
         })
     }
+}
+
+#[cold]
+fn reaches(tunnel: &Tunnel, destination: std::net::IpAddr) -> bool {
+    tunnel.settings.reach.iter().any(|prefix| prefix.contains(&destination))
 }
 
 fn find(tables: &Tables, spi: Spi) -> Option<Current<'_>> {

@@ -45,6 +45,7 @@ fn tunnel(id: u32) -> braid_api::Tunnel {
         allowed: Allowed::Routed,
         probe: None,
         bfd: Vec::new(),
+        reach: Vec::new(),
     }
 }
 

@@ -243,6 +243,7 @@ mod tests {
             allowed: Allowed::Routed,
             probe: None,
             bfd: Vec::new(),
+            reach: Vec::new(),
         })
     }
 

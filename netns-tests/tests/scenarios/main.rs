@@ -6,6 +6,7 @@ mod aws;
 mod bfd;
 mod bgp;
 mod change;
+mod clients;
 mod collide;
 mod demo;
 mod direct;
@@ -60,6 +61,7 @@ const GROUPS: &[&[Scenario]] = &[
     bgp::ALL,
     direct::ALL,
     wireguard::ALL,
+    clients::ALL,
 ];
 
 fn main() -> ExitCode {

@@ -493,7 +493,10 @@ fn a_neighbor_holds_up_so_many_paths_to_a_prefix_and_no_more() {
     let path = |path_id: u32, med: u32| {
         let nlri = vec![Nlri { prefix: net("10.1.0.0/16"), path_id }];
         let attributes = Attributes { med: Some(med), ..attributes(&[1], 1) };
-        Update { withdrawn: Vec::new(), announced: vec![Announcement { attributes: attributes.into(), nlri }] }
+        Update {
+            withdrawn: Vec::new(),
+            announced: vec![Announcement { attributes: attributes.into(), nlri }],
+        }
     };
     for id in 0..most {
         assert_eq!(rib.update(A, &path(id, 1)), None);
