@@ -1,7 +1,9 @@
-//! What `braid doctor` says: per tunnel the step that fails, what either side said, and the remedy.
+//! What `braid doctor` says: per tunnel the step that fails, what either side said, and the remedy; the same of BGP
+//! neighbors without a session.
 //!
-//! Pure: from control's state, IKE's and the core's counters.
+//! Pure: from control's state, IKE's, BGP's and the core's counters.
 
+mod bgp;
 mod wireguard;
 
 use std::{
@@ -15,6 +17,7 @@ use braid_ike::{Diagnosis, Fault, PeerState, PeerStatus, wire::Identity};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    bgp::Bgp,
     config::Remote,
     failover::Obstacle,
     ike::{Ike, words},
@@ -112,6 +115,7 @@ struct Seen<'a> {
 pub fn report(
     turn: &Turn,
     ike: &Ike,
+    bgp: &Bgp,
     look: &Look<'_>,
     name: Option<&str>,
     now: Duration,
@@ -124,6 +128,7 @@ pub fn report(
         .map(|(at, diagnosis)| (instant.saturating_duration_since(*at), diagnosis))
         .filter(|(ago, _)| *ago < RECENT)
         .collect();
+    let troubles = bgp.troubles();
     let tunnels: Vec<Tunnel> = views
         .map(|view| {
             let of =
@@ -142,13 +147,16 @@ pub fn report(
             let stranger = strangers.iter().rev().find_map(|(ago, what)| Some((*ago, called(view, what)?)));
             // The later one.
             let failure = failure.into_iter().chain(stranger).min_by_key(|(ago, _)| *ago);
-            Tunnel {
-                name: view.tunnel.name.clone(),
-                state: view.state.name().to_owned(),
-                findings: findings(view, seen, peer.as_ref(), failure.as_ref(), look.after)
-                    .into_iter()
-                    .collect(),
+            let mut findings: Vec<Finding> =
+                findings(view, seen, peer.as_ref(), failure.as_ref(), look.after).into_iter().collect();
+            // Where the tunnel carries nothing, BGP cannot have a session.
+            if view.state == State::Up || findings.is_empty() {
+                let answers = seen.and_then(|seen| seen.echoes).map(|echoes| !echoes.back.is_empty());
+                let inside =
+                    troubles.iter().filter(|trouble| trouble.tunnel.as_ref() == Some(&view.tunnel.name));
+                findings.extend(inside.filter_map(|trouble| bgp::of(trouble, answers)));
             }
+            Tunnel { name: view.tunnel.name.clone(), state: view.state.name().to_owned(), findings }
         })
         .collect();
     if name.is_some() && tunnels.is_empty() {
@@ -161,6 +169,10 @@ pub fn report(
     }
     let nobodys = strangers.iter().filter(|(_, what)| !all.iter().any(|view| called(view, what).is_some()));
     others.extend(nobodys.map(|(_, diagnosis)| of_diagnosis(diagnosis)));
+    if name.is_none() {
+        let outside = troubles.iter().filter(|trouble| trouble.tunnel.is_none());
+        others.extend(outside.filter_map(|trouble| bgp::of(trouble, None)));
+    }
     others.dedup();
     Some(Report { tunnels, others })
 }

@@ -30,5 +30,5 @@ pub mod update;
 pub use attributes::{Attributes, Origin};
 pub use config::{NeighborConfig, RouteLimit};
 pub use effect::{Cause, ConnectionId, Effect, Event, Negotiated, Notification, SessionState};
-pub use neighbor::{Counters, Neighbor, Refused};
+pub use neighbor::{Counters, Neighbor, Opened, Refused};
 pub use update::{Announcement, Family, Handling, Nlri, Outgoing, Update};

@@ -7,6 +7,7 @@
 
 use std::{
     collections::VecDeque,
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
@@ -83,6 +84,16 @@ pub struct Neighbor {
     effects: VecDeque<Effect>,
     counters: Counters,
     last_cause: Option<Cause>,
+    last_open: Option<Opened>,
+}
+
+/// Who a peer said it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opened {
+    /// Its AS number.
+    pub asn: u32,
+    /// Its identifier.
+    pub id: Ipv4Addr,
 }
 
 impl Neighbor {
@@ -117,6 +128,7 @@ impl Neighbor {
             effects: VecDeque::new(),
             counters: Counters::default(),
             last_cause: None,
+            last_open: None,
         }
     }
 
@@ -141,6 +153,11 @@ impl Neighbor {
     /// Why the last session or attempt ended.
     pub fn last_cause(&self) -> Option<&Cause> {
         self.last_cause.as_ref()
+    }
+
+    /// What the last OPEN from its address said, whether or not it was accepted.
+    pub fn last_open(&self) -> Option<Opened> {
+        self.last_open
     }
 
     /// What has passed.
@@ -379,6 +396,7 @@ impl Neighbor {
     }
 
     fn handle_open(&mut self, now: Instant, id: ConnectionId, open: OpenMessage) {
+        self.last_open = Some(Opened { asn: open.four_byte_as(), id: open.bgp_identifier });
         if self.survives_collision(now, id, &open) {
             self.drive(now, id, fsm::Event::OpenReceived(open), Cause::Transport);
         }

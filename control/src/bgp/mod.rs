@@ -7,6 +7,7 @@ mod settings;
 mod speaker;
 #[cfg(test)]
 mod speaker_tests;
+mod trouble;
 mod view;
 
 use std::{
@@ -15,7 +16,9 @@ use std::{
 };
 
 use braid_api::BfdLink;
+pub use net::Unreached;
 pub use settings::Endpoint;
+pub use trouble::{Trouble, Why};
 pub use view::{NeighborView, PathView, RouteAnswer};
 
 use net::{Net, NetEvent};
@@ -165,13 +168,22 @@ impl Bgp {
             NetEvent::Received(key, octets) if self.net.knows(key) => {
                 speaker.received(key.0, key.1, &octets, now);
             }
+            NetEvent::Unreached(key, why) if self.net.knows(key) => {
+                self.net.close(key);
+                speaker.unreached(key.0, why);
+                speaker.closed(key.0, key.1, now);
+            }
             NetEvent::Closed(key) if self.net.knows(key) => {
                 self.net.close(key);
                 speaker.closed(key.0, key.1, now);
             }
             NetEvent::Stuck(key) if self.net.knows(key) => speaker.stuck(key.0, key.1, now),
             NetEvent::Sent(number) => speaker.sent(number),
-            NetEvent::Connected(..) | NetEvent::Received(..) | NetEvent::Closed(_) | NetEvent::Stuck(_) => {}
+            NetEvent::Connected(..)
+            | NetEvent::Received(..)
+            | NetEvent::Unreached(..)
+            | NetEvent::Closed(_)
+            | NetEvent::Stuck(_) => {}
         }
         self.run_commands();
     }

@@ -70,12 +70,41 @@ pub(super) enum NetEvent {
     Connected(Key, IpAddr),
     /// Octets.
     Received(Key, Bytes),
-    /// It could not be made, or has closed.
+    /// It could not be made.
+    Unreached(Key, Unreached),
+    /// It has closed.
     Closed(Key),
     /// The neighbor has taken nothing for the send hold time.
     Stuck(Key),
     /// There is room again.
     Sent(NeighborId),
+}
+
+/// Why a connection could not be made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Unreached {
+    /// The neighbor's machine has nobody there.
+    Refused,
+    /// Nothing was answered.
+    Silent,
+    /// There is no way there.
+    NoRoute,
+    /// The source is no address of ours.
+    NotOurs,
+    /// As the kernel has it.
+    Other(String),
+}
+
+impl Unreached {
+    fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Unreached::Refused,
+            io::ErrorKind::TimedOut => Unreached::Silent,
+            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Unreached::NoRoute,
+            io::ErrorKind::AddrNotAvailable => Unreached::NotOurs,
+            _ => Unreached::Other(error.to_string()),
+        }
+    }
 }
 
 /// The sockets.
@@ -207,9 +236,13 @@ impl Net {
         let reading = tokio::spawn(async move {
             let stream = match timeout(CONNECT_PATIENCE, connect(&endpoint)).await {
                 Ok(Ok(stream)) => stream,
-                Ok(Err(_)) | Err(_) => {
+                failed => {
+                    let why = match failed {
+                        Ok(Err(error)) => Unreached::of(&error),
+                        _ => Unreached::Silent,
+                    };
                     // Nobody listens any more when control ends.
-                    let _ = events.send(NetEvent::Closed(key)).await;
+                    let _ = events.send(NetEvent::Unreached(key, why)).await;
                     return;
                 }
             };

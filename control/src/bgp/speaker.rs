@@ -25,6 +25,7 @@ use braid_bgp::{
 use bytes::Bytes;
 
 use super::{
+    net::Unreached,
     reach::Reach,
     settings::{self, Endpoint, Settings},
 };
@@ -79,6 +80,12 @@ pub(super) struct Peer {
     /// Families whose End-of-RIB is owed.
     owed: BTreeSet<Family>,
     last_failure: Option<Cause>,
+    /// An attempt to connect is under way.
+    connecting: Option<ConnectionId>,
+    /// The last attempt to connect came to nothing.
+    pub(super) unreached: Option<Unreached>,
+    /// Why the last OPEN, or the last session, was refused; not overwritten by connections that break after it.
+    pub(super) refusal: Option<Cause>,
     /// Types of the malformed attributes that the log has heard of in this session.
     malformed: BTreeSet<u8>,
 }
@@ -223,6 +230,9 @@ impl Speaker {
             bfd_local: None,
             owed: BTreeSet::new(),
             last_failure: None,
+            connecting: None,
+            unreached: None,
+            refusal: None,
             malformed: BTreeSet::new(),
         }
     }
@@ -302,12 +312,23 @@ impl Speaker {
     /// A neighbor has connected; `None` closes the connection.
     pub(super) fn accepted(&mut self, number: NeighborId, now: Instant) -> Option<ConnectionId> {
         // Not drained yet: the caller first has to know the connection by its number.
-        self.peers.get_mut(&number)?.session.handle_accepted(now).ok()
+        let peer = self.peers.get_mut(&number)?;
+        peer.unreached = None;
+        peer.session.handle_accepted(now).ok()
+    }
+
+    /// A connection could not be made, for this reason.
+    pub(super) fn unreached(&mut self, number: NeighborId, why: Unreached) {
+        if let Some(peer) = self.peers.get_mut(&number) {
+            // Who refused us accepted connections before.
+            (peer.unreached, peer.refusal) = (Some(why), None);
+        }
     }
 
     /// A connection is made. `local` is our end.
     pub(super) fn connected(&mut self, number: NeighborId, id: ConnectionId, now: Instant) {
         if let Some(peer) = self.peers.get_mut(&number) {
+            (peer.connecting, peer.unreached) = (None, None);
             peer.session.handle_connected(now, id);
             self.drain(number, now);
         }
@@ -489,6 +510,16 @@ impl Speaker {
     }
 
     fn command(&mut self, number: NeighborId, effect: Effect) {
+        if let Some(peer) = self.peers.get_mut(&number) {
+            match effect {
+                Effect::Connect(id) => peer.connecting = Some(id),
+                // Given up, for want of an answer.
+                Effect::Close(id) if peer.connecting == Some(id) => {
+                    (peer.connecting, peer.unreached) = (None, Some(Unreached::Silent));
+                }
+                Effect::Close(_) | Effect::Transmit(..) | Effect::Event(_) => {}
+            }
+        }
         self.commands.extend(match effect {
             Effect::Connect(id) => Some(Command::Connect(number, id)),
             Effect::Transmit(id, octets) => Some(Command::Transmit(number, id, octets)),
@@ -516,6 +547,7 @@ impl Speaker {
                 peer.out.restart();
                 peer.owed = negotiated.families.iter().copied().collect();
                 peer.last_failure = None;
+                (peer.unreached, peer.refusal) = (None, None);
                 peer.malformed.clear();
                 self.unsent.insert(number);
                 self.sessions_changed = true;
@@ -523,6 +555,7 @@ impl Speaker {
                 self.said.push(Said { warning: false, line });
             }
             Event::Down { cause, retain } => {
+                peer.note_refusal(&cause);
                 self.rib.down(number, &retain);
                 if retain.is_empty() {
                     self.rib.do_not_wait(number);
@@ -560,6 +593,7 @@ impl Speaker {
                 self.said.push(Said { warning: true, line });
             }
             Event::Failed(cause) => {
+                peer.note_refusal(&cause);
                 // The same again is no news.
                 if peer.last_failure.as_ref() != Some(&cause) {
                     let line = format!("neighbor {} is not reached: {}", peer.name, describe(&cause));
@@ -614,6 +648,12 @@ impl Speaker {
 }
 
 impl Peer {
+    fn note_refusal(&mut self, cause: &Cause) {
+        if matches!(cause, Cause::Sent(_) | Cause::Received(_)) {
+            self.refusal = Some(cause.clone());
+        }
+    }
+
     /// The state of its session.
     pub(super) fn state(&self) -> SessionState {
         self.session.state()

@@ -104,7 +104,8 @@ impl Control {
     }
 
     pub(super) fn send_report(&self, to: oneshot::Sender<Response>, tunnel: Option<&str>, look: &Look<'_>) {
-        let report = doctor::report(&self.turn, &self.ike, look, tunnel, self.now(), Instant::now());
+        let report =
+            doctor::report(&self.turn, &self.ike, &self.bgp, look, tunnel, self.now(), Instant::now());
         // Whoever hung up does not want to know.
         let _ = to.send(match report {
             Some(report) => super::serve::document(&report),

@@ -22,6 +22,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("bgp::bird_keeps_traffic_while_control_is_killed", bird_keeps_traffic_while_control_is_killed),
     ("bgp::many_routes_from_bird", many_routes_from_bird),
     ("bgp::a_router_on_the_lan", a_router_on_the_lan),
+    ("bgp::doctor_says_why_there_is_no_session", doctor_says_why_there_is_no_session),
 ];
 
 /// For a machine that does something else.
@@ -358,4 +359,41 @@ fn many_routes_from_bird() -> Outcome {
         if there == 0 { Ok(()) } else { Err(there.to_string()) }
     })
     .map_err(Into::into)
+}
+
+/// A password that only one end has, and AS numbers that either side does not expect.
+fn doctor_says_why_there_is_no_session() -> Outcome {
+    let pair = start(1, &neighbors(1, "md5 = \"between-us\""))?;
+    let says = |key: &str, problem: &str| {
+        retry_until(problem, SOON, || {
+            let said = pair.a.braid(&["doctor", "--json"]).map_err(|error| error.to_string())?.stdout;
+            let report: Value = serde_json::from_str(&said).map_err(|error| error.to_string())?;
+            let finding = &report["tunnels"][0]["findings"][0];
+            let fits = finding["key"] == key
+                && finding["problem"].as_str().is_some_and(|text| text.contains(problem));
+            if fits && finding["step"] == "BGP with t0" { Ok(()) } else { Err(said) }
+        })
+    };
+    let signed = || {
+        let mut speaker = far(1);
+        speaker.peers[0].md5 = Some("between-us".to_owned());
+        speaker
+    };
+    let netns = &pair.topology.gateway_b;
+    let other = Frr::start(netns, &far(1))?;
+    says("bgp.neighbor.md5", "its MD5 password is another, it has none, or no BGP speaker runs there")?;
+    drop(other);
+    let other = Frr::start(netns, &Speaker { asn: THEIRS + 1, ..signed() })?;
+    says("bgp.neighbor.asn", "169.254.10.2 says that its AS number is 64513, 64512 is expected")?;
+    drop(other);
+    let mut speaker = signed();
+    speaker.peers[0].asn = OURS + 1;
+    let other = Frr::start(netns, &speaker)?;
+    says("bgp.asn", "169.254.10.2 expects another AS number than ours, which is 65010")?;
+    drop(other);
+    let _right = Frr::start(netns, &signed())?;
+    until(&pair.a, "the session", |status| established(status) == 1)?;
+    let said = pair.a.braid(&["doctor"])?.stdout;
+    assert!(!said.contains("BGP"), "{said}");
+    Ok(())
 }

@@ -104,6 +104,7 @@ impl Speaker {
         for (number, may_run) in numbers.collect::<Vec<_>>() {
             let Some(peer) = self.peers.get_mut(&number) else { continue };
             if may_run {
+                peer.unreached = None;
                 peer.session.start(now);
             } else {
                 // RFC 9384: the peer is told that the path is what failed, should it hear it.
