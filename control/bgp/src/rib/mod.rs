@@ -5,11 +5,13 @@
 //! ones and yields what is different for whoever forwards. Work is proportional to what has changed.
 //!
 //! Invariants: a neighbor's `routes` are exactly its paths in the tree; a prefix in the tree has a path or is
-//! marked; a path that is chosen stays in the forwarder's table until a [`Change`] says otherwise.
+//! marked; a path that is chosen stays in the forwarder's table until a [`Change`] says otherwise. What is gone with a
+//! session is taken out in portions, by [`Rib::decide`]; it is no choice meanwhile, and is not counted.
 
 pub mod decision;
 mod interner;
 mod path;
+mod source;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,6 +31,7 @@ use crate::{
 use decision::{Candidate, DEFAULT_LOCAL_PREF, DecisionSettings, Reason, decide};
 use interner::Interner;
 use path::{Entry, Path};
+use source::{Age, Source};
 
 /// A neighbor, by the number that the caller has given it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -149,17 +152,6 @@ pub enum Notice {
     },
 }
 
-struct Source {
-    settings: ImportSettings,
-    id: Ipv4Addr,
-    address: IpAddr,
-    routes: BTreeSet<Nlri>,
-    accepted: usize,
-    stale: usize,
-    warned: bool,
-    left_out: u64,
-}
-
 /// After a restart of ours, nothing is chosen before those who had sessions have said all (RFC 4724 section
 /// 4.1), or until the deadline.
 struct Deferral {
@@ -175,6 +167,8 @@ pub struct Rib {
     sources: BTreeMap<NeighborId, Source>,
     table: BTreeMap<IpNet, Entry>,
     marked: BTreeSet<IpNet>,
+    /// Neighbors with routes that are gone and still in the table.
+    leaving: BTreeSet<NeighborId>,
     interner: Interner,
     deferral: Option<Deferral>,
 }
@@ -189,6 +183,7 @@ impl Rib {
             sources: BTreeMap::new(),
             table: BTreeMap::new(),
             marked: BTreeSet::new(),
+            leaving: BTreeSet::new(),
             interner: Interner::default(),
             deferral: None,
         }
@@ -196,10 +191,12 @@ impl Rib {
 
     /// A neighbor's numbers.
     pub fn counts(&self, neighbor: NeighborId) -> Counts {
-        self.sources.get(&neighbor).map_or(Counts::default(), |source| Counts {
-            received: source.routes.len(),
-            accepted: source.accepted,
-            stale: source.stale,
+        let source = self.sources.get(&neighbor).filter(|source| !source.removed);
+        source.map_or(Counts::default(), |source| Counts {
+            received: source.received(),
+            // Those that are gone are not told apart.
+            accepted: source.accepted.min(source.received()),
+            stale: source.stale(),
             left_out: source.left_out,
         })
     }
@@ -216,7 +213,7 @@ impl Rib {
 
     /// Whether [`Rib::decide`] has something to do.
     pub fn pending(&self) -> bool {
-        !self.marked.is_empty() && self.deferral.is_none()
+        !self.leaving.is_empty() || !self.marked.is_empty() && self.deferral.is_none()
     }
 
     /// When [`Rib::handle_timeout`] wants to be called.
@@ -226,10 +223,12 @@ impl Rib {
 
     /// What a neighbor sent, as it sent it.
     pub fn received(&self, neighbor: NeighborId) -> impl Iterator<Item = (Nlri, &Arc<Attributes>)> {
-        let routes = self.sources.get(&neighbor).into_iter().flat_map(|source| &source.routes);
-        routes.filter_map(move |nlri| {
+        let source = self.sources.get(&neighbor);
+        let routes =
+            source.into_iter().flat_map(|source| source.routes.iter().map(move |nlri| (source, nlri)));
+        routes.filter_map(move |(source, nlri)| {
             let path = self.table.get(&nlri.prefix)?.find(neighbor, nlri.path_id)?;
-            Some((*nlri, &path.attributes))
+            (source.age(&nlri.prefix, path) != Age::Dead).then_some((*nlri, &path.attributes))
         })
     }
 
@@ -244,31 +243,26 @@ impl Rib {
     /// All paths to a prefix, and what becomes of each now.
     pub fn explain(&self, prefix: &IpNet, resolver: &dyn Resolver) -> Vec<Explained> {
         let Some(entry) = self.table.get(prefix) else { return Vec::new() };
-        let reasons = judge(&self.sources, &self.settings, entry, resolver, |_| true);
-        let explain = |(path, reason): (&Path, Reason)| Explained {
-            neighbor: path.neighbor,
-            path_id: path.path_id,
-            attributes: path.attributes.clone(),
-            stale: path.stale,
-            reason,
+        let reasons = judge(&self.sources, &self.settings, (prefix, entry), resolver, |_| true);
+        let explain = |(path, reason): (&Path, Reason)| {
+            let age = self.sources.get(&path.neighbor).map_or(Age::Dead, |source| source.age(prefix, path));
+            (age != Age::Dead).then(|| Explained {
+                neighbor: path.neighbor,
+                path_id: path.path_id,
+                attributes: path.attributes.clone(),
+                stale: age == Age::Stale,
+                reason,
+            })
         };
-        let mut explained: Vec<_> = entry.paths.iter().zip(reasons).map(explain).collect();
+        let mut explained: Vec<_> = entry.paths.iter().zip(reasons).filter_map(explain).collect();
         explained.sort_by_key(|path| std::cmp::Reverse(path.reason));
         explained
     }
 
     /// Makes a neighbor known, or gives it other settings, under which all its routes are judged anew.
     pub fn put_neighbor(&mut self, neighbor: NeighborId, settings: ImportSettings) {
-        let source = self.sources.entry(neighbor).or_insert_with(|| Source {
-            settings: settings.clone(),
-            id: Ipv4Addr::UNSPECIFIED,
-            address: Ipv4Addr::UNSPECIFIED.into(),
-            routes: BTreeSet::new(),
-            accepted: 0,
-            stale: 0,
-            warned: false,
-            left_out: 0,
-        });
+        let source = self.sources.entry(neighbor).or_insert_with(|| Source::new(settings.clone()));
+        source.removed = false;
         if source.settings == settings {
             return;
         }
@@ -289,8 +283,15 @@ impl Rib {
 
     /// Forgets a neighbor and its routes.
     pub fn remove_neighbor(&mut self, neighbor: NeighborId) {
-        self.clear(neighbor, &[]);
-        self.sources.remove(&neighbor);
+        self.down(neighbor, &[]);
+        if let Some(source) = self.sources.get_mut(&neighbor) {
+            (source.removed, source.warned, source.left_out) = (true, false, 0);
+            if source.routes.is_empty() {
+                self.sources.remove(&neighbor);
+            } else {
+                self.leaving.insert(neighbor);
+            }
+        }
         if let Some(deferral) = &mut self.deferral {
             deferral.waiting.retain(|(waiting, _)| *waiting != neighbor);
         }
@@ -299,41 +300,33 @@ impl Rib {
 
     /// The session is established: the peer's identifier and address break ties.
     pub fn established(&mut self, neighbor: NeighborId, id: Ipv4Addr, address: IpAddr) {
-        if let Some(source) = self.sources.get_mut(&neighbor) {
+        let Some(source) = self.sources.get_mut(&neighbor) else { return };
+        source.left_out = 0;
+        if (source.id, source.address) != (id, address) {
             (source.id, source.address) = (id, address);
-            source.left_out = 0;
-            let routes: Vec<_> = source.routes.iter().map(|nlri| nlri.prefix).collect();
-            self.marked.extend(routes);
+            self.marked.extend(source.routes.iter().map(|nlri| nlri.prefix));
         }
     }
 
     /// The session has ended: routes of the families in `retain` become stale, all others go.
     pub fn down(&mut self, neighbor: NeighborId, retain: &[Family]) {
-        self.clear(neighbor, retain);
         let Some(source) = self.sources.get_mut(&neighbor) else { return };
-        source.stale = source.routes.len();
-        for nlri in &source.routes {
-            let path =
-                self.table.get_mut(&nlri.prefix).and_then(|entry| entry.find_mut(neighbor, nlri.path_id));
-            if let Some(path) = path {
-                path.stale = true;
-            }
-        }
+        source.end_session();
+        let lost: Vec<Family> =
+            [Family::Ipv4, Family::Ipv6].into_iter().filter(|family| !retain.contains(family)).collect();
+        self.sweep_stale(neighbor, &lost);
     }
 
     /// What is still stale of these families goes.
     pub fn sweep_stale(&mut self, neighbor: NeighborId, families: &[Family]) {
-        let Some(source) = self.sources.get(&neighbor) else { return };
-        if source.stale == 0 {
-            return;
-        }
-        let routes: Vec<_> = source.routes.iter().copied().collect();
-        for nlri in routes.into_iter().filter(|nlri| families.contains(&Family::of(&nlri.prefix))) {
-            let path = self.table.get(&nlri.prefix).and_then(|entry| entry.find(neighbor, nlri.path_id));
-            if path.is_some_and(|path| path.stale) {
-                self.withdraw(neighbor, nlri);
+        let Some(source) = self.sources.get_mut(&neighbor) else { return };
+        for family in families {
+            if source.expel(*family) {
+                self.leaving.insert(neighbor);
             }
         }
+        let limit = source.settings.limit;
+        source.warned &= limit.is_some_and(|limit| source.received() >= limit.warn_at as usize);
     }
 
     /// The peer has sent all of a family: what is stale goes, and our own restart waits for it no longer.
@@ -396,17 +389,20 @@ impl Rib {
     /// another.
     pub fn decide(&mut self, resolver: &dyn Resolver, budget: usize) -> Vec<Change> {
         let mut changes = Vec::new();
+        // Neither waits for the other.
+        let searched = self.take_out(if self.marked.is_empty() { budget } else { budget.div_ceil(2) });
         if self.deferral.is_some() {
             return changes;
         }
-        for _ in 0..budget {
+        for _ in searched..budget {
             let Some(prefix) = self.marked.pop_first() else { break };
             let Some(entry) = self.table.get_mut(&prefix) else { continue };
-            let reasons = judge(&self.sources, &self.settings, entry, resolver, |_| true);
+            let reasons = judge(&self.sources, &self.settings, (&prefix, entry), resolver, |_| true);
             let is_link = |path: &Path| resolver.is_link(path.neighbor, path.attributes.next_hop);
             let best = entry.paths.iter().zip(&reasons).find(|(_, reason)| **reason == Reason::Best);
-            let behind = (entry.paths.len() > 1 && best.is_some_and(|(path, _)| is_link(path)))
-                .then(|| judge(&self.sources, &self.settings, entry, resolver, |path| !is_link(path)));
+            let behind = (entry.paths.len() > 1 && best.is_some_and(|(path, _)| is_link(path))).then(|| {
+                judge(&self.sources, &self.settings, (&prefix, entry), resolver, |path| !is_link(path))
+            });
             let mut changed = std::mem::take(&mut entry.changed);
             for (index, (path, reason)) in entry.paths.iter_mut().zip(reasons).enumerate() {
                 // Whoever forwards does not care why a path is not chosen.
@@ -431,39 +427,49 @@ impl Rib {
     }
 
     fn announce(&mut self, neighbor: NeighborId, nlri: Nlri, attributes: &Arc<Attributes>) -> Option<Notice> {
-        let source = self.sources.get_mut(&neighbor)?;
+        let source = self.sources.get_mut(&neighbor).filter(|source| !source.removed)?;
         let limit = source.settings.limit;
-        if let Some(limit) = limit
-            && source.routes.len() >= limit.most as usize
-            && !source.routes.contains(&nlri)
-        {
-            return Some(Notice::BeyondLimit { most: limit.most });
+        let (prefix, known) = (nlri.prefix, self.table.get(&nlri.prefix));
+        let age_of = |path: &Path| source.age(&prefix, path);
+        let age = known.and_then(|entry| entry.find(neighbor, nlri.path_id)).map(age_of);
+        if matches!(age, None | Some(Age::Dead)) {
+            if let Some(limit) = limit.filter(|limit| source.received() >= limit.most as usize) {
+                return Some(Notice::BeyondLimit { most: limit.most });
+            }
+            // RFC 7911 section 6: the number of paths is to be bounded.
+            let held = |path: &&Path| path.neighbor == neighbor && age_of(path) != Age::Dead;
+            if known.is_some_and(|entry| {
+                entry.paths.len() >= MAX_PATHS && entry.paths.iter().filter(held).count() >= MAX_PATHS
+            }) {
+                source.left_out += 1;
+                return (source.left_out == 1).then_some(Notice::TooManyPaths { prefix });
+            }
         }
-        let entry = self.table.entry(nlri.prefix).or_default();
-        // RFC 7911 section 6: the number of paths is to be bounded.
-        if entry.paths.len() >= MAX_PATHS && entry.is_full(neighbor, nlri.path_id) {
-            source.left_out += 1;
-            return (source.left_out == 1).then_some(Notice::TooManyPaths { prefix: nlri.prefix });
-        }
-        let known = !source.routes.insert(nlri);
-        let barred = bar(source, self.local_as, self.router_id, &nlri.prefix, attributes);
+        source.routes.insert(nlri);
+        let barred = bar(source, self.local_as, self.router_id, &prefix, attributes);
         source.accepted += usize::from(barred.is_none());
-        match entry.find_mut(neighbor, nlri.path_id).filter(|_| known) {
-            Some(path) => {
+        source.came(&prefix);
+        let epoch = source.epoch();
+        let entry = self.table.entry(prefix).or_default();
+        match entry.find_mut(neighbor, nlri.path_id).zip(age) {
+            Some((path, age)) => {
                 source.accepted -= usize::from(path.barred.is_none());
-                source.stale -= usize::from(path.stale);
-                path.stale = false;
-                if path.barred == barred && path.attributes == *attributes {
+                source.went(&prefix, age);
+                path.epoch = epoch;
+                let same = path.barred == barred && path.attributes == *attributes;
+                if same && age != Age::Dead {
                     return None;
                 }
-                path.attributes = attributes.clone();
-                path.barred = barred;
-                entry.changed |= path.in_use();
+                if !same {
+                    path.attributes = attributes.clone();
+                    path.barred = barred;
+                    entry.changed |= path.in_use();
+                }
             }
-            None => entry.push(Path::new(neighbor, nlri.path_id, attributes.clone(), barred)),
+            None => entry.push(Path::new(neighbor, nlri.path_id, attributes.clone(), barred, epoch)),
         }
-        self.marked.insert(nlri.prefix);
-        let received = source.routes.len() as u32;
+        self.marked.insert(prefix);
+        let received = source.received() as u32;
         let limit = limit.filter(|limit| received >= limit.warn_at && !source.warned)?;
         source.warned = true;
         Some(Notice::NearLimit { received, most: limit.most })
@@ -478,7 +484,7 @@ impl Rib {
             && let Some(path) = entry.remove(neighbor, nlri.path_id)
         {
             source.accepted -= usize::from(path.barred.is_none());
-            source.stale -= usize::from(path.stale);
+            source.went(&nlri.prefix, source.age(&nlri.prefix, &path));
             entry.changed |= path.in_use();
             if entry.paths.is_empty() && !entry.changed {
                 // Nobody was ever told of it.
@@ -489,16 +495,38 @@ impl Rib {
             }
         }
         let limit = source.settings.limit;
-        source.warned &= limit.is_some_and(|limit| source.routes.len() >= limit.warn_at as usize);
+        source.warned &= limit.is_some_and(|limit| source.received() >= limit.warn_at as usize);
     }
 
-    /// Withdraws all routes of a neighbor, but those of some families.
-    fn clear(&mut self, neighbor: NeighborId, keep: &[Family]) {
-        let Some(source) = self.sources.get(&neighbor) else { return };
-        let gone = source.routes.iter().filter(|nlri| !keep.contains(&Family::of(&nlri.prefix)));
-        for nlri in gone.copied().collect::<Vec<_>>() {
-            self.withdraw(neighbor, nlri);
+    /// Takes routes that are gone out of the table, looking at so many at most; at how many it has looked.
+    fn take_out(&mut self, budget: usize) -> usize {
+        let mut searched = 0;
+        while searched < budget
+            && let Some(neighbor) = self.leaving.first().copied()
+        {
+            let Some(source) = self.sources.get_mut(&neighbor) else {
+                self.leaving.remove(&neighbor);
+                continue;
+            };
+            let next = source.next_to_search(budget - searched);
+            if next.is_empty() {
+                self.leaving.remove(&neighbor);
+                if source.removed {
+                    self.sources.remove(&neighbor);
+                }
+                continue;
+            }
+            searched += next.len();
+            for nlri in next {
+                let path = self.table.get(&nlri.prefix).and_then(|entry| entry.find(neighbor, nlri.path_id));
+                let source = self.sources.get(&neighbor);
+                if path.zip(source).is_some_and(|(path, source)| source.age(&nlri.prefix, path) == Age::Dead)
+                {
+                    self.withdraw(neighbor, nlri);
+                }
+            }
         }
+        searched
     }
 
     fn settle(&mut self) {
@@ -510,7 +538,7 @@ impl Rib {
 fn judge(
     sources: &BTreeMap<NeighborId, Source>,
     settings: &DecisionSettings,
-    entry: &Entry,
+    (prefix, entry): (&IpNet, &Entry),
     resolver: &dyn Resolver,
     of: impl Fn(&Path) -> bool,
 ) -> Vec<Reason> {
@@ -522,6 +550,9 @@ fn judge(
             continue;
         }
         let Some(source) = sources.get(&path.neighbor) else { continue };
+        if source.age(prefix, path) == Age::Dead {
+            continue;
+        }
         let Some(cost) = resolver.cost(path.neighbor, path.attributes.next_hop) else { continue };
         indices.push(index);
         candidates.push(Candidate {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::attributes::Attributes;
 
-use super::{MAX_PATHS, NeighborId, decision::Reason};
+use super::{NeighborId, decision::Reason};
 
 /// A route that a neighbor sent.
 #[derive(Debug)]
@@ -18,7 +18,8 @@ pub(super) struct Path {
     pub(super) outcome: Reason,
     /// It was then among those that stand by behind a best path over a link.
     pub(super) standby: bool,
-    pub(super) stale: bool,
+    /// In which session of its neighbor it was last sent.
+    pub(super) epoch: u32,
 }
 
 impl Path {
@@ -27,17 +28,10 @@ impl Path {
         path_id: u32,
         attributes: Arc<Attributes>,
         barred: Option<Reason>,
+        epoch: u32,
     ) -> Self {
         // Until it is decided it carries no traffic.
-        Path {
-            attributes,
-            neighbor,
-            path_id,
-            barred,
-            outcome: Reason::Filtered,
-            standby: false,
-            stale: false,
-        }
+        Path { attributes, neighbor, path_id, barred, outcome: Reason::Filtered, standby: false, epoch }
     }
 }
 
@@ -63,12 +57,6 @@ impl Entry {
 
     pub(super) fn find_mut(&mut self, neighbor: NeighborId, path_id: u32) -> Option<&mut Path> {
         self.paths.iter_mut().find(|path| path.neighbor == neighbor && path.path_id == path_id)
-    }
-
-    /// Whether a neighbor holds up as many paths as it may, and not this one.
-    pub(super) fn is_full(&self, neighbor: NeighborId, path_id: u32) -> bool {
-        let of = self.paths.iter().filter(|path| path.neighbor == neighbor);
-        of.clone().count() >= MAX_PATHS && of.into_iter().all(|path| path.path_id != path_id)
     }
 
     pub(super) fn push(&mut self, path: Path) {

@@ -517,3 +517,79 @@ fn a_neighbor_holds_up_so_many_paths_to_a_prefix_and_no_more() {
     rib.established(A, [1, 1, 1, 1].into(), address(1));
     assert_eq!(rib.counts(A).left_out, 0);
 }
+
+/// Prefixes 10.0.0.0/24 to 10.x.y.0/24.
+fn many(count: u32) -> Vec<IpNet> {
+    (0..count).map(|n| net(&format!("10.{}.{}.0/24", n / 256, n % 256))).collect()
+}
+
+fn sent(prefixes: &[IpNet]) -> Update {
+    let nlri = prefixes.iter().map(|prefix| Nlri { prefix: *prefix, path_id: 0 }).collect();
+    Update {
+        withdrawn: Vec::new(),
+        announced: vec![Announcement { attributes: attributes(&[1], 1).into(), nlri }],
+    }
+}
+
+#[test]
+fn what_goes_with_a_session_goes_in_portions() {
+    const PORTION: usize = 64;
+    let mut rib = rib();
+    let all = many(1000);
+    let limit = Some(RouteLimit::new(1000));
+    rib.put_neighbor(A, ImportSettings { limit, ..ImportSettings::external() });
+    rib.update(A, &sent(&all));
+    assert_eq!(changes(&mut rib).len(), 1000);
+    rib.down(A, &[]);
+    // At once none of them counts any more, and nothing was looked at yet.
+    assert_eq!((rib.counts(A).received, rib.received(A).count(), rib.len()), (0, 0, 1000));
+    assert!(rib.explain(&all[0], &Everything).is_empty() && rib.pending());
+    // B's are decided between the portions.
+    rib.update(B, &sent(&[net("1.2.3.0/24")]));
+    let portion = rib.decide(&Everything, PORTION);
+    assert!(portion.len() <= PORTION && portion.iter().any(|change| change.prefix == net("1.2.3.0/24")));
+    // A is back, and sends some of what is still there, some of what is not, and up to its limit of others.
+    rib.established(A, [1, 1, 1, 1].into(), address(1));
+    let again: Vec<IpNet> = all.iter().step_by(2).copied().collect();
+    let others: Vec<IpNet> =
+        (0..500).map(|n| net(&format!("172.{}.{}.0/24", 16 + n / 256, n % 256))).collect();
+    assert!(matches!(rib.update(A, &sent(&again)), None | Some(Notice::NearLimit { .. })));
+    rib.update(A, &sent(&others));
+    assert_eq!(rib.counts(A).received, 1000);
+    let mut gone = BTreeSet::new();
+    while rib.pending() {
+        let portion = rib.decide(&Everything, PORTION);
+        assert!(portion.len() <= PORTION);
+        gone.extend(portion.iter().filter(|change| change.paths.is_empty()).map(|change| change.prefix));
+    }
+    // Of what was repeated in time the forwarder has heard nothing.
+    assert!(gone.iter().all(|prefix| !again.contains(prefix)), "{} gone", gone.len());
+    assert_eq!((rib.len(), rib.counts(A).received, rib.counts(A).accepted), (1001, 1000, 1000));
+    // Removed, it takes all with it, and takes no more.
+    rib.remove_neighbor(A);
+    rib.update(A, &sent(&[net("198.51.100.0/24")]));
+    while rib.pending() {
+        rib.decide(&Everything, PORTION);
+    }
+    assert_eq!((rib.len(), rib.counts(A).received), (1, 0));
+}
+
+#[test]
+fn stale_routes_are_swept_in_portions_and_what_was_repeated_stays() {
+    let mut rib = rib();
+    let all = many(300);
+    rib.update(A, &sent(&all));
+    changes(&mut rib);
+    rib.down(A, &[Family::Ipv4]);
+    assert_eq!((rib.counts(A).stale, rib.pending()), (300, false));
+    rib.update(A, &sent(&all[..100]));
+    rib.end_of_rib(A, Family::Ipv4);
+    assert_eq!((rib.counts(A).received, rib.counts(A).stale), (100, 0));
+    let mut gone = 0;
+    while rib.pending() {
+        let portion = rib.decide(&Everything, 10);
+        assert!(portion.len() <= 10);
+        gone += portion.len();
+    }
+    assert_eq!((gone, rib.len()), (200, 100));
+}
