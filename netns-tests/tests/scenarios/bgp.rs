@@ -47,7 +47,7 @@ pub(crate) fn neighbors(count: usize, more: &str) -> String {
         .collect()
 }
 
-fn start(tunnels: usize, bgp: &str) -> Result<Pair> {
+pub(crate) fn start(tunnels: usize, bgp: &str) -> Result<Pair> {
     let setup = Setup { tunnels, ..Setup::default() };
     let topology = Topology::builder().paths(tunnels).build()?;
     Pair::start_edited(&setup, topology, |side, text| match side {
@@ -95,7 +95,7 @@ pub(crate) fn established(status: &Value) -> usize {
 }
 
 /// Tunnels that carry a prefix learned by BGP.
-fn ways(status: &Value, prefix: &str) -> Vec<String> {
+pub(crate) fn ways(status: &Value, prefix: &str) -> Vec<String> {
     let routes = status["routes"].as_array().into_iter().flatten();
     let route = routes.into_iter().find(|route| route["prefix"] == prefix && route["origin"] == "bgp");
     let paths = route.and_then(|route| route["paths"].as_array()).into_iter().flatten();
@@ -103,12 +103,12 @@ fn ways(status: &Value, prefix: &str) -> Vec<String> {
     active.filter_map(|path| Some(path["tunnel"].as_str()?.to_owned())).collect()
 }
 
-fn both_ways(status: &Value, tunnels: &[&str]) -> bool {
+pub(crate) fn both_ways(status: &Value, tunnels: &[&str]) -> bool {
     [NET_B, NET_B6].iter().all(|prefix| ways(status, prefix) == tunnels)
 }
 
 /// Answered in both families, from either side.
-fn answered(topology: &Topology) -> Outcome {
+pub(crate) fn answered(topology: &Topology) -> Outcome {
     let ways = [
         (&topology.client, SERVER),
         (&topology.client, SERVER6),

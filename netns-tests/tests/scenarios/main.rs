@@ -5,6 +5,7 @@ mod authority;
 mod aws;
 mod bfd;
 mod bgp;
+mod bgp_spread;
 mod change;
 mod clients;
 mod collide;
@@ -59,6 +60,7 @@ const GROUPS: &[&[Scenario]] = &[
     mobile::ALL,
     aws::ALL,
     bgp::ALL,
+    bgp_spread::ALL,
     direct::ALL,
     wireguard::ALL,
     clients::ALL,
