@@ -113,6 +113,8 @@ fn ipv6_alone() -> Outcome {
         let (address, local) = (format!("fd00:ffff:{net}::1"), format!("fd00:ffff:{net}::2"));
         *peer = Peer { address, local, ..peer.clone() };
     }
+    // FRR ends each session over IPv6 whose interface has no link-local address, once it knows the interface.
+    topology.gateway_b.ip("addr add fe80::2/64 dev braid0")?;
     let _frr = Frr::start(&topology.gateway_b, &speaker)?;
     let status = until(&pair.a, "routes by both", |status| {
         let routes = status["routes"].as_array().into_iter().flatten();
