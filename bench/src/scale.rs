@@ -1,7 +1,8 @@
-//! IKE and BGP at scale, on the shipped binaries: two gateways in namespaces with as many tunnels between them, or
-//! as many routes, as asked for, and what that costs. What is measured is what `ike-scale --help` and
-//! `bgp-scale --help` say.
+//! IKE, BGP and WireGuard at scale, on the shipped binaries: gateways in namespaces with as many tunnels, routes or
+//! clients as asked for, and what that costs. What is measured is what `ike-scale --help`, `bgp-scale --help` and
+//! `wireguard-scale --help` say.
 
+mod clients;
 mod cold;
 mod flood;
 mod held;
@@ -10,6 +11,7 @@ mod rekeys;
 mod routes;
 mod usage;
 
+pub use clients::{Clients, clients};
 pub use cold::{Cold, cold};
 pub use flood::{Flood, flood};
 pub use held::{Held, held};

@@ -176,6 +176,14 @@ async fn ask(request: Request, asked: &mpsc::Sender<Asked>) -> Response {
     }
 }
 
+/// Whether somebody listens, or listens and does not let us ask.
+pub fn is_there(run_dir: &Path) -> bool {
+    let connected = std::os::unix::net::UnixStream::connect(run_dir.join(ADMIN_SOCKET));
+    !connected.is_err_and(|error| {
+        matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    })
+}
+
 /// Asks the gateway of a run directory; blocking.
 ///
 /// # Errors

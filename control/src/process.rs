@@ -221,7 +221,7 @@ enum Pending {
     Ages(Vec<(u64, StashValue)>),
     Status(oneshot::Sender<Response>),
     Doctor(Option<String>, oneshot::Sender<Response>),
-    /// An echo; its answer says nothing.
+    /// An echo, or a handshake that nobody asked for; the answer says nothing.
     Echo,
     Checkup(Checkup),
     Path(braid_api::Flow, oneshot::Sender<Response>),

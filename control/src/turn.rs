@@ -580,7 +580,7 @@ impl Turn {
         }
         if self.refusal_retry.is_some_and(|at| at <= now) {
             self.refusal_retry = None;
-            self.refused.retain(|_, reason| *reason != RejectReason::NoSocket);
+            self.refused.retain(|_, reason| !sync::passes(*reason));
             self.rebuild();
             self.touch_all();
         }

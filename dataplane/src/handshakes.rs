@@ -7,7 +7,11 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc,
+    },
     time::Instant,
 };
 
@@ -24,7 +28,8 @@ use crate::{
 };
 
 /// Messages that wait; at 60 us each, a sixteenth of a second.
-pub(crate) const QUEUE: usize = 1024;
+const QUEUE: usize = 1024;
+const TICKS_PER_SECOND: u32 = 1000 / TICK.as_millis() as u32;
 /// DSCP AF41 (RFC 2597): handshakes go before data, as those of Linux do.
 const HANDSHAKE_TOS: u8 = 0x88;
 
@@ -41,6 +46,36 @@ pub enum Input {
     Socket(OuterSocket),
     /// The socket of this address is no longer needed.
     Close(SocketAddr),
+}
+
+/// The way to WireGuard's thread: workers' messages are bounded, what the core's own thread has to say is not kept
+/// waiting by them.
+#[derive(Clone, Debug)]
+pub struct Line {
+    inputs: mpsc::Sender<Input>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Line {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Input>) {
+        let (inputs, taken) = mpsc::channel();
+        (Line { inputs, waiting: Arc::default() }, taken)
+    }
+
+    /// Hands a message over; false when too many wait.
+    pub(crate) fn offer(&self, message: Handshake) -> bool {
+        if self.waiting.fetch_add(1, Relaxed) >= QUEUE {
+            self.waiting.fetch_sub(1, Relaxed);
+            return false;
+        }
+        self.inputs.send(Input::Message(message)).is_ok()
+    }
+
+    /// What must not be lost.
+    pub(crate) fn send(&self, input: Input) {
+        // Without the thread there is no core.
+        let _ = self.inputs.send(input);
+    }
 }
 
 /// A message of a handshake, as received.
@@ -72,20 +107,31 @@ struct Interface {
     peers: HashMap<[u8; 32], Arc<Peer>>,
 }
 
+/// A tunnel that has keys.
+struct Known {
+    local: SocketAddr,
+    peer: Arc<Peer>,
+    /// What control was told of its session, if it was.
+    told: Option<bool>,
+}
+
 /// The thread's state.
 pub(crate) struct Handshakes {
     reader: Reader,
     sender: Sender,
     inputs: mpsc::Receiver<Input>,
+    waiting: Arc<AtomicUsize>,
     notices: Notices,
     drops: Arc<Drops>,
-    known: BTreeMap<TunnelId, (SocketAddr, Arc<Peer>)>,
+    known: BTreeMap<TunnelId, Known>,
     interfaces: BTreeMap<SocketAddr, Vec<Interface>>,
+    ticks: u32,
 }
 
 impl Handshakes {
     pub(crate) fn new(
         reader: Reader,
+        line: &Line,
         inputs: mpsc::Receiver<Input>,
         notices: Notices,
         drops: Arc<Drops>,
@@ -94,10 +140,12 @@ impl Handshakes {
             reader,
             sender: Sender::new(false),
             inputs,
+            waiting: Arc::clone(&line.waiting),
             notices,
             drops,
             known: BTreeMap::new(),
             interfaces: BTreeMap::new(),
+            ticks: 0,
         }
     }
 
@@ -126,17 +174,16 @@ impl Handshakes {
         match input {
             Input::Changed(tunnels) => tunnels.into_iter().for_each(|tunnel| self.refresh(tunnel)),
             Input::Message(handshake) => {
+                self.waiting.fetch_sub(1, Relaxed);
                 if let Err(reason) = self.handle(&handshake) {
                     self.drops.add(OTHER_THREAD, reason as usize, 1);
                 }
             }
             Input::Begin(id) => {
-                let Some((local, peer)) = self.known.get(&id).cloned() else { return };
-                let mut reader = self.reader.clone();
-                if let Some(tunnel) = reader.enter().tunnel(id) {
-                    peer.want_session();
-                    self.tick_one(local, &peer, tunnel);
-                }
+                let Some(mut known) = self.known.remove(&id) else { return };
+                known.peer.want_session();
+                self.tick_one(id, &mut known);
+                self.known.insert(id, known);
             }
             Input::Socket(socket) => self.sender.add(socket),
             Input::Close(local) => self.sender.remove(local),
@@ -145,12 +192,9 @@ impl Handshakes {
 
     fn refresh(&mut self, id: TunnelId) {
         self.forget(id);
-        let mut reader = self.reader.clone();
-        let tables = reader.enter();
-        let Some(tunnel) = tables.tunnel(id) else { return };
+        let Some(tunnel) = self.tunnel(id) else { return };
         let Some(peer) = tunnel.outbound.as_ref().and_then(Carrier::wireguard) else { return };
         let local = tunnel.settings.local;
-        self.known.insert(id, (local, Arc::clone(peer)));
         let interfaces = self.interfaces.entry(local).or_default();
         let of_ours = |interface: &&mut Interface| Arc::ptr_eq(&interface.identity, &peer.identity);
         match interfaces.iter_mut().find(of_ours) {
@@ -160,16 +204,20 @@ impl Handshakes {
                 peers: HashMap::from([(peer.public_key, Arc::clone(peer))]),
             }),
         }
-        // A control that has put it again does not know.
-        self.notices.send(Notice::Event(Event::WireGuard { tunnel: id, up: peer.is_up() }));
-        self.tick_one(local, peer, tunnel);
+        // A control that has put it again does not know how it stands.
+        let mut known = Known { local, peer: Arc::clone(peer), told: None };
+        self.tick_one(id, &mut known);
+        self.known.insert(id, known);
     }
 
     fn forget(&mut self, id: TunnelId) {
-        let Some((local, peer)) = self.known.remove(&id) else { return };
+        let Some(Known { local, peer, .. }) = self.known.remove(&id) else { return };
         let Some(interfaces) = self.interfaces.get_mut(&local) else { return };
         for interface in interfaces.iter_mut() {
-            interface.peers.retain(|_, other| !Arc::ptr_eq(other, &peer));
+            let is_its = |other: &Arc<Peer>| Arc::ptr_eq(other, &peer);
+            if interface.peers.get(&peer.public_key).is_some_and(is_its) {
+                interface.peers.remove(&peer.public_key);
+            }
         }
         interfaces.retain(|interface| !interface.peers.is_empty());
         if interfaces.is_empty() {
@@ -189,17 +237,18 @@ impl Handshakes {
         };
         let peer = peer.ok_or(DropReason::UnknownPeer)?;
         let handled = peer.handle_handshake(from.ip(), message, &mut reply)?;
-        let mut reader = self.reader.clone();
-        let tables = reader.enter();
-        let Some(tunnel) = tables.tunnel(peer.tunnel) else { return Ok(()) };
+        let Some(tunnel) = self.tunnel(peer.tunnel) else { return Ok(()) };
         if handled.reply > 0 {
-            // Whitepaper section 2.1: the peer is where its last authentic message came from.
-            tunnel.live.heard_from(from);
-            tunnel.live.heard(monotonic().nanos);
             self.send(local, from, &reply[..handled.reply]);
         }
-        if handled.established && peer.established() {
-            self.notices.send(Notice::Event(Event::WireGuard { tunnel: peer.tunnel, up: true }));
+        if handled.established {
+            // Whitepaper section 2.1: the peer is where its last authentic message came from. An initiation may be
+            // one of before that somebody has kept, as long as nothing newer is known here: it moves nobody.
+            tunnel.live.heard_from(from);
+            tunnel.live.heard(monotonic().nanos);
+            if peer.established() {
+                self.notices.send(Notice::Event(Event::WireGuard { tunnel: peer.tunnel, up: true }));
+            }
         }
         Ok(())
     }
@@ -236,29 +285,35 @@ impl Handshakes {
     }
 
     fn tick(&mut self) {
-        for identity in self.interfaces.values().flatten().map(|interface| &interface.identity) {
-            identity.handle_second();
-        }
-        let mut reader = self.reader.clone();
-        let tables = reader.enter();
-        let known = core::mem::take(&mut self.known);
-        for (id, (local, peer)) in &known {
-            if let Some(tunnel) = tables.tunnel(*id) {
-                self.tick_one(*local, peer, tunnel);
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.ticks.is_multiple_of(TICKS_PER_SECOND) {
+            for identity in self.interfaces.values().flatten().map(|interface| &interface.identity) {
+                identity.handle_second();
             }
+        }
+        let mut known = core::mem::take(&mut self.known);
+        for (id, known) in &mut known {
+            self.tick_one(*id, known);
         }
         self.known = known;
     }
 
-    fn tick_one(&mut self, local: SocketAddr, peer: &Peer, tunnel: &Tunnel) {
+    /// Without holding the tables: a handshake takes longer than a transaction may wait.
+    fn tunnel(&self, id: TunnelId) -> Option<Arc<Tunnel>> {
+        self.reader.clone().enter().tunnel(id).cloned()
+    }
+
+    fn tick_one(&mut self, id: TunnelId, known: &mut Known) {
+        let Some(tunnel) = self.tunnel(id) else { return };
         let remote = tunnel.live.remote();
         let mut out = [0; MAX_HANDSHAKE];
-        let ticked = peer.handle_timeout(remote.is_some(), &mut out);
-        if let Some(remote) = remote.filter(|_| ticked.message > 0) {
-            self.send(local, remote, &out[..ticked.message]);
+        let message = known.peer.handle_timeout(remote.is_some(), &mut out);
+        if let Some(remote) = remote.filter(|_| message > 0) {
+            self.send(known.local, remote, &out[..message]);
         }
-        if let Some(up) = ticked.up {
-            self.notices.send(Notice::Event(Event::WireGuard { tunnel: peer.tunnel, up }));
+        let up = known.peer.is_up();
+        if known.told != Some(up) && self.notices.send(Notice::Event(Event::WireGuard { tunnel: id, up })) {
+            known.told = Some(up);
         }
     }
 

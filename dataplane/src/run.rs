@@ -143,8 +143,14 @@ fn start_threads(writer: &Writer, workers: usize, offload: bool, line: &PuntLine
         let _ = sandbox::drop_capabilities();
         link_thread.run();
     })?;
-    let (handshakes_in, handshakes_out) = mpsc::sync_channel(handshakes::QUEUE);
-    let handshakes = Handshakes::new(writer.reader(), handshakes_out, notices_in.clone(), Arc::clone(&drops));
+    let (handshakes_in, handshakes_out) = handshakes::Line::new();
+    let handshakes = Handshakes::new(
+        writer.reader(),
+        &handshakes_in,
+        handshakes_out,
+        notices_in.clone(),
+        Arc::clone(&drops),
+    );
     sandbox::drop_capabilities()?;
     thread::Builder::new().name("handshakes".into()).spawn(move || handshakes.run())?;
     let mut commands = Vec::new();

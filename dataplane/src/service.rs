@@ -51,7 +51,7 @@ const PATH_MTU_AGE: Duration = Duration::from_secs(600);
 pub(crate) struct Threads {
     pub(crate) commands: Vec<(mpsc::Sender<Command>, OwnedFd)>,
     pub(crate) inputs: mpsc::SyncSender<Input>,
-    pub(crate) handshakes: mpsc::SyncSender<handshakes::Input>,
+    pub(crate) handshakes: handshakes::Line,
     pub(crate) links: LinkHandle,
     pub(crate) drops: Arc<Drops>,
     pub(crate) max_segments: u16,
@@ -214,7 +214,7 @@ impl Service {
                     self.threads.command(number, Command::Close(local));
                 }
                 let _ = self.threads.inputs.send(Input::Close(local));
-                let _ = self.threads.handshakes.send(handshakes::Input::Close(local));
+                self.threads.handshakes.send(handshakes::Input::Close(local));
             }
         }
         self.writer.set_sockets(self.sockets.iter().map(|(local, kind)| (*local, *kind)).collect());
@@ -233,7 +233,7 @@ impl Service {
         let socket = |fd: &OwnedFd| Ok::<_, io::Error>(OuterSocket { local, wireguard, fd: fd.try_clone()? });
         if let Some(first) = fds.first() {
             let _ = self.threads.inputs.send(Input::Socket(socket(first)?));
-            let _ = self.threads.handshakes.send(handshakes::Input::Socket(socket(first)?));
+            self.threads.handshakes.send(handshakes::Input::Socket(socket(first)?));
             self.punt.add_socket(socket(first)?);
         }
         for number in 0..self.threads.commands.len() {
@@ -357,7 +357,7 @@ impl Service {
             _ if !control.greeted => false,
             ToCore::Apply(transaction) => match self.writer.apply(transaction, monotonic().nanos) {
                 Ok(applied) => {
-                    let _ = self.threads.handshakes.send(handshakes::Input::Changed(applied.tunnels.clone()));
+                    self.threads.handshakes.send(handshakes::Input::Changed(applied.tunnels.clone()));
                     let _ = self.threads.inputs.send(Input::Changed(applied.tunnels));
                     // Their verdicts are told after the transaction is.
                     let told = control.put(&FromCore::Applied { epoch: applied.epoch });
@@ -405,7 +405,7 @@ impl Service {
                 Answer::Echo
             }
             Query::Handshake(tunnel) => {
-                let _ = self.threads.handshakes.send(handshakes::Input::Begin(tunnel));
+                self.threads.handshakes.send(handshakes::Input::Begin(tunnel));
                 Answer::Handshake
             }
             Query::Stash { from } => Answer::Stash(self.writer.stash(from)),

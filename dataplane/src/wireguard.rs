@@ -47,6 +47,9 @@ pub const OVERHEAD: usize = HEADER + 16;
 pub const MAX_HANDSHAKE: usize = 148;
 /// Initiations and responses that are looked at in a second before their senders have to prove their address.
 const HANDSHAKES_PER_SECOND: u64 = 500;
+/// Beyond these, of one source that has proven its address; of so many sources.
+const HANDSHAKES_PER_SOURCE: u32 = 20;
+const MAX_SOURCES: usize = 4096;
 /// Section 6.1, Reject-After-Messages: no counter from here on is sent or accepted.
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 /// Section 6.1, Rekey-After-Messages.
@@ -115,6 +118,35 @@ pub struct Identity {
     limiter: RateLimiter,
     /// For boringtun, which verifies again.
     lenient: Arc<RateLimiter>,
+    second: Mutex<Second>,
+}
+
+/// What has been looked at in this second.
+#[derive(Default)]
+struct Second {
+    admitted: u64,
+    by_source: HashMap<IpAddr, u32>,
+}
+
+impl Second {
+    /// Whoever has proven its address under load is not therefore welcome without end.
+    fn admits(&mut self, from: IpAddr) -> bool {
+        self.admitted += 1;
+        if self.admitted <= HANDSHAKES_PER_SECOND {
+            return true;
+        }
+        let source = match from {
+            IpAddr::V4(_) => from,
+            // One network has as many addresses as it likes.
+            IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
+        };
+        if self.by_source.len() >= MAX_SOURCES && !self.by_source.contains_key(&source) {
+            return false;
+        }
+        let count = self.by_source.entry(source).or_default();
+        *count += 1;
+        *count <= HANDSHAKES_PER_SOURCE
+    }
 }
 
 impl Identity {
@@ -123,7 +155,7 @@ impl Identity {
         let public = PublicKey::from(&private);
         let limiter = RateLimiter::new(&public, HANDSHAKES_PER_SECOND);
         let lenient = Arc::new(RateLimiter::new(&public, u64::MAX));
-        Identity { private, public, limiter, lenient }
+        Identity { private, public, limiter, lenient, second: Mutex::default() }
     }
 
     /// Our public key.
@@ -134,6 +166,7 @@ impl Identity {
     /// To be called once a second: begins another second of the limiter.
     pub fn handle_second(&self) {
         self.limiter.reset_count();
+        *self.second.lock().unwrap_or_else(PoisonError::into_inner) = Second::default();
     }
 
     /// Looks at an initiation or response before any state of a peer is touched.
@@ -145,6 +178,9 @@ impl Identity {
             Err(TunnResult::WriteToNetwork(cookie)) => return Admission::Cookie(cookie.len()),
             Err(_) => return Admission::NotOurs,
         };
+        if !self.second.lock().unwrap_or_else(PoisonError::into_inner).admits(from) {
+            return Admission::Refused(DropReason::HandshakeLoad);
+        }
         match packet {
             Packet::HandshakeInit(init) => match parse_handshake_anon(&self.private, &self.public, &init) {
                 Ok(half) => Admission::From(half.peer_static_public),
@@ -263,7 +299,7 @@ pub struct Peer {
     /// Digest of its keys.
     pub check: [u8; 16],
     tunn: Mutex<Tunn>,
-    /// Control knows of a session.
+    /// There is a session, by which something was heard.
     up: AtomicBool,
     /// Something was to be sent, but there was no session, or an old one.
     wanted: AtomicBool,
@@ -281,15 +317,6 @@ pub struct Handled {
     pub reply: usize,
     /// There is a session that was made just now.
     pub established: bool,
-}
-
-/// What a tick has led to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Ticked {
-    /// So many bytes are for the peer.
-    pub message: usize,
-    /// `Some(false)`: the session is gone.
-    pub up: Option<bool>,
 }
 
 impl Peer {
@@ -322,7 +349,7 @@ impl Peer {
         !self.up.load(Relaxed) && !self.up.swap(true, AcqRel)
     }
 
-    /// Whether control knows of a session.
+    /// Whether there is a session, by which something was heard.
     pub fn is_up(&self) -> bool {
         self.up.load(Acquire)
     }
@@ -344,6 +371,8 @@ impl Peer {
                 self.handshakes.fetch_add(1, Relaxed);
                 self.initiated.store(is_response, Relaxed);
                 self.unanswered.store(0, Relaxed);
+                // What was asked for while there was none.
+                self.wanted.store(false, Relaxed);
                 Ok(Handled { reply, established: is_response })
             }
             TunnResult::Done => Ok(Handled { reply: 0, established: false }),
@@ -353,9 +382,9 @@ impl Peer {
         }
     }
 
-    /// What is due now: retransmissions, keepalives, a new session. `out` has room for [`MAX_HANDSHAKE`] bytes;
+    /// What is due now: retransmissions, keepalives, a new session; says how many bytes of `out` are for the peer.
     /// `reachable` says whether the peer's address is known.
-    pub fn handle_timeout(&self, reachable: bool, out: &mut [u8; MAX_HANDSHAKE]) -> Ticked {
+    pub fn handle_timeout(&self, reachable: bool, out: &mut [u8; MAX_HANDSHAKE]) -> usize {
         let mut tunn = self.lock();
         let mut message = match tunn.update_timers(out) {
             TunnResult::WriteToNetwork(bytes) => bytes.len(),
@@ -383,8 +412,10 @@ impl Peer {
             self.unanswered.fetch_add(1, Relaxed);
         }
         let gone = age.is_none() || self.unanswered.load(Relaxed) > UNANSWERED;
-        let lost = gone && self.up.load(Acquire) && self.up.swap(false, AcqRel);
-        Ticked { message, up: lost.then_some(false) }
+        if gone {
+            self.up.store(false, Release);
+        }
+        message
     }
 
     /// Where it stands.

@@ -101,11 +101,13 @@ impl Notices {
         Notices { queue, wake }
     }
 
-    /// Sends a notice; when the queue is full it is lost, and its cause will speak again.
-    pub fn send(&self, notice: Notice) {
-        if self.queue.try_send(notice).is_ok() {
+    /// Sends a notice; when the queue is full it is lost, which the answer says, and its cause will speak again.
+    pub fn send(&self, notice: Notice) -> bool {
+        let sent = self.queue.try_send(notice).is_ok();
+        if sent {
             let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
         }
+        sent
     }
 }
 
@@ -242,7 +244,7 @@ pub struct Worker {
     notices: Notices,
     probes: mpsc::SyncSender<Input>,
     punt: PuntLine,
-    handshakes: mpsc::SyncSender<handshakes::Input>,
+    handshakes: handshakes::Line,
     now: Now,
     lateness: Lateness,
     /// To the device, in this phase.
@@ -274,7 +276,7 @@ pub struct Setup {
     /// To control.
     pub punt: PuntLine,
     /// To WireGuard's thread; bounded, what does not fit is lost.
-    pub handshakes: mpsc::SyncSender<handshakes::Input>,
+    pub handshakes: handshakes::Line,
 }
 
 impl Worker {
@@ -444,7 +446,7 @@ impl Worker {
     fn hand_over_handshakes(&mut self, slot: usize, local: SocketAddr, from: SocketAddr) {
         for message in &self.forwarder.handshakes {
             let message = Handshake::new(local, from, &self.pool.slot(slot)[message.clone()]);
-            if self.handshakes.try_send(handshakes::Input::Message(message)).is_err() {
+            if !self.handshakes.offer(message) {
                 self.forwarder.drop(DropReason::HandshakeLoad, 1);
             }
         }

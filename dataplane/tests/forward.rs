@@ -165,7 +165,7 @@ fn meet(a: &mut Gateway, b: &mut Gateway) {
         let from = IpAddr::from([192, 0, 2, 1]);
         let (mut message, mut reply) = ([0; MAX_HANDSHAKE], [0; MAX_HANDSHAKE]);
         us.want_session();
-        assert_eq!(us.handle_timeout(true, &mut message).message, MAX_HANDSHAKE);
+        assert_eq!(us.handle_timeout(true, &mut message), MAX_HANDSHAKE);
         let response = them.handle_handshake(from, &message, &mut reply).unwrap().reply;
         let keepalive = us.handle_handshake(from, &reply[..response], &mut message).unwrap().reply;
         assert_eq!(them.receiving().open(&message[..keepalive], &mut reply), Ok(0));

@@ -68,7 +68,10 @@ fn unused(config: &Config) -> Vec<&str> {
             .map(|neighbor| &neighbor.place)
             .any(|place| matches!(place, Place::Tunnel(of) if of == name))
     };
-    let idle = config.tunnels.iter().zip(used).filter(|(tunnel, used)| !used && !learns(&tunnel.name));
+    // Clients need no route: each has its own address.
+    let client = |tunnel: &config::Tunnel| !tunnel.reach.is_empty();
+    let unrouted = config.tunnels.iter().zip(used).filter(|(tunnel, used)| !used && !client(tunnel));
+    let idle = unrouted.filter(|(tunnel, _)| !learns(&tunnel.name));
     idle.map(|(tunnel, _)| tunnel.name.as_str()).take(SHOWN).collect()
 }
 

@@ -119,6 +119,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
 }
 
 fn add(args: &Add) -> Result<(), Failure> {
+    config::name(&args.name).map_err(|fault| usage(format!("{:?}: {fault}", args.name)))?;
     let lock = lock(&args.place.config)?;
     let (config, mut clients) = load(&args.place)?;
     if config.tunnels.iter().any(|tunnel| tunnel.name == args.name) {
@@ -142,12 +143,13 @@ fn add(args: &Add) -> Result<(), Failure> {
     let text = client_configuration(&clients, &client, &private_key);
     let code = QrCode::with_error_correction_level(text.as_bytes(), EcLevel::L);
     let code = code.map_err(|error| usage(format!("no QR code holds its configuration: {error}")))?;
-    if let Some(path) = &args.png {
-        write_png(path, &code).map_err(|error| fail(format!("cannot write {}: {error}", path.display())))?;
-    }
     clients.list.push(client);
     store(&args.place, &clients)?;
     drop(lock);
+    if let Some(path) = &args.png {
+        let written = png(&code).and_then(|bytes| replace(path, &bytes));
+        written.map_err(|error| fail(format!("cannot write {}: {error}", path.display())))?;
+    }
     let mut out = Zeroizing::new(text.to_string());
     if args.qr || (!args.no_qr && io::stdout().is_terminal()) {
         out.push('\n');
@@ -311,19 +313,22 @@ fn store(place: &Place, clients: &Clients) -> Result<(), Failure> {
             Some(bytes) => replace(&clients.file, &bytes).map_err(fail)?,
             None => fs::remove_file(&clients.file).map_err(fail)?,
         }
+        // It may have taken the change all the same, as where another tunnel was refused.
+        let _ = reload(&place.run_dir.path);
         return Err(failure);
     }
     Ok(())
 }
 
 fn reload(run_dir: &Path) -> Result<(), Failure> {
+    if !admin::is_there(run_dir) {
+        eprintln!("braid: no gateway runs in {}: the change counts from its start on", run_dir.display());
+        return Ok(());
+    }
     match admin::request(run_dir, &Request::Reload) {
         Ok(Response::Ok(_)) => Ok(()),
         Ok(Response::Failed { lines, status }) => Err(Failure(lines.join("\n"), status)),
-        Err(line) => {
-            eprintln!("{line}; the change counts from its start on");
-            Ok(())
-        }
+        Err(line) => Err(Failure(line, FAILED)),
     }
 }
 
@@ -336,11 +341,14 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&beside, path)
+    fs::rename(&beside, path)?;
+    // So that a power cut does not let in again whoever was removed.
+    File::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
+        .sync_all()
 }
 
 /// Black on white, four modules of margin (ISO/IEC 18004).
-fn write_png(path: &Path, code: &QrCode) -> io::Result<()> {
+fn png(code: &QrCode) -> io::Result<Zeroizing<Vec<u8>>> {
     const SCALE: usize = 6;
     const MARGIN: usize = 4;
     let modules = code.width() + 2 * MARGIN;
@@ -352,13 +360,14 @@ fn write_png(path: &Path, code: &QrCode) -> io::Result<()> {
     let pixels: Zeroizing<Vec<u8>> = Zeroizing::new(
         (0..side * side).map(|at| if is_dark(at % side, at / side) { 0 } else { 255 }).collect(),
     );
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    let mut encoder = png::Encoder::new(io::BufWriter::new(file), side as u32, side as u32);
+    let mut bytes = Zeroizing::new(Vec::new());
+    let mut encoder = png::Encoder::new(&mut *bytes, side as u32, side as u32);
     encoder.set_color(png::ColorType::Grayscale);
     encoder.set_depth(png::BitDepth::Eight);
     let mut writer = encoder.write_header().map_err(io::Error::other)?;
     writer.write_image_data(&pixels).map_err(io::Error::other)?;
-    writer.finish().map_err(io::Error::other)
+    writer.finish().map_err(io::Error::other)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ pub use bgp::{Bgp, Neighbor, Place};
 pub use clients::{Client, Clients};
 pub use error::{ConfigError, Fault};
 pub(crate) use ike::core_suite;
-pub(crate) use value::{dns_name, inside};
+pub(crate) use value::{dns_name, inside, name};
 
 use crate::wireguard::{PublicKey, Secret};
 use error::Report;

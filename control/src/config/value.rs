@@ -40,7 +40,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
 }
 
 /// A name that is one word everywhere: in commands, metrics and logs.
-pub(super) fn name(text: &str) -> Result<String, Fault> {
+pub(crate) fn name(text: &str) -> Result<String, Fault> {
     const REMEDY: &str = "use letters, digits, '-', '_' and '.', beginning with a letter or digit";
     if text.is_empty() {
         return invalid("an empty name", REMEDY);

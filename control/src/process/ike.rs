@@ -65,9 +65,13 @@ impl Control {
             }
             CoreEvent::Traffic(traffic) => self.ike.handle_traffic(traffic, now),
             CoreEvent::Liveness { tunnel, verdict: Verdict::Down, .. } => {
-                if let Some(name) = self.turn.tunnel_name(*tunnel) {
-                    self.ike.handle_silence(name, now);
+                let Some(name) = self.turn.tunnel_name(*tunnel).map(str::to_owned) else { return };
+                if self.is_wireguard(&name) {
+                    // A peer that has begun anew knows nothing of the session, and says so to nobody: without this
+                    // boringtun would find out after fifteen seconds.
+                    self.query(Query::Handshake(*tunnel), Pending::Echo);
                 }
+                self.ike.handle_silence(&name, now);
             }
             CoreEvent::SaLifetime { hard: true, .. }
             | CoreEvent::Liveness { .. }

@@ -81,7 +81,7 @@ impl Control {
         None
     }
 
-    fn is_wireguard(&self, name: &str) -> bool {
+    pub(super) fn is_wireguard(&self, name: &str) -> bool {
         let tunnels = &self.turn.config().tunnels;
         tunnels.iter().any(|tunnel| tunnel.name == name && tunnel.wireguard().is_some())
     }

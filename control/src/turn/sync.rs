@@ -410,7 +410,7 @@ impl Turn {
         self.effects.push(Effect::Note(Note::CoreRefused { tunnel, rejected: rejected.clone() }));
         if let Some(index) = culprit {
             self.refused.insert(index, rejected.reason);
-            if rejected.reason == RejectReason::NoSocket {
+            if passes(rejected.reason) {
                 self.refusal_retry = Some(now + SOCKET_RETRY);
             }
             self.rebuild();
@@ -509,6 +509,11 @@ impl Turn {
             if runtime.heard_from.is_none() {
                 runtime.heard_from = stats.remote;
             }
+            // What the core said may have been lost, where it had much to say at once.
+            if let Some(wireguard) = stats.wireguard.filter(|_| runtime.session == Session::Unknown) {
+                runtime.session =
+                    if wireguard.last_handshake.is_some() { Session::Up } else { Session::None };
+            }
             let unexplained = core::mem::replace(&mut runtime.unexplained, false);
             // An answer is what brings a tunnel back: that the peer is heard says nothing of the way there.
             let within = |ago: Option<Duration>| {
@@ -540,6 +545,12 @@ impl Turn {
             self.touched.insert(index);
         }
     }
+}
+
+/// What the core may no longer refuse in a moment: a socket is on its way to it, or a tunnel that has the peer is on
+/// its way out of it.
+pub(super) fn passes(reason: RejectReason) -> bool {
+    matches!(reason, RejectReason::NoSocket | RejectReason::PeerTaken)
 }
 
 /// Recognises the SAs that go on working: those of fixed keys by their keys; those of IKE are its own.

@@ -488,6 +488,25 @@ PersistentKeepalive = 25
     }
 
     #[test]
+    fn what_is_imported_is_a_right_configuration() {
+        let key = |byte: u8| PublicKey([byte; 32]).to_string();
+        let hub = format!(
+            "[Interface]\nPrivateKey = {}\nAddress = 10.9.0.1/24\nListenPort = 51830\n\
+             [Peer]\nPublicKey = {}\nAllowedIPs = 10.9.0.2, 10.3.0.0/16\n\
+             [Peer]\nPublicKey = {}\nAllowedIPs = 10.9.0.3/32\nEndpoint = 192.0.2.9:9\n",
+            key(1),
+            key(2),
+            key(3)
+        );
+        for (text, local) in [(SITE, None), (hub.as_str(), Some("192.0.2.1"))] {
+            let imported = imported(text, local);
+            let config = crate::config::parse(&imported.text, std::path::Path::new("x.toml"), 0o100600);
+            let config = config.unwrap_or_else(|errors| panic!("{errors:#?}\n{}", *imported.text));
+            assert!(config.tunnels.iter().all(|tunnel| tunnel.wireguard().is_some()));
+        }
+    }
+
+    #[test]
     fn every_wrong_line_is_named_and_no_key_is_shown() {
         let secret = "oK56DE9Ue9zK76rAc8pBl6opph+1v36lm7cXXsQKrQ";
         let text = format!(

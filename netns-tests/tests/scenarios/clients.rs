@@ -53,6 +53,8 @@ fn come_and_go() -> Outcome {
     let refused = client(&hub, &["add", "site"])?;
     assert_eq!(refused.status.code(), Some(2), "{}", refused.stderr);
     assert!(refused.stderr.contains("\"site\" is taken"), "{}", refused.stderr);
+    let refused = client(&hub, &["add", "a\"\n[core]"])?;
+    assert_eq!((refused.status.code(), refused.stderr.lines().count()), (Some(2), 1), "{}", refused.stderr);
     let road = road(&topology)?;
     let alice = added(&hub, "alice")?;
     assert!(alice.contains("DNS = 10.1.0.2\n") && alice.contains("Address = 10.8.0.2/32\n"), "{alice}");

@@ -31,6 +31,8 @@ pub(crate) const ALL: &[Scenario] = &[
     ("wireguard::mixed_with_esp", mixed_with_esp),
     ("wireguard::killed_and_back", killed_and_back),
     ("wireguard::behind_a_nat_that_changes", behind_a_nat_that_changes),
+    ("wireguard::a_peer_that_begins_anew", a_peer_that_begins_anew),
+    ("wireguard::renamed_by_a_reload", renamed_by_a_reload),
     ("wireguard::rekeyed_under_load", rekeyed_under_load),
     ("wireguard::flooded_by_strangers", flooded_by_strangers),
     ("wireguard::doctor_names_what_is_wrong", doctor_names_what_is_wrong),
@@ -277,8 +279,8 @@ fn killed_and_back() -> Outcome {
     for log in [there.finish()?, back.finish()?] {
         assert_eq!((log.lost().len(), log.damaged), (0, 0), "{:?}", log.flaw());
     }
-    kill_part(&pair.topology.gateway_a, "braid-dataplane")?;
     let killed = Instant::now();
+    kill_part(&pair.topology.gateway_a, "braid-dataplane")?;
     retry_until("traffic after the core's death", START, || {
         let one = Pings { count: 1, ..Pings::default() };
         match ping(&pair.topology.client, SERVER, &one) {
@@ -288,7 +290,8 @@ fn killed_and_back() -> Outcome {
         }
     })?;
     let took = killed.elapsed();
-    assert!(took < Duration::from_secs(4), "{took:?}");
+    // The aim is a second; a ping that fell into it waits for one more.
+    assert!(took < Duration::from_millis(2500), "{took:?}");
     Ok(())
 }
 
@@ -319,6 +322,50 @@ fn behind_a_nat_that_changes() -> Outcome {
         handshakes,
         "followed, not begun anew"
     );
+    Ok(())
+}
+
+/// Under another name the tunnel is another, which has the peer as soon as the core has let go of the first.
+fn renamed_by_a_reload() -> Outcome {
+    let mut pair = pair(1, &[0], patient)?;
+    let text = std::fs::read_to_string(pair.a.configuration())?;
+    pair.a.write_configuration(&text.replace("\"t0\"", "\"renamed\""))?;
+    // The core refuses it at first.
+    pair.a.braid(&["reload"])?;
+    pair.a.wait_up(START)?;
+    assert_eq!(pair.a.status()?["tunnels"][0]["name"], "renamed");
+    content::tcp(&pair.topology.client, &pair.topology.server, SERVER, 1_000_000, false, TRANSFER)?;
+    Ok(())
+}
+
+/// A peer that has lost its session, and does not begin, is called as soon as it no longer answers probes.
+fn a_peer_that_begins_anew() -> Outcome {
+    let topology = Topology::builder().build()?;
+    let path = &topology.paths[0];
+    let keys = Pairs::generate(&topology)?;
+    let text = braid(&[path.a.to_string(), path.b.to_string()], &keys, "initiate", "");
+    let first = peer(&topology, Implementation::Go, &keys, "", "")?;
+    let mut gateway = Gateway::start(&topology.gateway_a, &text)?;
+    gateway.wait_up(START)?;
+    retry_until("an answered probe, which gives probes their vote", START, || {
+        let status = gateway.status().map_err(|error| error.to_string())?;
+        let answered = status["tunnels"][0]["probes_answered"].as_u64();
+        if answered > Some(0) { Ok(()) } else { Err(status.to_string()) }
+    })?;
+    drop(first);
+    let _second = peer(&topology, Implementation::Go, &keys, "", "")?;
+    let begun = Instant::now();
+    retry_until("traffic with the peer's next life", START, || {
+        let one = Pings { count: 1, ..Pings::default() };
+        match ping(&topology.client, SERVER, &one) {
+            Ok(result) if !result.rtt_ms.is_empty() => Ok(()),
+            Ok(_) => Err("no answer".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    })?;
+    // Boringtun by itself takes fifteen seconds; a first message that came too early is sent again after five.
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(9), "{took:?}");
     Ok(())
 }
 
