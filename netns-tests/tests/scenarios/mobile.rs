@@ -55,7 +55,7 @@ fn through_a_nat_that_changes() -> Outcome {
     Ok(())
 }
 
-fn masquerade(topology: &Topology, first_port: u16) -> Outcome {
+pub(crate) fn masquerade(topology: &Topology, first_port: u16) -> Outcome {
     let internet = topology.internet.as_ref().ok_or("no internet")?;
     let last = first_port + 999;
     internet.nft(&format!(

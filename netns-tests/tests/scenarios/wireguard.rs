@@ -2,6 +2,7 @@
 //! between two Braid gateways.
 
 use crate::kernel::kill_part;
+use crate::mobile::masquerade;
 use crate::pair::{Pair, START, Setup, Side, patient};
 use crate::tunnel::{pings_cross, udp_crosses};
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -495,16 +496,6 @@ fn said(gateway: &Gateway, key: &str) -> Result<String> {
         let finding = &report["tunnels"][0]["findings"][0];
         if finding["key"] == key { Ok(finding.to_string()) } else { Err(report.to_string()) }
     })
-}
-
-fn masquerade(topology: &Topology, first_port: u16) -> Outcome {
-    let internet = topology.internet.as_ref().ok_or("no internet")?;
-    let last = first_port + 999;
-    internet.nft(&format!(
-        "table ip mapping {{ chain out {{ type nat hook postrouting priority srcnat; \
-         oifname \"b0\" meta l4proto udp masquerade to :{first_port}-{last}; }}\n}}"
-    ))?;
-    Ok(())
 }
 
 /// Two peers behind one port and one private key of Braid's, each with its own address and network.
