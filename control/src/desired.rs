@@ -208,6 +208,7 @@ fn gateway_settings(config: &Config, circumstances: &Circumstances<'_>) -> Gatew
     GatewaySettings {
         hash_seed: config.gateway.hash_seed.unwrap_or(circumstances.hash_seed),
         symmetric_hash: config.gateway.symmetric_hash,
+        pin_replies: config.gateway.pin_replies,
         icmp_source,
         own: own_addresses(config, circumstances),
     }

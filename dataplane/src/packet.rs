@@ -76,7 +76,7 @@ impl FlowKey {
         };
         let ports = match flow.protocol {
             protocol::TCP | protocol::UDP => (flow.src_port, flow.dst_port),
-            protocol::ICMP | protocol::ICMPV6 => (flow.src_port, 0),
+            protocol::ICMP | protocol::ICMPV6 => (flow.src_port, flow.src_port),
             _ => (0, 0),
         };
         FlowKey::new(flow.dst.is_ipv6(), number(flow.src), number(flow.dst), flow.protocol, ports)
@@ -377,7 +377,7 @@ impl Packet {
                     return self;
                 }
                 if echo {
-                    ports = (half(4), 0);
+                    ports = (half(4), half(4));
                 }
             }
             _ => {}
@@ -407,7 +407,7 @@ fn quoted_transport(v6: bool, src: u128, dst: u128, protocol: u8, transport: &[u
     let half = |at: usize| transport.get(at..at + 2).map_or(0, |pair| u16::from_be_bytes([pair[0], pair[1]]));
     match protocol {
         protocol::TCP | protocol::UDP => FlowKey::new(v6, dst, src, protocol, (half(2), half(0))),
-        protocol::ICMP | protocol::ICMPV6 => FlowKey::new(v6, dst, src, protocol, (half(4), 0)),
+        protocol::ICMP | protocol::ICMPV6 => FlowKey::new(v6, dst, src, protocol, (half(4), half(4))),
         _ => FlowKey::new(v6, dst, src, protocol, (0, 0)),
     }
 }

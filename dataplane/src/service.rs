@@ -397,8 +397,11 @@ impl Service {
                 let mut reader = self.writer.reader();
                 let tables = reader.enter();
                 let settings = tables.settings();
-                let hash = FlowKey::of(&flow).hash(&settings.hash_seed, settings.symmetric_hash);
-                Answer::Path(tables.path(&flow, hash, Ticks::from_nanos(now)))
+                let key = FlowKey::of(&flow);
+                let hash = key.hash(&settings.hash_seed, settings.symmetric_hash);
+                let pinned =
+                    tables.pins().and_then(|pins| pins.peek(key.hash(&settings.hash_seed, true), now));
+                Answer::Path(tables.path(&flow, hash, pinned, Ticks::from_nanos(now)))
             }
             Query::Echo { tunnel, len } => {
                 let _ = self.threads.inputs.send(Input::Echo(tunnel, len));

@@ -417,6 +417,7 @@ fn nobody_sends_from_our_own_addresses() {
     let settings = GatewaySettings {
         hash_seed: [0; 16],
         symmetric_hash: false,
+        pin_replies: false,
         icmp_source: Vec::new(),
         own: Vec::new(),
     };
@@ -495,4 +496,92 @@ fn a_peer_reaches_only_what_it_may_and_our_inside_address() {
     pair.send(&Write { bytes: ping, vnet: Vnet::default() });
     pair.flush(true);
     assert!(!pair.b.forwarder.runs.is_empty(), "no answer");
+}
+
+/// B, whose way back leads into the second tunnel alone, hears by the first one.
+fn heard_beside_the_route(allowed: Allowed) -> Pair {
+    let mut pair = Pair::new(Protocol::Esp(Suite::Aes128Gcm16));
+    let only = |id| vec![Member { tunnel: TunnelId(id), weight: 1, priority: 0 }];
+    let ops = vec![Op::PutGroup(Group { id: GroupId(0), members: only(0) })];
+    pair.a.writer.apply(Transaction { epoch: Epoch(2), ops }, 0).unwrap();
+    let mut ops = vec![
+        Op::PutGroup(Group { id: GroupId(0), members: only(1) }),
+        Op::PutRoute { prefix: "10.9.0.0/16".parse().unwrap(), target: Target::Tunnel(TunnelId(1)) },
+    ];
+    let tunnel = tunnel(Side::B, Protocol::Esp(Suite::Aes128Gcm16), BootId([2; 16]), 0).remove(0);
+    if let Op::PutTunnel(settings) = tunnel {
+        ops.push(Op::PutTunnel(Tunnel { allowed, ..settings }));
+    }
+    pair.b.writer.apply(Transaction { epoch: Epoch(2), ops }, 0).unwrap();
+    pair
+}
+
+#[test]
+fn where_neighbors_choose_the_routes_a_peer_may_send_whatever_leads_into_any_group() {
+    // By the group's other tunnel, by a tunnel's own route, and by none.
+    let sources = [[10, 1, 0, 9], [10, 9, 0, 1], [203, 0, 113, 9]];
+    for (allowed, may_send) in [(Allowed::Routed, 0), (Allowed::RoutedAnywhere, 1)] {
+        let mut pair = heard_beside_the_route(allowed);
+        for source in sources {
+            let mut bytes = Vec::new();
+            PacketBuilder::ipv4(source, [10, 2, 0, 1], 64).udp(7, 9).write(&mut bytes, b"content").unwrap();
+            pair.send(&Write { bytes, vnet: Vnet::default() });
+        }
+        pair.flush(true);
+        let from: Vec<&[u8]> = pair.delivered.iter().map(|packet| &packet[12..16]).collect();
+        assert_eq!(from, sources[..may_send]);
+        assert_eq!(pair.b.drops(), [("source_not_allowed", (sources.len() - may_send) as u64)]);
+    }
+}
+
+/// By which tunnels B's packets to A's network leave: those that answer the flow of this number, or begin one.
+fn answered_by(pair: &mut Pair, flow: u16) -> TunnelId {
+    let there = udp(flow, 0, 0, 64).bytes;
+    let mut bytes = Vec::new();
+    let [source, destination] = [16, 12].map(|at| <[u8; 4]>::try_from(&there[at..at + 4]).unwrap());
+    let answer = PacketBuilder::ipv4(source, destination, 64).udp(2000, 1000 + flow);
+    answer.write(&mut bytes, b"answer").unwrap();
+    let mut buffer = vec![0; 4096];
+    let at = HEADROOM..HEADROOM + bytes.len();
+    buffer[at.clone()].copy_from_slice(&bytes);
+    let mut departure = Departure::new(at, Vnet::default());
+    let tables = pair.b.reader.enter();
+    let progress = pair.b.forwarder.outward(&tables, &mut buffer, &mut departure, Now::from_nanos(1));
+    assert_eq!(progress, Progress::Done);
+    let mut by = None;
+    pair.b.forwarder.runs.flush(true, |run| by = run.carrier.esp().map(|sa| sa.tunnel));
+    by.unwrap()
+}
+
+#[test]
+fn answers_leave_by_the_tunnel_of_the_question_where_they_are_pinned() {
+    const FLOWS: u16 = 64;
+    for pin_replies in [false, true] {
+        let mut pair = Pair::new(Protocol::Esp(Suite::Aes128Gcm16));
+        let mask = vec![Op::Mask(TunnelId(1))];
+        pair.a.writer.apply(Transaction { epoch: Epoch(2), ops: mask }, 0).unwrap();
+        let settings = GatewaySettings {
+            hash_seed: [7; 16],
+            symmetric_hash: false,
+            pin_replies,
+            icmp_source: Vec::new(),
+            own: Vec::new(),
+        };
+        let ops = vec![Op::SetGateway(settings)];
+        pair.b.writer.apply(Transaction { epoch: Epoch(2), ops }, 0).unwrap();
+        // These begin on B's side, and stay where their hash leads though A speaks by the first tunnel alone.
+        let begun: Vec<_> = (FLOWS..2 * FLOWS).map(|flow| answered_by(&mut pair, flow)).collect();
+        (0..2 * FLOWS).for_each(|flow| pair.send(&udp(flow, 0, 0, 64)));
+        pair.flush(true);
+        assert_eq!(pair.delivered.len(), usize::from(2 * FLOWS));
+        let answers: Vec<_> = (0..FLOWS).map(|flow| answered_by(&mut pair, flow)).collect();
+        let by_first = answers.iter().filter(|by| **by == TunnelId(0)).count();
+        assert_eq!(by_first == usize::from(FLOWS), pin_replies, "{by_first}");
+        let again: Vec<_> = (FLOWS..2 * FLOWS).map(|flow| answered_by(&mut pair, flow)).collect();
+        assert_eq!(again, begun);
+        // A tunnel that is down answers nothing.
+        let mask = vec![Op::Mask(TunnelId(0))];
+        pair.b.writer.apply(Transaction { epoch: Epoch(3), ops: mask }, 0).unwrap();
+        assert!((0..2 * FLOWS).all(|flow| answered_by(&mut pair, flow) == TunnelId(1)));
+    }
 }

@@ -11,7 +11,7 @@ use super::{
 
 static GATEWAY: Schema = Schema {
     path: "gateway",
-    keys: &["name", "source", "protect", "transit", "hash-seed", "symmetric-hash"],
+    keys: &["name", "source", "protect", "transit", "hash-seed", "symmetric-hash", "pin-replies"],
     later: &[],
 };
 
@@ -28,6 +28,7 @@ pub(super) fn read_gateway(root: Section<'_>, report: &mut Report) -> Gateway {
         transit: false,
         hash_seed: None,
         symmetric_hash: false,
+        pin_replies: false,
     };
     let Some(section) = root.get("gateway").and_then(|item| item.section(&GATEWAY, report)) else {
         return gateway;
@@ -55,6 +56,9 @@ pub(super) fn read_gateway(root: Section<'_>, report: &mut Report) -> Gateway {
     gateway.hash_seed = section.get("hash-seed").and_then(|item| item.parse(hash_seed, report));
     if let Some(symmetric) = section.get("symmetric-hash").and_then(|item| item.boolean(report)) {
         gateway.symmetric_hash = symmetric;
+    }
+    if let Some(pin) = section.get("pin-replies").and_then(|item| item.boolean(report)) {
+        gateway.pin_replies = pin;
     }
     gateway
 }

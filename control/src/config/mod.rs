@@ -95,6 +95,8 @@ pub struct Gateway {
     pub hash_seed: Option<[u8; 16]>,
     /// Both directions of a flow take the same tunnel, if the peer does the same.
     pub symmetric_hash: bool,
+    /// What answers a flow that came by a tunnel leaves by the same.
+    pub pin_replies: bool,
 }
 
 /// `[core]`.

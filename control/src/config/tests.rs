@@ -104,7 +104,7 @@ fn the_contracts_defaults_apply() {
         config.core,
         CoreSettings { device: "braid0".into(), workers: None, offload: true, run_dir: None }
     );
-    assert!(!config.gateway.transit && !config.gateway.symmetric_hash);
+    assert!(!config.gateway.transit && !config.gateway.symmetric_hash && !config.gateway.pin_replies);
 }
 
 #[test]

@@ -131,6 +131,8 @@ pub struct GatewaySettings {
     pub hash_seed: [u8; 16],
     /// Both directions of a flow take the same bucket.
     pub symmetric_hash: bool,
+    /// What answers a flow that came by a tunnel leaves by the same, if that is one of its route's and carries.
+    pub pin_replies: bool,
     /// Source of ICMP errors that the core sends into the LAN, one per family.
     pub icmp_source: Vec<IpAddr>,
     /// Our own addresses, ascending: no peer may send from one of them.

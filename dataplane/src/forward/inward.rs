@@ -318,6 +318,12 @@ impl Forwarder {
             return Err(DropReason::Overload);
         }
         mss::clamp(inner, packet, tunnel.settings.clamp_mtu, false);
+        if let Some(pins) = tables.pins()
+            && !packet.quotes()
+        {
+            let hash = packet.key.hash(&tables.settings().hash_seed, true);
+            pins.arrived(hash, tunnel.settings.id, now.nanos);
+        }
         let place = Place { slot: arrival.slot as u16, start: start as u16, len: packet.len as u16 };
         self.lan.push(packet, place, slots);
         Ok(())

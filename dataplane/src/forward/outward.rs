@@ -15,7 +15,7 @@ use crate::{
     offload::{segment::Segmenter, vnet::Vnet},
     packet::{self, Packet},
     runs::{Kind, NoPlace},
-    tables::{Carrier, Tables, Tunnel},
+    tables::{Carrier, Group, Pins, Tables, Tunnel},
 };
 
 /// A packet from the device, and how much of it has been dealt with.
@@ -115,7 +115,13 @@ impl Forwarder {
             Way::Bucket { group, bucket, home } => match tables.group(GroupId(group.into())) {
                 Some(group) => {
                     let home = TunnelId(home.into());
-                    (group.pick(bucket, home, &self.states, now.ticks, now.late), Some((group, bucket)))
+                    let pinned = match tables.pins() {
+                        None => None,
+                        Some(pins) => self.pinned(tables, pins, group, &packet, now),
+                    };
+                    let tunnel =
+                        pinned.or_else(|| group.pick(bucket, home, &self.states, now.ticks, now.late));
+                    (tunnel, Some((group, bucket)))
                 }
                 None => (None, None),
             },
@@ -131,6 +137,25 @@ impl Forwarder {
             group.count(bucket, 1, packet.len as u32);
         }
         progress
+    }
+
+    /// The tunnel by which the packet's flow came, if the packet's route leads there too.
+    #[cold]
+    #[inline(never)]
+    fn pinned(
+        &self,
+        tables: &Tables,
+        pins: &Pins,
+        group: &Group,
+        packet: &Packet,
+        now: Now,
+    ) -> Option<TunnelId> {
+        // Errors are no flow.
+        if packet.quotes() {
+            return None;
+        }
+        let tunnel = pins.departs(packet.key.hash(&tables.settings().hash_seed, true), now.nanos)?;
+        group.may_carry(tunnel, &self.states).then_some(tunnel)
     }
 
     /// Where the packet's route leads; remembered for the flow.

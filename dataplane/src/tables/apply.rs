@@ -20,8 +20,8 @@ use braid_api::{
 use ipnet::IpNet;
 
 use super::{
-    Carrier, Change, Group, MAX_GROUPS, MAX_MEMBERS, MAX_TUNNELS, Reader, Tables, Ticks, Tunnel, TunnelLive,
-    TunnelStates, bfd_links,
+    Carrier, Change, Gateway, Group, MAX_GROUPS, MAX_MEMBERS, MAX_TUNNELS, Pins, Reader, Tables, Ticks,
+    Tunnel, TunnelLive, TunnelStates, bfd_links,
     fib::Route,
     ledger::{GroupEntry, Ledger, TunnelEntry},
     left_right::LeftRight,
@@ -71,13 +71,15 @@ impl Writer {
     /// Empty tables for this life of the core. `iv_secret` is 32 random bytes, never used before.
     pub fn new(workers: usize, boot: BootId, engine: Engine, iv_secret: &[u8; 32]) -> Self {
         let states = TunnelStates::new();
-        let settings = Arc::new(GatewaySettings {
+        let settings = GatewaySettings {
             hash_seed: [0; 16],
             symmetric_hash: false,
+            pin_replies: false,
             icmp_source: Vec::new(),
             own: Vec::new(),
-        });
-        let copy = || Tables::new(states.clone(), settings.clone());
+        };
+        let gateway = Arc::new(Gateway { settings, pins: None });
+        let copy = || Tables::new(states.clone(), gateway.clone());
         Writer {
             tables: LeftRight::new(copy(), copy()),
             states,
@@ -292,8 +294,10 @@ impl Attempt<'_> {
             Op::SetGateway(mut settings) => {
                 // As the packet path searches them.
                 settings.own.sort_unstable();
-                if *self.tables.settings != settings {
-                    self.change(Change::Settings(Arc::new(settings)));
+                if self.tables.gateway.settings != settings {
+                    let known = self.tables.gateway.pins.clone();
+                    let pins = settings.pin_replies.then(|| known.unwrap_or_else(|| Arc::new(Pins::new())));
+                    self.change(Change::Gateway(Arc::new(Gateway { settings, pins })));
                 }
                 Ok(())
             }

@@ -28,7 +28,7 @@ pub(super) fn dump(writer: &mut Writer) -> Dump {
             .tunnels()
             .map(|tunnel| tunnel.outbound.as_ref().and_then(Carrier::esp).map(Arc::as_ptr))
             .collect();
-        let settings = Arc::as_ptr(&tables.settings);
+        let settings = Arc::as_ptr(&tables.gateway);
         format!(
             "{} {routes:?} {tunnels:?} {groups:?} {inbound:?} {outbound:?} {settings:?}",
             tables.generation

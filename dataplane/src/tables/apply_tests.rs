@@ -236,8 +236,13 @@ fn no_other_operation_touches_a_live_sa() {
     changed.name = "renamed".to_owned();
     changed.remote = Some("203.0.113.9:4500".parse().unwrap());
     writer.begin_sync();
-    let wider =
-        GatewaySettings { hash_seed: [3; 16], symmetric_hash: true, icmp_source: vec![], own: vec![] };
+    let wider = GatewaySettings {
+        hash_seed: [3; 16],
+        symmetric_hash: true,
+        pin_replies: false,
+        icmp_source: vec![],
+        own: vec![],
+    };
     ok(
         &mut writer,
         vec![
@@ -538,10 +543,10 @@ fn a_path_is_explained() {
         src_port: 1,
         dst_port: 2,
     };
-    let path = tables.path(&flow("10.2.0.1"), 5 << 52, Ticks(0));
+    let path = tables.path(&flow("10.2.0.1"), 5 << 52, None, Ticks(0));
     assert_eq!((path.prefix, path.group, path.bucket), (Some(net("10.2.0.0/16")), Some(GroupId(0)), Some(5)));
     assert_eq!(path.tunnel, Some(TunnelId(0)));
-    let nowhere = tables.path(&flow("10.3.0.1"), 5 << 52, Ticks(0));
+    let nowhere = tables.path(&flow("10.3.0.1"), 5 << 52, None, Ticks(0));
     assert_eq!((nowhere.prefix, nowhere.tunnel), (None, None));
 }
 

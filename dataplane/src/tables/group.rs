@@ -185,6 +185,12 @@ impl Group {
         self.slot(bucket).map_or((0, 0), |slot| (slot.packets.load(Relaxed), slot.bytes.load(Relaxed)))
     }
 
+    /// Whether the tunnel is a member, and not masked.
+    #[inline]
+    pub fn may_carry(&self, tunnel: TunnelId, states: &TunnelStates) -> bool {
+        !states.is_masked(tunnel) && self.contains(tunnel)
+    }
+
     /// Whether the tunnel is a member.
     #[inline]
     pub fn contains(&self, tunnel: TunnelId) -> bool {

@@ -22,6 +22,7 @@ mod latency;
 mod ledger;
 mod left_right;
 pub mod mtu;
+mod pins;
 mod report;
 mod sas;
 mod state;
@@ -42,6 +43,7 @@ pub use apply::{Applied, Writer};
 pub use buckets::BUCKETS;
 pub use group::{BucketPath, Group, IDLE_GAP, MAX_MEMBERS};
 pub use left_right::{Guard, Reader};
+pub use pins::Pins;
 pub use sas::key_check;
 pub use state::{MAX_TUNNELS, TunnelStates};
 pub use ticks::Ticks;
@@ -56,7 +58,7 @@ pub const MAX_GROUPS: usize = 65_536;
 /// One copy of all that a packet needs to know.
 pub struct Tables {
     generation: u64,
-    settings: Arc<GatewaySettings>,
+    gateway: Arc<Gateway>,
     fib: Fib,
     tunnels: Vec<Option<Arc<Tunnel>>>,
     groups: Vec<Option<Arc<Group>>>,
@@ -65,10 +67,17 @@ pub struct Tables {
     states: TunnelStates,
 }
 
+/// What concerns all tunnels, and what follows of it.
+struct Gateway {
+    settings: GatewaySettings,
+    /// Where answers leave by the tunnel by which their flow came.
+    pins: Option<Arc<Pins>>,
+}
+
 /// One change of one entry. Applying it yields the change that takes it back.
 #[derive(Clone)]
 enum Change {
-    Settings(Arc<GatewaySettings>),
+    Gateway(Arc<Gateway>),
     Route(IpNet, Option<Route>),
     Tunnel(TunnelId, Option<Arc<Tunnel>>),
     Group(GroupId, Option<Arc<Group>>),
@@ -77,10 +86,10 @@ enum Change {
 }
 
 impl Tables {
-    fn new(states: TunnelStates, settings: Arc<GatewaySettings>) -> Self {
+    fn new(states: TunnelStates, gateway: Arc<Gateway>) -> Self {
         Tables {
             generation: 0,
-            settings,
+            gateway,
             fib: Fib::default(),
             tunnels: Vec::new(),
             groups: Vec::new(),
@@ -130,7 +139,13 @@ impl Tables {
     /// What concerns all tunnels.
     #[inline]
     pub fn settings(&self) -> &GatewaySettings {
-        &self.settings
+        &self.gateway.settings
+    }
+
+    /// By which tunnels flows came, where that decides by which answers leave.
+    #[inline]
+    pub fn pins(&self) -> Option<&Pins> {
+        self.gateway.pins.as_deref()
     }
 
     /// Where every tunnel stands.
@@ -144,8 +159,9 @@ impl Tables {
         self.tunnels.iter().flatten()
     }
 
-    /// The way of a flow whose hash the caller has computed. Changes nothing.
-    pub fn path(&self, flow: &Flow, hash: u64, now: Ticks) -> PathAnswer {
+    /// The way of a flow whose hash the caller has computed, and the tunnel by which it came, if that counts.
+    /// Changes nothing.
+    pub fn path(&self, flow: &Flow, hash: u64, pinned: Option<TunnelId>, now: Ticks) -> PathAnswer {
         let mut answer = PathAnswer { prefix: None, group: None, bucket: None, home: None, tunnel: None };
         let Some((prefix, target)) = self.route(flow.dst) else { return answer };
         answer.prefix = Some(prefix);
@@ -161,7 +177,8 @@ impl Tables {
                 let path = group.peek(bucket, &self.states, now);
                 answer.bucket = (!group.is_single()).then_some(bucket);
                 answer.home = Some(path.home);
-                answer.tunnel = path.now;
+                let pinned = pinned.filter(|tunnel| group.may_carry(*tunnel, &self.states));
+                answer.tunnel = pinned.or(path.now);
             }
         }
         answer
@@ -169,7 +186,7 @@ impl Tables {
 
     fn set(&mut self, change: Change) -> Change {
         match change {
-            Change::Settings(settings) => Change::Settings(std::mem::replace(&mut self.settings, settings)),
+            Change::Gateway(gateway) => Change::Gateway(std::mem::replace(&mut self.gateway, gateway)),
             Change::Route(prefix, route) => Change::Route(prefix, self.fib.set(prefix, route)),
             Change::Tunnel(id, tunnel) => Change::Tunnel(id, replace_at(&mut self.tunnels, id.0, tunnel)),
             Change::Group(id, group) => Change::Group(id, replace_at(&mut self.groups, id.0, group)),
