@@ -62,7 +62,8 @@ fn measure(arguments: &Arguments) -> Result<Vec<String>, Error> {
         ("seconds until none is", routes.withdrawn),
         ("MiB resident in control", routes.resident_mib[0]),
         ("MiB resident in the core", routes.resident_mib[1]),
-        ("percent less throughput meanwhile", routes.less_percent),
+        ("percent less throughput meanwhile of a flow that takes all there is", routes.less_percent),
+        ("percent less throughput meanwhile of a flow that does not", routes.paced_less_percent),
     ];
     let missed = targets.into_iter().filter(|(_, target)| !target.reached);
     Ok(missed.map(|(what, target)| format!("{what}: {:.2}, at most {}", target.is, target.most)).collect())

@@ -36,6 +36,9 @@ const MOST_SECONDS: f64 = 10.0;
 const MOST_MIB: f64 = 1024.0;
 /// Of the throughput, percent.
 const MOST_LESS: f64 = 5.0;
+/// Of the flow that leaves processor time to others, Mbit/s: about a third of what two processors can do for both
+/// gateways and both ends.
+const PACED: u32 = 2000;
 
 /// What became of it.
 #[derive(Debug, Clone, Serialize)]
@@ -54,6 +57,10 @@ pub struct Routes {
     pub gbps: [f64; 3],
     /// By how much less it is while they are loaded, percent of what it is without.
     pub less_percent: Target,
+    /// The same of a flow that leaves processor time, and how much it carries without routes coming, Gbit/s.
+    pub paced_less_percent: Target,
+    /// See there.
+    pub paced_gbps: f64,
 }
 
 /// Measures it; each throughput over so many seconds.
@@ -99,6 +106,14 @@ pub fn routes(count: u32, seconds: u32) -> Result<Routes> {
     let withdrawn = begin.elapsed().as_secs_f64();
     let withdrawing = flow.finish()?.bits_per_second / 1e9;
     let after = control_cpu(&topology.gateway_a)?;
+
+    let paced = || server.tcp_at_rate(&topology.client, 1, PACED, seconds);
+    let paced_idle = paced()?.finish()?.bits_per_second / 1e9;
+    let mut flow = paced()?;
+    far.say(table(count))?;
+    wait_until(&a, count, true)?;
+    let paced_loading = flow.finish()?.bits_per_second / 1e9;
+    let less = |with: f64, without: f64| Target::most((1.0 - with / without) * 100.0, MOST_LESS);
     let peak = |name| Ok::<_, Error>(Target::most(peak_mib(&topology.gateway_a, name)?, MOST_MIB));
     Ok(Routes {
         routes: count,
@@ -107,7 +122,9 @@ pub fn routes(count: u32, seconds: u32) -> Result<Routes> {
         control_cpu_s: [middle - before, after - middle],
         resident_mib: [peak("braid-control")?, peak("braid-dataplane")?],
         gbps: [idle, loading, withdrawing],
-        less_percent: Target::most((1.0 - loading / idle) * 100.0, MOST_LESS),
+        less_percent: less(loading, idle),
+        paced_less_percent: less(paced_loading, paced_idle),
+        paced_gbps: paced_idle,
     })
 }
 
