@@ -61,6 +61,11 @@ pub enum Obstacle {
         /// Between the last sign of life and the verdict.
         silent: Duration,
     },
+    /// The BGP neighbor in it was not heard for its hold time, and neither was anything else.
+    NeighborSilent {
+        /// The hold time.
+        hold_time: Duration,
+    },
     /// It answers again and has to prove itself.
     HeldDown {
         /// When that is over.
@@ -83,6 +88,7 @@ impl Obstacle {
             | Obstacle::Exhausted
             | Obstacle::Outer(_)
             | Obstacle::Silent { .. }
+            | Obstacle::NeighborSilent { .. }
             | Obstacle::HeldDown { .. } => false,
         }
     }
@@ -103,6 +109,7 @@ impl Obstacle {
             Obstacle::Silent { cause: Cause::OneWay, .. } => "one-way",
             Obstacle::Silent { cause: Cause::Bfd, .. } => "bfd",
             Obstacle::Silent { cause: Cause::Exhausted, .. } => "exhausted",
+            Obstacle::NeighborSilent { .. } => "bgp",
             Obstacle::HeldDown { .. } => "hold-down",
         }
     }
@@ -145,6 +152,13 @@ impl fmt::Display for Obstacle {
                     Cause::Exhausted => "the SA's sequence numbers are used up",
                 };
                 write!(f, "{what} for {} ms", silent.as_millis())
+            }
+            Obstacle::NeighborSilent { hold_time } => {
+                write!(
+                    f,
+                    "BGP: neither the neighbor nor anything else was heard for {} s",
+                    hold_time.as_secs()
+                )
             }
             Obstacle::HeldDown { failures, .. } => {
                 write!(f, "it answers again and is watched for a moment ({failures} failures in a row)")
@@ -200,7 +214,11 @@ pub struct Health {
     blocked: Option<Blocked>,
     probe: Signal,
     bfd: Signal,
+    /// The hold time of a BGP neighbor that fell silent.
+    neighbor: Option<Duration>,
     exhausted: bool,
+    /// BGP alone was against it at the last look.
+    by_neighbor: bool,
     /// Whether the signals agreed at the last look.
     agreed: bool,
     failures: u32,
@@ -216,7 +234,9 @@ impl Health {
             blocked: None,
             probe: Signal::Unheard,
             bfd: Signal::Unheard,
+            neighbor: None,
             exhausted: false,
+            by_neighbor: false,
             agreed: true,
             failures: 0,
             last_failure: None,
@@ -270,6 +290,12 @@ impl Health {
         self.weigh(now);
     }
 
+    /// For this hold time neither the BGP neighbor in the tunnel nor anything else was heard, or it was.
+    pub fn handle_neighbor(&mut self, silent: Option<Duration>, now: Duration) {
+        self.neighbor = silent;
+        self.weigh(now);
+    }
+
     /// A signal has no vote any more.
     pub fn handle_withdrawn(&mut self, cause: Cause, now: Duration) {
         match cause {
@@ -310,12 +336,15 @@ impl Health {
             (Signal::Down { cause, silent }, _) | (_, Signal::Down { cause, silent }) => {
                 Some(Obstacle::Silent { cause, silent })
             }
-            (Signal::Unheard | Signal::Up, Signal::Unheard | Signal::Up) => None,
+            (Signal::Unheard | Signal::Up, Signal::Unheard | Signal::Up) => {
+                self.neighbor.map(|hold_time| Obstacle::NeighborSilent { hold_time })
+            }
         }
     }
 
     fn weigh(&mut self, now: Duration) {
-        let agree = self.objection().is_none();
+        let objection = self.objection();
+        let agree = objection.is_none();
         match (self.agreed, agree) {
             (true, false) => {
                 let again = self.last_failure.is_some_and(|last| now.saturating_sub(last) < FORGIVEN_AFTER);
@@ -323,9 +352,11 @@ impl Health {
                 self.last_failure = Some(now);
                 self.held_until = None;
             }
-            (false, true) => self.held_until = Some(now + self.hold()),
+            // It could not flap faster than in the hold time.
+            (false, true) => self.held_until = (!self.by_neighbor).then(|| now + self.hold()),
             (true, true) | (false, false) => {}
         }
+        self.by_neighbor = matches!(objection, Some(Obstacle::NeighborSilent { .. }));
         self.agreed = agree;
     }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     bgp::{Bgp, NeighborView, RouteAnswer},
     config,
-    turn::{State, TunnelView, Turn},
+    turn::{FailureView, Stages, State, TunnelView, Turn},
 };
 
 /// The whole document.
@@ -197,6 +197,10 @@ pub struct Failure {
     pub detected_ns: Option<u64>,
     /// From then until the tunnel was masked, in microseconds.
     pub masked_us: Option<f64>,
+    /// From when control heard of it until all that follows of it was in the core, BGP's choices too, in
+    /// milliseconds; nothing while that is under way.
+    #[serde(default)]
+    pub converged_ms: Option<f64>,
 }
 
 /// A route.
@@ -271,6 +275,18 @@ pub fn status(turn: &Turn, ike: &crate::ike::Ike, bgp: &Bgp, stats: Option<&Stat
         neighbors,
         drops: stats.map(|stats| stats.drops.iter().cloned().collect()).unwrap_or_default(),
         core: turn.has_core(),
+    }
+}
+
+fn failure(failure: &FailureView<'_>) -> Failure {
+    let masked = |stages: Stages| stages.masked.saturating_sub(stages.detected) as f64 / 1e3;
+    Failure {
+        cause: failure.why.cause().to_owned(),
+        reason: failure.why.to_string(),
+        ago_s: seconds(failure.ago),
+        detected_ns: failure.stages.map(|stages| stages.detected),
+        masked_us: failure.stages.map(masked),
+        converged_ms: failure.converged.map(|time| time.as_secs_f64() * 1e3),
     }
 }
 
@@ -417,13 +433,7 @@ fn tunnel_status(
         buckets: stats.map_or(0, |stats| stats.buckets),
         failovers: view.failovers,
         failover_causes: view.causes.iter().map(|(cause, count)| ((*cause).to_owned(), *count)).collect(),
-        last_failure: view.last_failure.map(|(ago, why, stages)| Failure {
-            cause: why.cause().to_owned(),
-            reason: why.to_string(),
-            ago_s: seconds(ago),
-            detected_ns: stages.map(|stages| stages.detected),
-            masked_us: stages.map(|stages| stages.masked.saturating_sub(stages.detected) as f64 / 1e3),
-        }),
+        last_failure: view.last_failure.as_ref().map(failure),
     }
 }
 

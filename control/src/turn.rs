@@ -51,7 +51,7 @@ pub(crate) use ike::NOTE;
 pub use ike::{Carried, IkeOp, IkeState, NotHeld};
 pub use learned::{Learned, LearnedRoute};
 pub use message::{Effect, Event, Note, Token};
-pub use view::{RouteView, State, TunnelView};
+pub use view::{FailureView, RouteView, State, TunnelView};
 
 use sync::Core;
 
@@ -104,8 +104,10 @@ pub struct Turn {
     deadlines: BTreeSet<(Duration, usize)>,
     /// Tunnels to be looked at before this turn ends.
     touched: BTreeSet<usize>,
-    /// Those that a signal says are down.
+    /// Those that a signal says are down, or whose neighbor is silent.
     silent: BTreeSet<usize>,
+    /// Those of whose last failure not all that follows has been done.
+    converging: BTreeSet<usize>,
     stats_at: Option<Duration>,
     /// Those who asked for a reload that is not in the core yet.
     awaiting_sync: Vec<Token>,
@@ -147,6 +149,8 @@ struct Runtime {
     session: Session,
     /// Adopted masked: the counters tell why.
     unexplained: bool,
+    /// The neighbor in it was not heard for its hold time, which is the value.
+    silent_neighbor: Option<Duration>,
     /// From where the peer was heard, if it moved or was unknown.
     heard_from: Option<SocketAddr>,
     deadline: Option<Duration>,
@@ -167,6 +171,8 @@ struct Failure {
     at: Duration,
     why: Obstacle,
     stages: Option<Stages>,
+    /// After what time all that follows of it was in the core.
+    converged: Option<Duration>,
 }
 
 /// When the core took a tunnel out, in nanoseconds of CLOCK_MONOTONIC.
@@ -234,6 +240,7 @@ impl Turn {
             deadlines: BTreeSet::new(),
             touched: BTreeSet::new(),
             silent: BTreeSet::new(),
+            converging: BTreeSet::new(),
             stats_at: None,
             awaiting_sync: Vec::new(),
             warned_manual: false,
@@ -280,8 +287,8 @@ impl Turn {
         self.bfd.down()
     }
 
-    /// Another number than before: [`Turn::is_offered`], [`Turn::links`] and [`Turn::bfd_down`] may answer
-    /// otherwise.
+    /// Another number than before: [`Turn::is_offered`], [`Turn::awaits_bgp`], [`Turn::is_drained`],
+    /// [`Turn::links`] and [`Turn::bfd_down`] may answer otherwise.
     pub fn offer_changes(&self) -> u64 {
         self.offer_changes
     }
@@ -290,6 +297,17 @@ impl Turn {
     pub fn is_offered(&self, tunnel: &str) -> bool {
         let runtime = self.by_name.get(tunnel).and_then(|index| self.tunnels.get(*index));
         runtime.is_some_and(|runtime| runtime.offer == Offer::Live)
+    }
+
+    /// Whether the silence of the BGP neighbor in a tunnel is all that keeps it from traffic.
+    pub fn awaits_bgp(&self, tunnel: &str) -> bool {
+        let runtime = self.by_name.get(tunnel).and_then(|index| self.tunnels.get(*index));
+        runtime.is_some_and(|runtime| matches!(runtime.obstacle, Some(Obstacle::NeighborSilent { .. })))
+    }
+
+    /// Whether a tunnel is to be drained, now or when it is up.
+    pub fn is_drained(&self, tunnel: &str) -> bool {
+        self.memory.drained.contains(tunnel)
     }
 
     /// When [`Event::Timer`] is due.
@@ -375,7 +393,7 @@ impl Turn {
             Event::Undrain { tunnel, token } => self.handle_drain(tunnel, false, token),
             Event::Ike(states) => self.handle_ike(states),
             Event::Adopt { negotiated } => self.handle_adopt(negotiated),
-            Event::Learned(learned) => self.handle_learned(learned),
+            Event::Learned(learned) => self.handle_learned(learned, now),
             Event::RoutesDone => self.learned.kernel_done(),
             Event::Timer => self.handle_timer(now),
         }
@@ -418,6 +436,7 @@ impl Turn {
         }
         self.deadlines.clear();
         self.silent.clear();
+        self.converging.clear();
         self.by_name.clear();
         let before = core::mem::replace(&mut self.config, config.clone());
         self.forget_negotiated(&before);
@@ -661,6 +680,7 @@ impl Runtime {
             ike: IkeState::default(),
             session: Session::Unknown,
             unexplained: false,
+            silent_neighbor: None,
             heard_from: None,
             deadline: None,
             obstacle: Some(Obstacle::NoPlan),

@@ -13,7 +13,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    attributes::{Attributes, NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED},
+    attributes::{Attributes, GRACEFUL_SHUTDOWN, NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED},
     config::RouteLimit,
     policy::PrefixFilter,
     rib::{Change, NeighborId, Notice, decision::DEFAULT_LOCAL_PREF},
@@ -44,6 +44,8 @@ pub struct ExportSettings {
     pub sources: BTreeSet<NeighborId>,
     /// How many routes the peer takes.
     pub limit: Option<RouteLimit>,
+    /// This way is about to go: the peer is to prefer any other.
+    pub leaving: bool,
 }
 
 impl ExportSettings {
@@ -63,6 +65,7 @@ impl ExportSettings {
             filter: PrefixFilter::all(),
             sources: BTreeSet::new(),
             limit: None,
+            leaving: false,
         }
     }
 }
@@ -191,6 +194,11 @@ impl AdjOut {
         self.configure(ExportSettings { next_hop_v4: v4, next_hop_v6: v6, ..self.settings.clone() });
     }
 
+    /// Whether this way is about to go.
+    pub fn set_leaving(&mut self, leaving: bool) {
+        self.configure(ExportSettings { leaving, ..self.settings.clone() });
+    }
+
     /// Whether it is told routes of any other neighbor.
     pub fn has_sources(&self) -> bool {
         !self.settings.sources.is_empty()
@@ -276,7 +284,9 @@ impl AdjOut {
 
     /// The route as the peer sees it, if it may.
     fn wanted(&self, prefix: &IpNet) -> Option<Arc<Attributes>> {
-        let ExportSettings { local_as, external, prepend, med, .. } = self.settings;
+        let ExportSettings { local_as, external, prepend, mut med, leaving, .. } = self.settings;
+        // Understood also by peers that do not look at communities.
+        med = if leaving { Some(u32::MAX) } else { med };
         let next_hop = match prefix {
             IpNet::V4(_) => self.settings.next_hop_v4.map(IpAddr::V4),
             IpNet::V6(_) => self.settings.next_hop_v6.map(IpAddr::V6),
@@ -304,7 +314,11 @@ impl AdjOut {
             out.extended_communities.retain(|community| community & NON_TRANSITIVE == 0);
         } else {
             out.med = med.or(out.med);
-            out.local_pref = Some(preference);
+            out.local_pref = Some(if leaving { 0 } else { preference });
+        }
+        // RFC 8326 section 4: tagged, and within the AS of no preference.
+        if leaving && !out.communities.contains(&GRACEFUL_SHUTDOWN) {
+            out.communities.push(GRACEFUL_SHUTDOWN);
         }
         Some(Arc::new(out))
     }

@@ -99,6 +99,13 @@ pub struct Notification {
     pub text: String,
 }
 
+impl Notification {
+    /// Whether the Hold Timer has expired (RFC 4271 section 6.5).
+    pub fn is_hold_time(&self) -> bool {
+        self.code == 4
+    }
+}
+
 impl fmt::Display for Notification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}/{})", self.text, self.code, self.subcode)

@@ -214,7 +214,11 @@ impl Bgp {
     /// Whether [`Bgp::work`] has something to do.
     pub fn has_work(&self) -> bool {
         let complete = match &self.speaker {
-            Some(speaker) if speaker.has_work(|number| self.net.has_room(number)) => return true,
+            Some(speaker)
+                if speaker.sessions_changed || speaker.has_work(|number| self.net.has_room(number)) =>
+            {
+                return true;
+            }
             Some(speaker) => speaker.is_complete(),
             None => self.begun,
         };
@@ -230,9 +234,12 @@ impl Bgp {
         let (Some(speaker), Some(config)) = (&mut self.speaker, &self.config) else { return };
         speaker.set_links(turn.links(), now);
         speaker.set_bfd_down(turn.bfd_down(), now);
-        for tunnel in config.neighbors.iter().filter_map(config::Neighbor::tunnel) {
-            speaker.offer(tunnel, turn.is_offered(tunnel), now);
+        let tunnels = || config.neighbors.iter().filter_map(config::Neighbor::tunnel);
+        for tunnel in tunnels() {
+            speaker.offer(tunnel, turn.is_offered(tunnel), turn.awaits_bgp(tunnel), now);
         }
+        let drained = tunnels().filter(|tunnel| turn.is_drained(tunnel)).map(str::to_owned);
+        speaker.set_drained(drained.collect());
         self.run_commands();
     }
 
@@ -247,6 +254,7 @@ impl Bgp {
                 learned.complete = speaker.is_complete();
                 if core::mem::take(&mut speaker.sessions_changed) {
                     learned.sessions = Some(speaker.established());
+                    learned.silent = Some(speaker.silent.clone());
                 }
             }
             None => learned.complete = self.begun,
@@ -256,6 +264,9 @@ impl Bgp {
         if self.bfd_wanted != self.bfd_told {
             learned.bfd_links.clone_from(&self.bfd_wanted);
             self.bfd_told.clone_from(&self.bfd_wanted);
+        }
+        if reset {
+            learned.silent.get_or_insert_default();
         }
         let something = reset
             || news

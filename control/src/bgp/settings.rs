@@ -82,6 +82,7 @@ pub(super) fn of(config: &Config, bgp: &Bgp, neighbor: &Neighbor) -> Option<Sett
         filter: PrefixFilter::all(),
         sources: BTreeSet::new(),
         limit: neighbor.max_advertised.map(RouteLimit::new),
+        leaving: false,
     };
     Some(Settings { endpoint, session, import, export })
 }

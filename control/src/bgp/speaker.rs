@@ -2,9 +2,9 @@
 //! sessions and on to whoever forwards.
 //!
 //! Invariants:
-//! - A session in a tunnel runs only while the tunnel is offered to traffic, one on a link only while that is up,
-//!   one with BFD only while that does not say that the path is down: what goes down takes its neighbor and its
-//!   routes with it, without graceful restart.
+//! - A session in a tunnel runs only while the tunnel is offered to traffic, or its own silence is all that speaks
+//!   against that; one on a link only while that is up, one with BFD only while that does not say that the path is
+//!   down: what goes down takes its neighbor and its routes with it, without graceful restart.
 //! - Work is done in portions ([`Speaker::work`]), so that a table of any size lets others get in between.
 //! - After a restart nothing is chosen, and no End-of-RIB is sent, before the neighbors of the life before have
 //!   said all, or until a deadline (RFC 4724 section 4.1).
@@ -72,6 +72,8 @@ pub(super) struct Peer {
     session_config: NeighborConfig,
     local_pref: u32,
     external: bool,
+    /// As agreed for the last session.
+    hold_time: Duration,
     /// Our address towards a neighbor outside the tunnels, once connected.
     local: Option<IpAddr>,
     bfd: Option<BfdTiming>,
@@ -114,6 +116,12 @@ pub(super) struct Speaker {
     unsettled_until: Option<Instant>,
     /// Neighbors outside the tunnels whose paths BFD says are down.
     bfd_down: BTreeSet<IpAddr>,
+    /// Tunnels that are being drained.
+    drained: BTreeSet<String>,
+    /// Tunnels whose neighbors were not heard for their hold time, which is the value, and not since.
+    pub(super) silent: BTreeMap<String, Duration>,
+    /// Tunnels that would be offered to traffic, were their neighbors heard.
+    trying: BTreeSet<String>,
     /// Which sessions are established has changed.
     pub(super) sessions_changed: bool,
 }
@@ -139,6 +147,9 @@ impl Speaker {
             unsettled: BTreeSet::new(),
             unsettled_until: None,
             bfd_down: BTreeSet::new(),
+            drained: BTreeSet::new(),
+            silent: BTreeMap::new(),
+            trying: BTreeSet::new(),
             sessions_changed: false,
         };
         speaker.configure(config, bgp, now);
@@ -182,6 +193,7 @@ impl Speaker {
             self.rib.put_neighbor(number, settings.import.clone());
             let mut export = settings.export.clone();
             export.sources = settings::sources(neighbor, &self.numbers);
+            export.leaving = neighbor.tunnel().is_some_and(|tunnel| self.drained.contains(tunnel));
             match self.peers.get_mut(&number) {
                 Some(peer) => {
                     peer.local_pref = settings.import.local_pref;
@@ -225,6 +237,7 @@ impl Speaker {
             session_config: settings.session,
             local_pref: settings.import.local_pref,
             external: settings.import.external,
+            hold_time: neighbor.hold_time,
             local: None,
             bfd: neighbor.bfd,
             bfd_local: None,
@@ -244,6 +257,9 @@ impl Speaker {
                 self.command(number, effect);
             }
             self.numbers.retain(|_, other| *other != number);
+            if let Place::Tunnel(tunnel) = &peer.place {
+                self.silent.remove(tunnel);
+            }
             self.sessions_changed = true;
         }
         self.rib.remove_neighbor(number);
@@ -546,9 +562,13 @@ impl Speaker {
                 }
                 peer.out.restart();
                 peer.owed = negotiated.families.iter().copied().collect();
+                peer.hold_time = negotiated.hold_time;
                 peer.last_failure = None;
                 (peer.unreached, peer.refusal) = (None, None);
                 peer.malformed.clear();
+                if let Place::Tunnel(tunnel) = &peer.place {
+                    self.silent.remove(tunnel);
+                }
                 self.unsent.insert(number);
                 self.sessions_changed = true;
                 let line = format!("neighbor {} (AS {}) is established", peer.name, negotiated.remote_as);
@@ -556,6 +576,11 @@ impl Speaker {
             }
             Event::Down { cause, retain } => {
                 peer.note_refusal(&cause);
+                if let (Cause::Sent(notification), Place::Tunnel(tunnel)) = (&cause, &peer.place)
+                    && notification.is_hold_time()
+                {
+                    self.silent.insert(tunnel.clone(), peer.hold_time);
+                }
                 self.rib.down(number, &retain);
                 if retain.is_empty() {
                     self.rib.do_not_wait(number);

@@ -70,7 +70,7 @@ impl Joined {
 
     fn offer(&mut self, tunnel: &str, offered: bool) {
         for speaker in &mut self.speakers {
-            speaker.offer(tunnel, offered, self.now);
+            speaker.offer(tunnel, offered, false, self.now);
         }
     }
 
@@ -205,6 +205,64 @@ fn the_other_end_returns_by_the_tunnel_of_the_higher_priority() {
 }
 
 #[test]
+fn a_tunnel_that_is_drained_is_told_to_be_the_worst_and_keeps_its_session() {
+    let mut joined = Joined::new(OURS, BOTH);
+    let there = |joined: &Joined| {
+        let tunnels = joined.learned[1]["10.1.0.0/16"].tunnels.iter();
+        tunnels.map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    joined.speakers[0].set_drained(["a".to_owned()].into());
+    joined.settle();
+    assert_eq!(there(&joined), ["b"]);
+    // Whatever is configured meanwhile.
+    let (now, ours) = (joined.now, configuration(65_010, 2, "\"10.1.0.0/16\"", OURS));
+    joined.speakers[0].configure(&ours, ours.bgp.as_ref().unwrap(), now);
+    joined.settle();
+    assert_eq!(
+        (there(&joined), joined.states(0)),
+        (vec!["b".to_owned()], vec![SessionState::Established; 2])
+    );
+    joined.speakers[0].set_drained(BTreeSet::new());
+    joined.settle();
+    assert_eq!(there(&joined), ["a", "b"]);
+}
+
+#[test]
+fn a_neighbor_that_is_not_heard_is_told_of_and_tried_while_that_is_all_that_is_wrong() {
+    let mut joined = Joined::new(OURS, BOTH);
+    // Nothing is carried in a any more, and nobody notices.
+    joined.connections.remove("a");
+    for _ in 0..40 {
+        joined.sleep(Duration::from_secs(1));
+        if !joined.speakers[0].silent.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(joined.speakers[0].silent, [("a".to_owned(), Duration::from_secs(30))].into());
+    assert_eq!(joined.ways("10.2.0.0/16"), ["b"]);
+    let now = joined.now;
+    joined.speakers[0].offer("a", false, true, now);
+    for _ in 0..90 {
+        joined.sleep(Duration::from_secs(1));
+    }
+    // It is back, and its routes count once the tunnel does.
+    assert_eq!(joined.states(0), [SessionState::Established; 2]);
+    assert!(joined.speakers[0].silent.is_empty());
+    assert_eq!(joined.ways("10.2.0.0/16"), ["b"]);
+    joined.offer("a", true);
+    joined.settle();
+    assert_eq!(
+        (joined.ways("10.2.0.0/16"), joined.states(0)),
+        (vec!["a", "b"], vec![SessionState::Established; 2])
+    );
+    // Who says goodbye is heard.
+    let now = joined.now;
+    joined.speakers[1].stop("for a test", now);
+    joined.settle();
+    assert!(joined.speakers[0].silent.is_empty());
+}
+
+#[test]
 fn filters_keep_out_what_is_ours_and_what_is_nobodys() {
     let announce = "\"10.1.7.0/24\", \"169.254.11.0/30\", \"10.2.0.0/16\", \"224.0.0.0/4\", \"0.0.0.0/0\"";
     let joined = Joined::new(OURS, announce);
@@ -233,12 +291,12 @@ fn after_a_restart_nothing_is_chosen_before_all_is_said() {
     again.begin(Some(&had), joined.now);
     joined.speakers[0] = again;
     joined.learned[0].clear();
-    joined.speakers[0].offer("a", true, joined.now);
+    joined.speakers[0].offer("a", true, false, joined.now);
     joined.settle();
     assert_eq!(joined.speakers[0].established(), ["a".to_owned()].into());
     assert!(joined.speakers[0].is_deferring() && !joined.speakers[0].is_complete());
     assert!(joined.learned[0].is_empty());
-    joined.speakers[0].offer("b", true, joined.now);
+    joined.speakers[0].offer("b", true, false, joined.now);
     joined.settle();
     assert!(joined.speakers[0].is_complete());
     assert_eq!(joined.ways("10.2.0.0/16"), ["a", "b"]);
@@ -360,13 +418,13 @@ fn without_graceful_restart_what_was_left_stays_until_the_neighbors_seem_to_have
     again.begin(Some(&["a".to_owned(), "b".to_owned()].into()), joined.now);
     joined.speakers[0] = again;
     joined.learned[0].clear();
-    joined.speakers[0].offer("a", true, joined.now);
+    joined.speakers[0].offer("a", true, false, joined.now);
     joined.settle();
     // What is said is chosen at once; that it is all is not said before a KEEPALIVE after it.
     assert_eq!(joined.ways("10.2.0.0/16"), ["a"]);
     joined.sleep(Duration::from_secs(10));
     assert!(!joined.speakers[0].is_complete(), "b is still missing");
-    joined.speakers[0].offer("b", true, joined.now);
+    joined.speakers[0].offer("b", true, false, joined.now);
     joined.settle();
     assert_eq!(joined.ways("10.2.0.0/16"), ["a", "b"]);
     assert!(!joined.speakers[0].is_complete());

@@ -334,13 +334,14 @@ fn failure_table(status: &Status) -> String {
     let mut failed: Vec<(&Tunnel, &Failure)> =
         status.tunnels.iter().filter_map(|tunnel| Some((tunnel, tunnel.last_failure.as_ref()?))).collect();
     failed.sort_by(|one, other| one.1.ago_s.total_cmp(&other.1.ago_s));
-    let mut rows = vec![["LAST FAILURE", "AGO", "CAUSE", "MASKED IN", ""].map(str::to_owned)];
+    let mut rows = vec![["LAST FAILURE", "AGO", "CAUSE", "MASKED IN", "ALL DONE IN", ""].map(str::to_owned)];
     for (tunnel, failure) in failed.into_iter().take(MAX_FAILURES) {
         rows.push([
             tunnel.name.clone(),
             time(failure.ago_s),
             failure.cause.clone(),
             failure.masked_us.map_or_else(|| "-".to_owned(), |us| format!("{us:.0} us")),
+            failure.converged_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms")),
             failure.reason.clone(),
         ]);
     }

@@ -16,6 +16,7 @@ impl Control {
         }
         self.bgp.follow(&self.turn, now);
         if !self.bgp.has_work() {
+            self.turn.handle_quiet(self.start.elapsed());
             return Ok(());
         }
         if let Some(event) = self.bgp.work(now) {

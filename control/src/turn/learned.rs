@@ -14,6 +14,7 @@
 //! - What an earlier life of control had learned stays in the core and in the kernel until [`Learned::complete`]
 //!   and all that is learned now is there.
 
+use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use braid_api::{
@@ -55,6 +56,9 @@ pub struct Learned {
     pub complete: bool,
     /// Names of the neighbors with sessions, if that has changed.
     pub sessions: Option<BTreeSet<String>>,
+    /// Tunnels whose neighbors were not heard for the hold time, which is the value, and have no session since; if
+    /// that may have changed.
+    pub silent: Option<BTreeMap<String, Duration>>,
     /// The BFD sessions with neighbors outside the tunnels, if that has changed.
     pub bfd_links: Option<Vec<BfdLink>>,
 }
@@ -467,7 +471,7 @@ impl Beside for Table {
 }
 
 impl Turn {
-    pub(super) fn handle_learned(&mut self, learned: Learned) {
+    pub(super) fn handle_learned(&mut self, learned: Learned, now: Duration) {
         if learned.reset {
             self.learned.forget();
         }
@@ -480,6 +484,9 @@ impl Turn {
                 core.is_dirty = true;
             }
         }
+        if let Some(silent) = learned.silent {
+            self.handle_silent_neighbors(&silent, now);
+        }
         if let Some(links) = learned.bfd_links {
             self.want_bfd_links(links);
         }
@@ -488,6 +495,42 @@ impl Turn {
         {
             self.memory.sessions = sessions;
             self.effects.push(Effect::RememberLater);
+        }
+    }
+
+    /// A neighbor that is not heard speaks against its tunnel only while nothing else is heard there either, which the
+    /// core knows: its BGP may have died alone.
+    fn handle_silent_neighbors(&mut self, silent: &BTreeMap<String, Duration>, now: Duration) {
+        for (name, index) in &self.by_name {
+            let Some(runtime) = self.tunnels.get_mut(*index) else { continue };
+            let before = core::mem::replace(&mut runtime.silent_neighbor, silent.get(name).copied());
+            if before == runtime.silent_neighbor {
+                continue;
+            }
+            self.touched.insert(*index);
+            if runtime.silent_neighbor.is_some() {
+                self.effects.push(Effect::QueryStats);
+            } else {
+                runtime.health.handle_neighbor(None, now);
+            }
+        }
+    }
+
+    /// The core has confirmed everything it was told, and so has whoever chooses routes nothing more to say: what
+    /// follows of the failures so far has been done.
+    pub fn handle_quiet(&mut self, now: Duration) {
+        let is_quiet = |core: &super::sync::Core| core.is_idle() && core.is_answered();
+        if self.converging.is_empty() || !self.core.as_ref().is_some_and(is_quiet) {
+            return;
+        }
+        if !self.learned.for_core.is_empty() || self.learned.needs_build() {
+            return;
+        }
+        for index in core::mem::take(&mut self.converging) {
+            let failure = self.tunnels.get_mut(index).and_then(|runtime| runtime.last_failure.as_mut());
+            if let Some(failure) = failure {
+                failure.converged = Some(now.saturating_sub(failure.at));
+            }
         }
     }
 

@@ -240,3 +240,68 @@ fn behind_a_learned_link_the_core_has_the_tunnels() {
     learn(&mut rig, vec![by("10.2.0.0/16", &[])], true);
     assert_eq!(kernel(&rig, "10.2.0.0/16"), None);
 }
+
+fn fall_silent(rig: &mut Rig, tunnels: &[&str]) {
+    let hold_time = Duration::from_secs(30);
+    let silent = tunnels.iter().map(|name| ((*name).to_owned(), hold_time)).collect();
+    rig.event(Event::Learned(Learned { silent: Some(silent), ..Learned::default() }));
+    rig.settle();
+}
+
+#[test]
+fn a_neighbor_that_falls_silent_takes_its_tunnel_out_if_nothing_else_is_heard_there() {
+    let mut rig = Rig::with_text(BGP);
+    rig.settle();
+    rig.sleep(Duration::from_secs(100));
+    // Its BGP has died, but its packets come.
+    rig.hear("b");
+    fall_silent(&mut rig, &["b"]);
+    assert_eq!((rig.view("b").0, rig.turn.awaits_bgp("b")), (State::Up, false));
+    let changes = rig.turn.offer_changes();
+    let pass = |rig: &mut Rig, seconds: u32| {
+        for _ in 0..seconds {
+            rig.sleep(Duration::from_secs(1));
+            rig.settle();
+        }
+    };
+    pass(&mut rig, 25);
+    assert_eq!(rig.view("b").0, State::Up);
+    // Now they do not come any more either.
+    pass(&mut rig, 10);
+    let why = "BGP: neither the neighbor nor anything else was heard for 30 s".to_owned();
+    assert_eq!(rig.view("b"), (State::Down, why));
+    assert!(rig.turn.awaits_bgp("b") && !rig.turn.is_offered("b") && rig.turn.offer_changes() > changes);
+    assert!(rig.turn.is_offered("a"));
+    pass(&mut rig, 100);
+    assert_eq!(rig.view("b").0, State::Down);
+    rig.hear("b");
+    pass(&mut rig, 2);
+    assert_eq!(rig.view("b").0, State::Up);
+    pass(&mut rig, 40);
+    assert_eq!(rig.view("b").0, State::Down);
+    // A session proves both directions, so that nothing is waited for.
+    fall_silent(&mut rig, &[]);
+    assert_eq!((rig.view("b").0, rig.turn.awaits_bgp("b")), (State::Up, false));
+}
+
+#[test]
+fn a_failure_has_converged_when_the_core_has_confirmed_what_bgp_makes_of_it() {
+    let mut rig = Rig::with_text(BGP);
+    rig.settle();
+    learn(&mut rig, vec![by("10.8.0.0/16", &[("a", 1), ("b", 1)])], true);
+    rig.sleep(Duration::from_secs(100));
+    fall_silent(&mut rig, &["b"]);
+    assert_eq!((rig.view("b").0, rig.converged("b")), (State::Down, None));
+    rig.sleep(Duration::from_millis(3));
+    // BGP chooses anew; that is not in the core yet.
+    rig.event(Event::Learned(Learned { routes: vec![by("10.8.0.0/16", &[("a", 1)])], ..Learned::default() }));
+    rig.quiet();
+    assert_eq!(rig.converged("b"), None);
+    rig.settle();
+    rig.quiet();
+    let took = rig.converged("b").unwrap();
+    assert!(took >= Duration::from_millis(3), "{took:?}");
+    rig.sleep(Duration::from_secs(1));
+    rig.quiet();
+    assert_eq!(rig.converged("b"), Some(took));
+}

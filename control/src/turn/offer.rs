@@ -21,7 +21,7 @@ impl Turn {
                 .get(index)
                 .is_some_and(|tunnel| self.memory.drained.contains(&tunnel.name));
             let Some(runtime) = self.tunnels.get_mut(index) else { continue };
-            if runtime.health.is_silent() {
+            if runtime.health.is_silent() || runtime.silent_neighbor.is_some() {
                 self.silent.insert(index);
             } else {
                 self.silent.remove(&index);
@@ -145,6 +145,7 @@ impl Turn {
             (Some(_), None) | (None, Some(_)) => true,
         };
         if changed {
+            self.offer_changes += 1;
             runtime.since = now;
             let tunnel = tunnel.name.clone();
             match &obstacle {
@@ -162,7 +163,8 @@ impl Turn {
             runtime.failovers += 1;
             *runtime.causes.entry(why.cause()).or_default() += 1;
             let stages = runtime.stages.take().filter(|_| matches!(why, Obstacle::Silent { .. }));
-            runtime.last_failure = Some(Failure { at: now, why: why.clone(), stages });
+            runtime.last_failure = Some(Failure { at: now, why: why.clone(), stages, converged: None });
+            self.converging.insert(index);
         }
         runtime.obstacle = obstacle;
     }
@@ -190,6 +192,7 @@ impl Turn {
         let changed =
             if drain { self.memory.drained.insert(name.clone()) } else { self.memory.drained.remove(&name) };
         if changed {
+            self.offer_changes += 1;
             self.effects.push(Effect::RememberLater);
             self.touched.insert(index);
         }

@@ -41,6 +41,8 @@ pub(super) struct Core {
     /// What is desired has changed since `queue` was made.
     pub(super) is_dirty: bool,
     next_epoch: u64,
+    /// The last transaction that was confirmed or refused: they are in the order in which they were sent.
+    answered: Epoch,
     next_sa: u64,
     queue: VecDeque<Change>,
     outstanding: Option<Outstanding>,
@@ -71,6 +73,7 @@ impl Core {
             names: hello.tunnels.iter().map(|tunnel| (tunnel.id, tunnel.name.clone())).collect(),
             is_dirty: true,
             next_epoch: 1,
+            answered: Epoch(0),
             // A number is never used twice in a boot: the generation, which the core counts up at
             // every adoption, makes those of this connection higher than all before.
             next_sa: (u64::from(hello.generation.0) << 32) | 1,
@@ -92,6 +95,11 @@ impl Core {
 
     pub(super) fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.outstanding.is_none() && !self.is_dirty
+    }
+
+    /// Whether every transaction was confirmed or refused.
+    pub(super) fn is_answered(&self) -> bool {
+        self.answered.0 + 1 == self.next_epoch
     }
 
     pub(super) fn is_installing(&self, tunnel: TunnelId, direction: Direction) -> bool {
@@ -302,6 +310,7 @@ impl Turn {
 
     pub(super) fn handle_applied(&mut self, epoch: Epoch, now: Duration) {
         let Some(core) = &mut self.core else { return };
+        core.answered = core.answered.max(epoch);
         if let Some(token) = core.waiting.remove(&epoch) {
             self.effects.push(Effect::Reply(token, Ok("done".to_owned())));
         }
@@ -370,6 +379,7 @@ impl Turn {
 
     pub(super) fn handle_rejected(&mut self, rejected: Rejected, now: Duration) {
         let Some(core) = &mut self.core else { return };
+        core.answered = core.answered.max(rejected.epoch);
         core.unmasking.remove(&rejected.epoch);
         let line = format!("the forwarding core refused it: {:?}", rejected.reason);
         if let Some(token) = core.waiting.remove(&rejected.epoch) {
@@ -513,6 +523,10 @@ impl Turn {
             if let Some(wireguard) = stats.wireguard.filter(|_| runtime.session == Session::Unknown) {
                 runtime.session =
                     if wireguard.last_handshake.is_some() { Session::Up } else { Session::None };
+            }
+            if let Some(hold_time) = runtime.silent_neighbor {
+                let is_silent = stats.heard_ago.is_none_or(|ago| ago >= hold_time);
+                runtime.health.handle_neighbor(is_silent.then_some(hold_time), now);
             }
             let unexplained = core::mem::replace(&mut runtime.unexplained, false);
             // An answer is what brings a tunnel back: that the peer is heard says nothing of the way there.

@@ -309,10 +309,28 @@ impl Rig {
         Some(self.core.as_ref()?.states().get(self.id(name)?))
     }
 
-    fn view(&self, name: &str) -> (State, String) {
+    pub(super) fn view(&self, name: &str) -> (State, String) {
         let views = self.turn.tunnels(self.now);
         let view = views.iter().find(|view| view.tunnel.name == name).unwrap();
         (view.state, view.reason.clone())
+    }
+
+    /// A packet from a tunnel's peer is authentic.
+    pub(super) fn hear(&mut self, name: &str) {
+        let id = self.id(name).unwrap();
+        let mut reader = self.core.as_ref().unwrap().reader();
+        reader.enter().tunnel(id).unwrap().live.heard(self.now.as_nanos() as u64);
+    }
+
+    /// Whoever chooses routes has nothing more to say.
+    pub(super) fn quiet(&mut self) {
+        self.turn.handle_quiet(self.now);
+    }
+
+    /// After what time all that follows of a tunnel's last failure was done.
+    pub(super) fn converged(&self, name: &str) -> Option<Duration> {
+        let views = self.turn.tunnels(self.now);
+        views.iter().find(|view| view.tunnel.name == name)?.last_failure.as_ref()?.converged
     }
 
     fn liveness(&mut self, name: &str, up: bool) {
@@ -333,7 +351,7 @@ impl Rig {
         self.event(Event::Outer([(name.to_owned(), outer)].into()));
     }
 
-    fn sleep(&mut self, time: Duration) {
+    pub(super) fn sleep(&mut self, time: Duration) {
         self.now += time;
         while self.turn.poll_timeout().is_some_and(|at| at <= self.now) {
             self.event(Event::Timer);
@@ -416,9 +434,9 @@ fn a_verdict_of_the_core_masks_in_the_same_turn_and_names_its_cause() {
     assert_eq!(rig.view("b").0, State::Up);
     let views = rig.turn.tunnels(rig.now);
     assert_eq!(views[1].failovers, 1);
-    let (_, why, stages) = views[1].last_failure.unwrap();
-    assert_eq!(why.cause(), "probe");
-    assert_eq!(stages, Some(Stages { detected: 1_000_000, masked: 1_012_000 }));
+    let failure = views[1].last_failure.as_ref().unwrap();
+    assert_eq!(failure.why.cause(), "probe");
+    assert_eq!(failure.stages, Some(Stages { detected: 1_000_000, masked: 1_012_000 }));
 }
 
 #[test]

@@ -69,8 +69,21 @@ pub struct TunnelView<'t> {
     pub failovers: u64,
     /// The same by their causes.
     pub causes: &'t BTreeMap<&'static str, u64>,
-    /// How long ago and why it was taken out last, and what the core noted of it.
-    pub last_failure: Option<(Duration, &'t Obstacle, Option<Stages>)>,
+    /// How long ago and why it was taken out last, and what was noted of it.
+    pub last_failure: Option<FailureView<'t>>,
+}
+
+/// A tunnel's last failure.
+#[derive(Clone, Debug)]
+pub struct FailureView<'t> {
+    /// How long ago.
+    pub ago: Duration,
+    /// Why.
+    pub why: &'t Obstacle,
+    /// What the core noted.
+    pub stages: Option<Stages>,
+    /// Between when control heard of it and when the core had all that follows of it.
+    pub converged: Option<Duration>,
 }
 
 /// A route and its paths.
@@ -156,10 +169,12 @@ impl Turn {
             has_sas: id.is_some_and(held),
             failovers: runtime.failovers,
             causes: &runtime.causes,
-            last_failure: runtime
-                .last_failure
-                .as_ref()
-                .map(|failure| (now.saturating_sub(failure.at), &failure.why, failure.stages)),
+            last_failure: runtime.last_failure.as_ref().map(|failure| FailureView {
+                ago: now.saturating_sub(failure.at),
+                why: &failure.why,
+                stages: failure.stages,
+                converged: failure.converged,
+            }),
         })
     }
 

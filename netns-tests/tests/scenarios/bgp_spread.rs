@@ -74,7 +74,7 @@ fn routes_flap_beside_traffic() -> Outcome {
     let topology = &pair.topology;
     let bird = Bird::start(&topology.gateway_b, &far(2), &[])?;
     // Two connections that begin at once may end each other before the flaps, so the count need not begin at one.
-    let sessions = |status: &serde_json::Value| {
+    let sessions = |status: &Value| {
         let neighbors = status["neighbors"].as_array().into_iter().flatten();
         neighbors.map(|neighbor| neighbor["established"].as_u64()).collect::<Vec<_>>()
     };

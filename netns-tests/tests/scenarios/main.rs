@@ -5,6 +5,7 @@ mod authority;
 mod aws;
 mod bfd;
 mod bgp;
+mod bgp_signals;
 mod bgp_spread;
 mod change;
 mod clients;
@@ -60,6 +61,7 @@ const GROUPS: &[&[Scenario]] = &[
     mobile::ALL,
     aws::ALL,
     bgp::ALL,
+    bgp_signals::ALL,
     bgp_spread::ALL,
     direct::ALL,
     wireguard::ALL,

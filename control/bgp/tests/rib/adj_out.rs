@@ -10,7 +10,7 @@ use std::{
 use braid_bgp::{
     Attributes, Family, Origin, Outgoing, RouteLimit,
     adj_out::{AdjOut, ExportSettings},
-    attributes::{NO_ADVERTISE, NO_EXPORT},
+    attributes::{GRACEFUL_SHUTDOWN, NO_ADVERTISE, NO_EXPORT},
     policy::{PrefixFilter, PrefixMatch},
     rib::{Change, Chosen, NeighborId, Notice},
 };
@@ -87,6 +87,24 @@ fn what_is_passed_on_to_another_as_has_lost_what_does_not_leave_ours() {
     let told = only(&mut out).unwrap();
     assert_eq!((told.as_path, told.med, told.local_pref), (vec![64512], Some(5), Some(150)));
     assert_eq!(told.next_hop, "169.254.10.2".parse::<IpAddr>().unwrap());
+}
+
+/// RFC 8326 section 4: the community, and no preference within the AS; a MED for who looks at no communities.
+#[test]
+fn a_way_that_is_about_to_go_is_told_to_be_the_worst() {
+    for external in [true, false] {
+        let mut out = AdjOut::new(PEER, ExportSettings { med: Some(200), external, ..settings() });
+        out.announce([net("10.1.0.0/16")]);
+        let before = only(&mut out).unwrap();
+        out.set_leaving(true);
+        let leaving = only(&mut out).unwrap();
+        assert_eq!((&leaving.communities[..], leaving.med), (&[GRACEFUL_SHUTDOWN][..], Some(u32::MAX)));
+        assert_eq!(leaving.local_pref, if external { None } else { Some(0) });
+        out.set_leaving(true);
+        assert!(only(&mut out).is_none());
+        out.set_leaving(false);
+        assert_eq!(only(&mut out).unwrap(), before);
+    }
 }
 
 #[test]

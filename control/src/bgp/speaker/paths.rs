@@ -23,7 +23,8 @@ impl Speaker {
     pub(in crate::bgp) fn obstacle(&self, peer: &Peer) -> Option<&'static str> {
         match &peer.place {
             Place::Tunnel(tunnel) => {
-                (!self.reach.is_offered(tunnel)).then_some("its tunnel carries no traffic")
+                let may_run = self.reach.is_offered(tunnel) || self.trying.contains(tunnel);
+                (!may_run).then_some("its tunnel carries no traffic")
             }
             Place::Address { interface, .. } => {
                 let is_up = interface.as_ref().is_none_or(|interface| self.reach.is_up(interface));
@@ -39,17 +40,35 @@ impl Speaker {
         }
     }
 
-    /// A tunnel is offered to traffic, or no longer.
-    pub(in crate::bgp) fn offer(&mut self, tunnel: &str, offered: bool, now: Instant) {
-        if !self.reach.offer(tunnel, offered) {
-            return;
+    /// A tunnel is offered to traffic, or no longer; `may_try` says that it would be, but for the silence of the
+    /// neighbor in it.
+    pub(in crate::bgp) fn offer(&mut self, tunnel: &str, offered: bool, may_try: bool, now: Instant) {
+        let could_run = self.reach.is_offered(tunnel) || self.trying.contains(tunnel);
+        if may_try {
+            self.trying.insert(tunnel.to_owned());
+        } else {
+            self.trying.remove(tunnel);
         }
-        let reach = &self.reach;
-        self.rib.next_hops_changed(|neighbor, next_hop| reach.concerns(tunnel, neighbor, next_hop));
-        if !self.begun {
+        if self.reach.offer(tunnel, offered) {
+            let reach = &self.reach;
+            self.rib.next_hops_changed(|neighbor, next_hop| reach.concerns(tunnel, neighbor, next_hop));
+        }
+        if !self.begun || could_run == (offered || may_try) {
             return;
         }
         self.switch(|peer| peer.place.tunnel() == Some(tunnel), "the tunnel is down", now);
+    }
+
+    /// These tunnels are being drained, and no others: what is behind us is to be reached by others.
+    pub(in crate::bgp) fn set_drained(&mut self, drained: BTreeSet<String>) {
+        for (number, peer) in &mut self.peers {
+            let Some(tunnel) = peer.place.tunnel() else { continue };
+            if self.drained.contains(tunnel) != drained.contains(tunnel) {
+                peer.out.set_leaving(drained.contains(tunnel));
+                self.unsent.insert(*number);
+            }
+        }
+        self.drained = drained;
     }
 
     /// These links are up, and no others.
