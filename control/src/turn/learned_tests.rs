@@ -245,7 +245,7 @@ fn fall_silent(rig: &mut Rig, tunnels: &[&str]) {
     let hold_time = Duration::from_secs(30);
     let silent = tunnels.iter().map(|name| ((*name).to_owned(), hold_time)).collect();
     rig.event(Event::Learned(Learned { silent: Some(silent), ..Learned::default() }));
-    rig.settle();
+    rig.settle_for(1);
 }
 
 #[test]
@@ -258,26 +258,20 @@ fn a_neighbor_that_falls_silent_takes_its_tunnel_out_if_nothing_else_is_heard_th
     fall_silent(&mut rig, &["b"]);
     assert_eq!((rig.view("b").0, rig.turn.awaits_bgp("b")), (State::Up, false));
     let changes = rig.turn.offer_changes();
-    let pass = |rig: &mut Rig, seconds: u32| {
-        for _ in 0..seconds {
-            rig.sleep(Duration::from_secs(1));
-            rig.settle();
-        }
-    };
-    pass(&mut rig, 25);
+    rig.settle_for(25);
     assert_eq!(rig.view("b").0, State::Up);
     // Now they do not come any more either.
-    pass(&mut rig, 10);
+    rig.settle_for(10);
     let why = "BGP: neither the neighbor nor anything else was heard for 30 s".to_owned();
     assert_eq!(rig.view("b"), (State::Down, why));
     assert!(rig.turn.awaits_bgp("b") && !rig.turn.is_offered("b") && rig.turn.offer_changes() > changes);
     assert!(rig.turn.is_offered("a"));
-    pass(&mut rig, 100);
+    rig.settle_for(100);
     assert_eq!(rig.view("b").0, State::Down);
     rig.hear("b");
-    pass(&mut rig, 2);
+    rig.settle_for(2);
     assert_eq!(rig.view("b").0, State::Up);
-    pass(&mut rig, 40);
+    rig.settle_for(40);
     assert_eq!(rig.view("b").0, State::Down);
     // A session proves both directions, so that nothing is waited for.
     fall_silent(&mut rig, &[]);
@@ -297,7 +291,7 @@ fn a_failure_has_converged_when_the_core_has_confirmed_what_bgp_makes_of_it() {
     rig.event(Event::Learned(Learned { routes: vec![by("10.8.0.0/16", &[("a", 1)])], ..Learned::default() }));
     rig.quiet();
     assert_eq!(rig.converged("b"), None);
-    rig.settle();
+    rig.settle_for(1);
     rig.quiet();
     let took = rig.converged("b").unwrap();
     assert!(took >= Duration::from_millis(3), "{took:?}");

@@ -667,7 +667,7 @@ fn a_verdict_given_while_control_was_dead_shows_in_the_counters() {
 
 impl Rig {
     /// As [`Rig::settle`], for a state in which a timer is always set.
-    fn settle_for(&mut self, rounds: usize) {
+    pub(super) fn settle_for(&mut self, rounds: usize) {
         for _ in 0..rounds {
             self.finish_plan(true);
             self.connect();
