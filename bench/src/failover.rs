@@ -1,7 +1,8 @@
-//! A tunnel cut silently in mid-path at full load: when the cores find it by BFD, how long they take to mask it,
-//! and when the flows that it carried arrive by the other tunnel; and that BFD finds nothing where nothing is.
+//! A tunnel cut at full load, silently in mid-path, by its link or with ICMP errors: when the cores find it, how long
+//! they take to mask it, and when the flows that it carried arrive by the other tunnel; and that BFD finds nothing
+//! where nothing is.
 
-use braid_netns::fault::{self, Fault};
+use braid_netns::fault;
 use braid_netns::gateway::Gateway;
 use braid_netns::paced::{Load, Log, Paced};
 use braid_netns::topology::{CLIENT, GATEWAY_A, GATEWAY_B, NET_A, NET_B, SERVER};
@@ -25,9 +26,22 @@ const TCP_FLOWS: u32 = 4;
 const BEFORE: Duration = Duration::from_millis(1500);
 const AFTER: Duration = Duration::from_millis(1500);
 
+/// What takes a tunnel away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum How {
+    /// Packets of both ways vanish in mid-path: BFD finds it.
+    Silent,
+    /// A's own link goes down.
+    Link,
+    /// A router says to A that B cannot be reached; without BFD, and with probes of 300 ms.
+    Icmp,
+}
+
 /// Two gateways with two tunnels.
 #[derive(Debug)]
 pub struct Pair {
+    how: How,
     // Before the network: dropped first.
     a: Gateway,
     b: Gateway,
@@ -40,15 +54,15 @@ pub struct Pair {
 pub struct Round {
     /// How long the cut took to be made: what follows is measured from its end, and may be that much more.
     pub cutting_ms: f64,
-    /// Until the core of either gateway found it.
-    pub detected_ms: [f64; 2],
+    /// Until the core of either gateway found it; `None` where control did.
+    pub detected_ms: [Option<f64>; 2],
     /// From then on until the tunnel was masked.
-    pub masked_us: [f64; 2],
-    /// Flows of both ways whose next packet was lost.
+    pub masked_us: [Option<f64>; 2],
+    /// Flows whose next packet was lost: of both ways, or only of A's where only A is told.
     pub flows_hit: usize,
     /// Until a packet of each of them arrived: the fastest, the median, the slowest.
     pub traffic_ms: [f64; 3],
-    /// What each gateway gives as the cause.
+    /// What each gateway gives as the cause, if it has noticed.
     pub causes: [String; 2],
     /// TCP's goodput over the whole round, the cut in it.
     pub gbit_per_s: f64,
@@ -68,16 +82,17 @@ pub struct Quiet {
 }
 
 impl Pair {
-    /// Starts them with BFD at this interval, times 3; waits until the sessions are up.
+    /// Starts them, with BFD at this interval, times 3, where it is what finds the cut; waits until all is up.
     ///
     /// # Errors
     /// When something is missing or does not come up.
-    pub fn start(interval: Duration) -> Result<Self> {
+    pub fn start(how: How, interval: Duration) -> Result<Self> {
         let topology = Topology::builder().paths(TUNNELS).build()?;
+        let interval = (how != How::Icmp).then_some(interval);
         let start = |is_a: bool, netns| Gateway::start(netns, &configuration(&topology, is_a, interval));
         let (a, b) = (start(true, &topology.gateway_a)?, start(false, &topology.gateway_b)?);
         let tcp = IperfServer::start(&topology.server, SERVER)?;
-        let mut pair = Self { a, b, tcp, topology };
+        let mut pair = Self { how, a, b, tcp, topology };
         pair.wait_up()?;
         Ok(pair)
     }
@@ -96,16 +111,20 @@ impl Pair {
         ];
         sleep(BEFORE);
         let begin = origin.elapsed();
-        let fault = self.cut()?;
+        let cut = self.cut()?;
+        let undo = cut.undo;
         let cut = origin.elapsed();
         sleep(AFTER);
         let logs = ways.into_iter().map(Paced::finish).collect::<Result<Vec<Log>>>()?;
         let bits = tcp.finish()?.bits_per_second;
-        let failures = [self.failure(&self.a)?, self.failure(&self.b)?];
-        fault.undo()?;
+        let b_knows = if self.how == How::Icmp { Value::Null } else { self.failure(&self.b)? };
+        let failures = [self.failure(&self.a)?, b_knows];
+        undo(self)?;
         self.wait_up()?;
+        let told = if self.how == How::Silent { 2 } else { 1 };
         let mut resumed: Vec<f64> = logs
             .iter()
+            .take(told)
             .flat_map(|log| log.resumed(cut))
             .filter(|(lost, _)| *lost > 0)
             .map(|(_, at)| ms(at.saturating_sub(cut)))
@@ -113,14 +132,13 @@ impl Pair {
         resumed.sort_by(f64::total_cmp);
         let pick =
             |part: usize| resumed.get((resumed.len().saturating_sub(1)) * part / 2).copied().unwrap_or(0.0);
-        let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
         Ok(Round {
             cutting_ms: ms(cut - begin),
             detected_ms: failures.each_ref().map(|failure| {
-                let at = failure["detected_ns"].as_u64().unwrap_or(0);
-                (at as f64 - origin_ns as f64) / 1e6 - ms(cut)
+                let at = failure["detected_ns"].as_u64()?;
+                Some((at as f64 - origin_ns as f64) / 1e6 - ms(cut))
             }),
-            masked_us: failures.each_ref().map(|failure| number(&failure["masked_us"])),
+            masked_us: failures.each_ref().map(|failure| failure["masked_us"].as_f64()),
             flows_hit: resumed.len(),
             traffic_ms: [pick(0), pick(1), pick(2)],
             causes: failures
@@ -151,12 +169,39 @@ impl Pair {
         self.tcp.tcp_in_background(&self.topology.client, &load)
     }
 
-    fn cut(&self) -> Result<Fault> {
+    fn cut(&self) -> Result<Cut> {
         let internet =
             self.topology.internet.as_ref().ok_or_else(|| Error::Usage("no internet".to_owned()))?;
-        // Both directions in one command.
-        let devices = [format!("a{CUT}"), format!("b{CUT}")];
-        fault::cut(internet, &devices.each_ref().map(String::as_str))
+        let (path, a) = (&self.topology.paths[CUT], &self.topology.gateway_a);
+        match self.how {
+            How::Silent => {
+                // Both directions in one command.
+                let devices = [format!("a{CUT}"), format!("b{CUT}")];
+                let fault = fault::cut(internet, &devices.each_ref().map(String::as_str))?;
+                Ok(Cut { undo: Box::new(move |_| fault.undo()) })
+            }
+            How::Link => {
+                let (device, far) = (path.device.clone(), path.b);
+                let next = std::net::Ipv4Addr::from(u32::from(path.a) + 1);
+                a.ip(&format!("link set {device} down"))?;
+                Ok(Cut {
+                    undo: Box::new(move |pair| {
+                        pair.topology.gateway_a.ip(&format!("link set {device} up"))?;
+                        // The kernel has removed it with the link.
+                        pair.topology
+                            .gateway_a
+                            .ip(&format!("route add {far}/32 via {next} dev {device}"))
+                            .map(drop)
+                    }),
+                })
+            }
+            How::Icmp => {
+                let route = format!("unreachable {}/32", path.b);
+                internet.ip(&format!("route add {route}"))?;
+                let internet = internet.clone();
+                Ok(Cut { undo: Box::new(move |_| internet.ip(&format!("route del {route}")).map(drop)) })
+            }
+        }
     }
 
     fn failure(&self, gateway: &Gateway) -> Result<Value> {
@@ -177,7 +222,12 @@ impl Pair {
             retry_until("BFD up", START, || {
                 let status = gateway.status().map_err(|error| error.to_string())?;
                 let tunnels = status["tunnels"].as_array().ok_or("no tunnels")?;
-                let up = |tunnel: &Value| tunnel["bfd"]["state"] == "up" && tunnel["state"] == "up";
+                let with_bfd = self.how != How::Icmp;
+                let up = |tunnel: &Value| {
+                    // A probe has to have been answered, or its silence would say nothing.
+                    let heard = tunnel["latency_ms"].is_number();
+                    tunnel["state"] == "up" && heard && (!with_bfd || tunnel["bfd"]["state"] == "up")
+                };
                 if tunnels.iter().all(up) { Ok(()) } else { Err(status.to_string()) }
             })?;
         }
@@ -195,22 +245,33 @@ impl Pair {
     }
 }
 
-fn configuration(topology: &Topology, is_a: bool, interval: Duration) -> String {
+/// A cut, and how it is mended.
+struct Cut {
+    undo: Box<dyn FnOnce(&Pair) -> Result<()>>,
+}
+
+fn configuration(topology: &Topology, is_a: bool, interval: Option<Duration>) -> String {
     let (name, source, far) =
         if is_a { ("gateway-a", GATEWAY_A, NET_B) } else { ("gateway-b", GATEWAY_B, NET_A) };
     let mut text = format!("[gateway]\nname = \"{name}\"\nsource = \"{source}\"\n");
     for (index, path) in topology.paths.iter().enumerate() {
         let (local, remote, host, role) =
             if is_a { (path.a, path.b, 1, "initiate") } else { (path.b, path.a, 2, "respond") };
-        // Writing to a String does not fail. Probes that would notice nothing so soon.
+        // Probes that would notice nothing so soon, beside BFD.
+        let signals = match interval {
+            Some(interval) => format!(
+                "probe = {{ interval = \"1s\", multiplier = 5 }}\nbfd = {{ interval = \"{}ms\", multiplier = 3 }}\n",
+                interval.as_millis()
+            ),
+            None => "probe = { interval = \"300ms\", multiplier = 3 }\n".to_owned(),
+        };
+        // Writing to a String does not fail.
         let _ = write!(
             text,
             "\n[[tunnel]]\nname = \"t{index}\"\nrole = \"{role}\"\nlocal = \"{local}\"\nremote = \"{remote}\"\n\
-             inside = \"169.254.{}.{host}/30\"\nhold-down = \"0ms\"\nprobe = {{ interval = \"1s\", multiplier = 5 }}\n\
-             bfd = {{ interval = \"{}ms\", multiplier = 3 }}\n\
+             inside = \"169.254.{}.{host}/30\"\nhold-down = \"0ms\"\n{signals}\
              \n[tunnel.ike]\npsk = \"known to all who measure\"\n",
-            10 + index,
-            interval.as_millis()
+            10 + index
         );
     }
     let _ = write!(text, "\n[[route]]\nprefix = \"{far}\"\nvia = [\"t0\", \"t1\"]\n");

@@ -119,6 +119,8 @@ pub struct Circumstances<'a> {
     pub refused: &'a BTreeSet<usize>,
     /// By tunnel name.
     pub negotiated: &'a BTreeMap<String, Negotiated>,
+    /// Names of tunnels that stand behind all others.
+    pub yielding: &'a BTreeMap<String, i32>,
     /// Groups for what BGP has learned: tunnels by name, with their shares.
     pub learned: &'a [Vec<(&'a str, u16)>],
 }
@@ -388,7 +390,7 @@ fn build_groups(config: &Config, ids: &[Option<TunnelId>], circumstances: &Circu
     let member = |index: &u32| {
         let tunnel = config.tunnels.get(*index as usize)?;
         let id = (*ids.get(*index as usize)?)?;
-        Some(Member { tunnel: id, weight: tunnel.weight, priority: tunnel.priority })
+        Some(Member { tunnel: id, weight: tunnel.weight, priority: priority(tunnel, circumstances) })
     };
     let mut wanted: BTreeMap<Vec<Member>, Vec<IpNet>> = BTreeMap::new();
     for route in &config.routes {
@@ -399,7 +401,7 @@ fn build_groups(config: &Config, ids: &[Option<TunnelId>], circumstances: &Circu
             wanted.entry(members).or_default().push(route.prefix);
         }
     }
-    let learned = learned_members(config, ids, circumstances.learned);
+    let learned = learned_members(config, ids, circumstances);
     for members in learned.iter().filter(|members| !members.is_empty()) {
         wanted.entry(members.clone()).or_default();
     }
@@ -416,18 +418,24 @@ fn build_groups(config: &Config, ids: &[Option<TunnelId>], circumstances: &Circu
     Grouped { groups, routes, learned }
 }
 
+/// In the core's groups.
+fn priority(tunnel: &config::Tunnel, circumstances: &Circumstances<'_>) -> i32 {
+    if circumstances.yielding.contains_key(&tunnel.name) { i32::MIN } else { tunnel.priority }
+}
+
 /// The members of the groups that BGP wants, each by its share.
 fn learned_members(
     config: &Config,
     ids: &[Option<TunnelId>],
-    learned: &[Vec<(&str, u16)>],
+    circumstances: &Circumstances<'_>,
 ) -> Vec<Vec<Member>> {
+    let learned = circumstances.learned;
     if learned.is_empty() {
         return Vec::new();
     }
     let known = config.tunnels.iter().zip(ids).filter_map(|(tunnel, id)| Some((tunnel, (*id)?)));
     let by_name: BTreeMap<&str, (TunnelId, i32)> =
-        known.map(|(tunnel, id)| (tunnel.name.as_str(), (id, tunnel.priority))).collect();
+        known.map(|(tunnel, id)| (tunnel.name.as_str(), (id, priority(tunnel, circumstances)))).collect();
     let member = |(name, weight): &(&str, u16)| {
         let (tunnel, priority) = *by_name.get(name)?;
         Some(Member { tunnel, weight: *weight, priority })

@@ -1,5 +1,5 @@
 //! What control remembers over its own restarts, within one life of its launcher: which keys were
-//! sent to which core, which tunnels are drained, the outer paths as last seen, and that there is a plan.
+//! sent to which core, which tunnels are drained or yield, the outer paths as last seen, and that there is a plan.
 //!
 //! Pure but for [`load`], [`save`] and [`hash_seed`], which keep it in the run directory. Nothing
 //! in it is secret.
@@ -32,6 +32,8 @@ pub struct Memory {
     pub keys: KeyRecord,
     /// Names of drained tunnels.
     pub drained: BTreeSet<String>,
+    /// Names of tunnels that have failed and do not take their traffic back, with the priority of those that carry it.
+    pub yielding: BTreeMap<String, i32>,
     /// Outer paths by tunnel name.
     pub outer: BTreeMap<String, Outer>,
     /// The launcher has put a plan in force.
@@ -47,6 +49,7 @@ impl Memory {
         Memory {
             keys,
             drained: BTreeSet::new(),
+            yielding: BTreeMap::new(),
             outer: BTreeMap::new(),
             planned: false,
             sessions: BTreeSet::new(),
@@ -60,6 +63,8 @@ struct File {
     salt: String,
     used_keys: BTreeMap<String, String>,
     drained: BTreeSet<String>,
+    #[serde(default)]
+    yielding: BTreeMap<String, i32>,
     outer: BTreeMap<String, Outer>,
     #[serde(default)]
     planned: bool,
@@ -92,6 +97,7 @@ pub fn load(run_dir: &Path, launcher: &str) -> io::Result<Option<Memory>> {
     Ok(Some(Memory {
         keys,
         drained: file.drained,
+        yielding: file.yielding,
         outer: file.outer,
         planned: file.planned,
         sessions: file.sessions,
@@ -109,6 +115,7 @@ pub fn save(run_dir: &Path, launcher: &str, memory: &Memory) -> io::Result<()> {
         salt: hex(memory.keys.salt()),
         used_keys: used.collect(),
         drained: memory.drained.clone(),
+        yielding: memory.yielding.clone(),
         outer: memory.outer.clone(),
         planned: memory.planned,
         sessions: memory.sessions.clone(),

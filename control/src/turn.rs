@@ -22,6 +22,7 @@ mod message;
 mod offer;
 mod sync;
 mod view;
+mod yielding;
 
 #[cfg(test)]
 mod learned_tests;
@@ -131,6 +132,8 @@ pub struct Turn {
     bfd: bfd::Sessions,
     /// Counts the times that tunnels were offered to traffic or taken back, and links came or went.
     offer_changes: u64,
+    /// What it was when it was last looked at who yields.
+    yielded_after: u64,
     /// Counts the times that the core's tunnels may have changed.
     held_changes: u64,
     effects: Vec<Effect>,
@@ -254,6 +257,7 @@ impl Turn {
             links: BTreeSet::new(),
             bfd: bfd::Sessions::default(),
             offer_changes: 0,
+            yielded_after: 0,
             held_changes: 0,
             effects: Vec::new(),
         };
@@ -288,7 +292,7 @@ impl Turn {
     }
 
     /// Another number than before: [`Turn::is_offered`], [`Turn::awaits_bgp`], [`Turn::is_drained`],
-    /// [`Turn::links`] and [`Turn::bfd_down`] may answer otherwise.
+    /// [`Turn::is_yielding`], [`Turn::links`] and [`Turn::bfd_down`] may answer otherwise.
     pub fn offer_changes(&self) -> u64 {
         self.offer_changes
     }
@@ -454,6 +458,7 @@ impl Turn {
         let by_name = &self.by_name;
         self.memory.outer.retain(|name, _| by_name.contains_key(name));
         self.memory.drained.retain(|name| by_name.contains_key(name));
+        self.memory.yielding.retain(|name, _| by_name.contains_key(name));
         self.learned.configure(&config);
         self.learned.set_links(&config, &self.links);
         self.offer_changes += 1;
@@ -476,6 +481,7 @@ impl Turn {
                 numbers: &self.numbers,
                 refused: &refused,
                 negotiated: &self.negotiated,
+                yielding: &self.memory.yielding,
                 learned: &learned,
             },
         );
@@ -620,6 +626,7 @@ impl Turn {
             self.awaiting_sync.push(token);
         }
         self.offer(now);
+        self.yield_to_others();
         self.send_bfd_links();
         self.pump();
         self.mirror_learned();

@@ -1,15 +1,15 @@
 //! How fast a cut tunnel is left, on the shipped binaries, in namespaces of its own.
 
 use braid_bench::cpu::Machine;
-use braid_bench::failover::{Pair, Quiet, Round};
+use braid_bench::failover::{How, Pair, Quiet, Round};
 use braid_netns::{Result, guard};
 use clap::Parser;
 use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Cuts one of two tunnels of two Braid gateways silently in mid-path, at full load (TCP that takes what there
-/// is, and paced flows both ways by which the time is told), again and again; and loads them without a cut.
+/// Cuts one of two tunnels of two Braid gateways, at full load (TCP that takes what there is, and paced flows both
+/// ways by which the time is told), again and again; and loads them without a cut.
 ///
 /// Needs root, and what netns-tests/run installs. Build Braid first: cargo build --release
 #[derive(Debug, Parser)]
@@ -18,6 +18,9 @@ struct Arguments {
     /// Cuts.
     #[arg(long, default_value_t = 10)]
     rounds: u32,
+    /// What cuts it.
+    #[arg(long, value_enum, default_value = "silent")]
+    how: How,
     /// BFD's interval in milliseconds; the multiplier is 3.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(10..=1000))]
     interval: u64,
@@ -32,6 +35,7 @@ struct Arguments {
 #[derive(Debug, Serialize)]
 struct Report {
     machine: Machine,
+    how: How,
     interval_ms: u64,
     quiet: Option<Quiet>,
     rounds: Vec<Round>,
@@ -64,7 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(arguments: &Arguments) -> Result<Report> {
-    let mut pair = Pair::start(Duration::from_millis(arguments.interval))?;
+    let mut pair = Pair::start(arguments.how, Duration::from_millis(arguments.interval))?;
     let quiet = (arguments.quiet > 0).then(|| pair.quiet(arguments.quiet)).transpose()?;
     let mut rounds = Vec::new();
     for number in 1..=arguments.rounds {
@@ -72,11 +76,12 @@ fn measure(arguments: &Arguments) -> Result<Report> {
         eprintln!("failover: cut {number} of {}: {:.1} ms", arguments.rounds, round.traffic_ms[2]);
         rounds.push(round);
     }
-    Ok(Report { machine: Machine::look(), interval_ms: arguments.interval, quiet, rounds })
+    let (how, interval_ms) = (arguments.how, arguments.interval);
+    Ok(Report { machine: Machine::look(), how, interval_ms, quiet, rounds })
 }
 
 fn print(report: &Report) {
-    println!("BFD {} ms x 3", report.interval_ms);
+    println!("{:?}, BFD {} ms x 3", report.how, report.interval_ms);
     if let Some(quiet) = &report.quiet {
         println!(
             "{} s at {:.2} Gbit/s without a cut: {} failovers {:?}",
@@ -87,9 +92,12 @@ fn print(report: &Report) {
         "from the cut: found at A and B (ms), masked after (us), traffic of the flows hit (ms: first, median, last)"
     );
     for round in &report.rounds {
-        let Round { detected_ms: [a, b], masked_us: [ma, mb], traffic_ms: [first, median, last], .. } = round;
+        let Round { traffic_ms: [first, median, last], .. } = round;
+        let known = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"));
+        let [a, b] = round.detected_ms.map(known);
+        let [ma, mb] = round.masked_us.map(known);
         println!(
-            "found {a:6.1} {b:6.1}  masked {ma:6.1} {mb:6.1}  traffic {first:6.1} {median:6.1} {last:6.1}  \
+            "found {a:>6} {b:>6}  masked {ma:>6} {mb:>6}  traffic {first:6.1} {median:6.1} {last:6.1}  \
              ({} flows, cut made in {:.1} ms, {:?}, {:.2} Gbit/s)",
             round.flows_hit, round.cutting_ms, round.causes, round.gbit_per_s
         );

@@ -199,6 +199,11 @@ impl AdjOut {
         self.configure(ExportSettings { leaving, ..self.settings.clone() });
     }
 
+    /// Other MED from now on.
+    pub fn set_med(&mut self, med: Option<u32>) {
+        self.configure(ExportSettings { med, ..self.settings.clone() });
+    }
+
     /// Whether it is told routes of any other neighbor.
     pub fn has_sources(&self) -> bool {
         !self.settings.sources.is_empty()

@@ -240,6 +240,8 @@ impl Bgp {
         }
         let drained = tunnels().filter(|tunnel| turn.is_drained(tunnel)).map(str::to_owned);
         speaker.set_drained(drained.collect());
+        let yielding = tunnels().filter(|tunnel| turn.is_yielding(tunnel)).map(str::to_owned);
+        speaker.set_yielding(yielding.collect());
         self.run_commands();
     }
 

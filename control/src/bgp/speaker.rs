@@ -40,6 +40,8 @@ const DECIDED: usize = 2048;
 const TOLD: usize = 2048;
 /// How long those who had sessions may take to say all after a restart of ours.
 const DEFERRAL: Duration = Duration::from_secs(60);
+/// Of routes told in a tunnel that stands behind others: worse than any by priority, and better than one that goes.
+const YIELDING_MED: u32 = u32::MAX - 1;
 /// A neighbor that sent too much is left alone for so long.
 const TOO_MANY_PAUSE: Duration = Duration::from_secs(300);
 
@@ -72,6 +74,8 @@ pub(super) struct Peer {
     session_config: NeighborConfig,
     local_pref: u32,
     external: bool,
+    /// As configured.
+    med: Option<u32>,
     /// As agreed for the last session.
     hold_time: Duration,
     /// Our address towards a neighbor outside the tunnels, once connected.
@@ -118,6 +122,8 @@ pub(super) struct Speaker {
     bfd_down: BTreeSet<IpAddr>,
     /// Tunnels that are being drained.
     drained: BTreeSet<String>,
+    /// Tunnels that stand behind others after a failure.
+    yielding: BTreeSet<String>,
     /// Tunnels whose neighbors were not heard for their hold time, which is the value, and not since.
     pub(super) silent: BTreeMap<String, Duration>,
     /// Tunnels that would be offered to traffic, were their neighbors heard.
@@ -148,6 +154,7 @@ impl Speaker {
             unsettled_until: None,
             bfd_down: BTreeSet::new(),
             drained: BTreeSet::new(),
+            yielding: BTreeSet::new(),
             silent: BTreeMap::new(),
             trying: BTreeSet::new(),
             sessions_changed: false,
@@ -193,11 +200,16 @@ impl Speaker {
             self.rib.put_neighbor(number, settings.import.clone());
             let mut export = settings.export.clone();
             export.sources = settings::sources(neighbor, &self.numbers);
+            let med = export.med;
+            if neighbor.tunnel().is_some_and(|tunnel| self.yielding.contains(tunnel)) {
+                export.med = Some(YIELDING_MED);
+            }
             export.leaving = neighbor.tunnel().is_some_and(|tunnel| self.drained.contains(tunnel));
             match self.peers.get_mut(&number) {
                 Some(peer) => {
                     peer.local_pref = settings.import.local_pref;
                     peer.bfd = neighbor.bfd;
+                    peer.med = med;
                     if let Some(local) = peer.local {
                         (export.next_hop_v4, export.next_hop_v6) = settings::next_hops([local]);
                     }
@@ -237,6 +249,7 @@ impl Speaker {
             session_config: settings.session,
             local_pref: settings.import.local_pref,
             external: settings.import.external,
+            med: settings.export.med,
             hold_time: neighbor.hold_time,
             local: None,
             bfd: neighbor.bfd,

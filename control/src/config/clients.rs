@@ -214,6 +214,7 @@ impl Clients {
             role: Role::Respond,
             weight: 1,
             priority: 0,
+            preempt: true,
             probe: None,
             bfd: Vec::new(),
             allowed: Some(client.addresses.iter().copied().map(IpNet::from).collect()),

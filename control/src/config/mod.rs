@@ -153,6 +153,8 @@ pub struct Tunnel {
     pub weight: u16,
     /// The highest that is up carries traffic.
     pub priority: i32,
+    /// After a failure it takes its traffic back from tunnels of lower priority.
+    pub preempt: bool,
     /// In-tunnel probes, if any.
     pub probe: Option<Probe>,
     /// BFD sessions in it, at most one for each family; see [`Tunnel::add_bfd`].

@@ -27,6 +27,7 @@ static TUNNEL: Schema = Schema {
         "role",
         "weight",
         "priority",
+        "preempt",
         "probe",
         "bfd",
         "allowed",
@@ -137,6 +138,7 @@ fn read(
         role,
         weight: weight as u16,
         priority: priority as i32,
+        preempt: section.get("preempt").and_then(|item| item.boolean(report)).unwrap_or(true),
         allowed: section.get("allowed").map(|item| prefixes(item, report)),
         df: section.get("df").and_then(|item| item.parse(df, report)).unwrap_or(DfPolicy::Honour),
         selectors: Selectors {

@@ -15,14 +15,17 @@ use braid_api::{
     Verdict,
     launcher::{KernelPlan, LearnedVia},
 };
-use braid_dataplane::{esp::Engine, tables::Writer};
+use braid_dataplane::{
+    esp::Engine,
+    tables::{Ticks, Writer},
+};
 use proptest::prelude::*;
 
 use super::*;
 use crate::outer::Blocked;
 
 /// Variants of one configuration: weights, a tunnel less, other keys, priorities, no routes, another order.
-const VARIANTS: usize = 7;
+const VARIANTS: usize = 8;
 /// The same tunnels with keys that are negotiated, the peer's address unknown.
 const NEGOTIATED: usize = VARIANTS;
 /// As [`NEGOTIATED`], with a tunnel less.
@@ -47,7 +50,8 @@ fn configuration_with(variant: usize, more: &str, far: bool) -> Arc<Config> {
             format!("{:02x}", 0x10 * (index + 1) + side + salt).repeat(20)
         };
         let weight = if variant == 1 { 5 } else { 1 };
-        let priority = if variant == 4 { index as i32 } else { 0 };
+        let priority = if variant == 4 || variant == 7 { index as i32 } else { 0 };
+        let preempt = variant != 7;
         if variant >= NEGOTIATED {
             text.push_str(&format!(
                 "[[tunnel]]\nname = \"{name}\"\nlocal = \"192.0.2.{}\"\nrole = \"respond\"\n\
@@ -59,7 +63,7 @@ fn configuration_with(variant: usize, more: &str, far: bool) -> Arc<Config> {
         }
         text.push_str(&format!(
             "[[tunnel]]\nname = \"{name}\"\nlocal = \"192.0.2.{}\"\nremote = \"203.0.113.{}\"\n\
-             inside = \"169.254.{}.2/30\"\nweight = {weight}\npriority = {priority}\n\
+             inside = \"169.254.{}.2/30\"\nweight = {weight}\npriority = {priority}\npreempt = {preempt}\n\
              [tunnel.manual]\nsuite = \"aes128gcm16\"\nspi-in = {}\nspi-out = {}\nkey-in = \"{}\"\nkey-out = \"{}\"\n",
             index + 1, index + 1, index + 10, 0x1000 + index, 0x2000 + index, key(0), key(1),
         ));
@@ -437,6 +441,64 @@ fn a_verdict_of_the_core_masks_in_the_same_turn_and_names_its_cause() {
     let failure = views[1].last_failure.as_ref().unwrap();
     assert_eq!(failure.why.cause(), "probe");
     assert_eq!(failure.stages, Some(Stages { detected: 1_000_000, masked: 1_012_000 }));
+}
+
+/// Where the core sends a packet by the first route, as it stands.
+fn carried_by(rig: &Rig) -> String {
+    let core = rig.core.as_ref().unwrap();
+    let mut reader = core.reader();
+    let address = |text: &str| text.parse().unwrap();
+    let (src, dst) = (address("10.1.0.1"), address("10.2.0.1"));
+    let flow = braid_api::Flow { src, dst, protocol: 17, src_port: 1, dst_port: 2 };
+    let path = reader.enter().path(&flow, 0, None, Ticks::from_nanos(rig.now.as_nanos() as u64));
+    let tunnels = core.summary().0;
+    tunnels.iter().find(|tunnel| Some(tunnel.id) == path.tunnel).unwrap().name.clone()
+}
+
+#[test]
+fn a_tunnel_that_does_not_preempt_stands_by_until_nobody_else_carries() {
+    let mut rig = Rig::with(7);
+    rig.settle();
+    for name in ["a", "b", "c"] {
+        rig.liveness(name, true);
+    }
+    rig.settle();
+    assert_eq!((rig.view("c").0, carried_by(&rig)), (State::Up, "c".to_owned()));
+    rig.liveness("c", false);
+    rig.settle();
+    assert_eq!((rig.view("c").0, carried_by(&rig)), (State::Down, "b".to_owned()));
+    rig.liveness("c", true);
+    rig.settle();
+    let stands_by = |rig: &Rig| {
+        let (state, reason) = rig.view("c");
+        (state, reason.contains("preempt = false"), rig.turn.is_yielding("c"), carried_by(rig))
+    };
+    assert_eq!(stands_by(&rig), (State::Standby, true, true, "b".to_owned()));
+    rig.kill_control(true);
+    rig.settle();
+    assert_eq!(stands_by(&rig), (State::Standby, true, true, "b".to_owned()));
+    // Before control has heard of it.
+    rig.liveness("b", false);
+    assert_eq!(carried_by(&rig), "a");
+    rig.settle();
+    // Those that it has yielded to are gone, whoever is behind them.
+    assert_eq!((rig.view("c").0, carried_by(&rig)), (State::Up, "c".to_owned()));
+    assert_eq!((rig.view("a").0, rig.turn.is_yielding("c")), (State::Standby, false));
+    rig.liveness("b", true);
+    rig.settle();
+    assert_eq!(
+        (rig.view("c").0, rig.view("b").0, carried_by(&rig)),
+        (State::Up, State::Standby, "c".to_owned())
+    );
+    // With a reload it takes back what it has lost.
+    rig.liveness("c", false);
+    rig.settle();
+    rig.liveness("c", true);
+    rig.settle();
+    assert_eq!(carried_by(&rig), "b");
+    rig.reload(4);
+    rig.settle();
+    assert_eq!((rig.view("c").0, rig.turn.is_yielding("c")), (State::Up, false));
 }
 
 #[test]

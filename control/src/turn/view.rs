@@ -138,6 +138,11 @@ impl Turn {
             (None, Offer::Live) if runtime.draining => {
                 (State::Draining, "drained on request; braid undrain brings it back".to_owned())
             }
+            (None, Offer::Live) if outranked && self.is_yielding(&tunnel.name) => {
+                let why =
+                    "it has failed, and takes no traffic back from tunnels that carry (preempt = false)";
+                (State::Standby, why.to_owned())
+            }
             (None, Offer::Live) if outranked => {
                 (State::Standby, "tunnels of higher priority carry the traffic".to_owned())
             }

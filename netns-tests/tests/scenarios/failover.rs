@@ -7,7 +7,7 @@ use braid_netns::gateway::Gateway;
 use braid_netns::paced::{Load, Log, Paced};
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, SERVER};
-use braid_netns::{Result, retry_until};
+use braid_netns::{Result, Topology, retry_until};
 use std::collections::BTreeSet;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("failover::one_of_two_tunnels_cut", one_of_two_tunnels_cut),
     ("failover::one_of_four_tunnels_cut", one_of_four_tunnels_cut),
     ("failover::one_direction_of_a_tunnel_cut", one_direction_of_a_tunnel_cut),
+    ("failover::without_preemption", without_preemption),
 ];
 
 /// Each way: every flow has a packet each 16 ms.
@@ -46,6 +47,58 @@ fn one_of_two_tunnels_cut() -> Outcome {
 
 fn one_of_four_tunnels_cut() -> Outcome {
     cut_and_restore(&Pair::start(&Setup { tunnels: 4, ..Setup::default() })?, 4)?;
+    Ok(())
+}
+
+/// A tunnel that comes back stands by for the one that took its traffic, and follows it when that is drained.
+fn without_preemption() -> Outcome {
+    let setup = Setup::default();
+    let preferred = "[[tunnel]]\nname = \"t0\"\npriority = 10\npreempt = false\n";
+    let pair = Pair::start_edited(&setup, Topology::builder().paths(2).build()?, |_, text| {
+        text.replace("[[tunnel]]\nname = \"t0\"\n", preferred)
+    })?;
+    let topology = &pair.topology;
+    let states = |wanted: [&str; 2]| -> Outcome {
+        for gateway in [&pair.a, &pair.b] {
+            retry_until(&format!("{wanted:?}"), START, || {
+                let status = gateway.status().map_err(|error| error.to_string())?;
+                let tunnels = &status["tunnels"];
+                let is = |index: usize| tunnels[index]["state"] == wanted[index];
+                if is(0) && is(1) { Ok(()) } else { Err(tunnels.to_string()) }
+            })?;
+        }
+        Ok(())
+    };
+    let both = |command: &str, tunnel: &str| -> Outcome {
+        for gateway in [&pair.a, &pair.b] {
+            let said = gateway.braid(&[command, tunnel])?;
+            assert!(said.status.success(), "{}", said.stderr);
+        }
+        Ok(())
+    };
+    states(["up", "standby"])?;
+    let faults = topology.cut(CUT)?;
+    states(["down", "up"])?;
+    for fault in faults {
+        fault.undo()?;
+    }
+    states(["standby", "up"])?;
+    let origin = Instant::now();
+    let loads = [
+        Paced::start(&topology.client, &topology.server, SERVER, LOAD, origin)?,
+        Paced::start(&topology.server, &topology.client, CLIENT, LOAD, origin)?,
+    ];
+    sleep(STAGE);
+    let reason = pair.a.status()?["tunnels"][CUT]["reason"].to_string();
+    assert!(reason.contains("preempt = false"), "{reason}");
+    both("drain", "t1")?;
+    states(["up", "draining"])?;
+    both("undrain", "t1")?;
+    states(["up", "standby"])?;
+    sleep(STAGE);
+    for load in loads {
+        assert_eq!(load.finish()?.flaw(), None);
+    }
     Ok(())
 }
 

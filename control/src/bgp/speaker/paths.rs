@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use braid_api::{BfdLink, MAX_BFD_LINKS};
 
-use super::{Endpoint, Peer, Speaker};
+use super::{Endpoint, Peer, Speaker, YIELDING_MED};
 use crate::config::Place;
 
 impl Speaker {
@@ -69,6 +69,18 @@ impl Speaker {
             }
         }
         self.drained = drained;
+    }
+
+    /// These tunnels stand behind others, and no more: what is behind us is to be reached by those.
+    pub(in crate::bgp) fn set_yielding(&mut self, yielding: BTreeSet<String>) {
+        for (number, peer) in &mut self.peers {
+            let Some(tunnel) = peer.place.tunnel() else { continue };
+            if self.yielding.contains(tunnel) != yielding.contains(tunnel) {
+                peer.out.set_med(if yielding.contains(tunnel) { Some(YIELDING_MED) } else { peer.med });
+                self.unsent.insert(*number);
+            }
+        }
+        self.yielding = yielding;
     }
 
     /// These links are up, and no others.
