@@ -7,12 +7,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
+    ops::Bound,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
         mpsc,
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use braid_api::{Event, TunnelId};
@@ -30,6 +31,8 @@ use crate::{
 /// Messages that wait; at 60 us each, a sixteenth of a second.
 const QUEUE: usize = 1024;
 const TICKS_PER_SECOND: u32 = 1000 / TICK.as_millis() as u32;
+/// Handshakes begun in a row before messages are looked at again: answers to thousands would fill the queue.
+const BEGUN_IN_A_ROW: usize = 32;
 /// DSCP AF41 (RFC 2597): handshakes go before data, as those of Linux do.
 const HANDSHAKE_TOS: u8 = 0x88;
 
@@ -126,6 +129,8 @@ pub(crate) struct Handshakes {
     known: BTreeMap<TunnelId, Known>,
     interfaces: BTreeMap<SocketAddr, Vec<Interface>>,
     ticks: u32,
+    /// This tick's next tunnel, while there is one.
+    next: Option<TunnelId>,
 }
 
 impl Handshakes {
@@ -146,6 +151,7 @@ impl Handshakes {
             known: BTreeMap::new(),
             interfaces: BTreeMap::new(),
             ticks: 0,
+            next: None,
         }
     }
 
@@ -153,20 +159,28 @@ impl Handshakes {
     pub(crate) fn run(mut self) {
         let mut next_tick = Instant::now() + TICK;
         loop {
-            let input = match self.known.is_empty() {
-                true => self.inputs.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
-                false => self.inputs.recv_timeout(next_tick.saturating_duration_since(Instant::now())),
+            let input = match (self.known.is_empty(), self.next) {
+                (true, _) => self.inputs.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+                (false, None) => {
+                    self.inputs.recv_timeout(next_tick.saturating_duration_since(Instant::now()))
+                }
+                (false, Some(_)) => self.inputs.recv_timeout(Duration::ZERO),
             };
             match input {
                 Ok(input) => self.take(input),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
+            for _ in 1..QUEUE {
+                let Ok(input) = self.inputs.try_recv() else { break };
+                self.take(input);
+            }
             let now = Instant::now();
-            if now >= next_tick {
+            if self.next.is_none() && now >= next_tick {
                 next_tick = now + TICK;
                 self.tick();
             }
+            self.tick_some();
         }
     }
 
@@ -180,10 +194,10 @@ impl Handshakes {
                 }
             }
             Input::Begin(id) => {
-                let Some(mut known) = self.known.remove(&id) else { return };
-                known.peer.want_session();
-                self.tick_one(id, &mut known);
-                self.known.insert(id, known);
+                if let Some(known) = self.known.get(&id) {
+                    known.peer.want_session();
+                    self.tick_one(id);
+                }
             }
             Input::Socket(socket) => self.sender.add(socket),
             Input::Close(local) => self.sender.remove(local),
@@ -205,9 +219,8 @@ impl Handshakes {
             }),
         }
         // A control that has put it again does not know how it stands.
-        let mut known = Known { local, peer: Arc::clone(peer), told: None };
-        self.tick_one(id, &mut known);
-        self.known.insert(id, known);
+        self.known.insert(id, Known { local, peer: Arc::clone(peer), told: None });
+        self.tick_one(id);
     }
 
     fn forget(&mut self, id: TunnelId) {
@@ -291,11 +304,17 @@ impl Handshakes {
                 identity.handle_second();
             }
         }
-        let mut known = core::mem::take(&mut self.known);
-        for (id, known) in &mut known {
-            self.tick_one(*id, known);
+        self.next = self.known.first_key_value().map(|(id, _)| *id);
+    }
+
+    /// Goes on with this tick as far as messages may wait.
+    fn tick_some(&mut self) {
+        let mut begun = 0;
+        while let Some(id) = self.next.filter(|_| begun < BEGUN_IN_A_ROW) {
+            begun += usize::from(self.tick_one(id));
+            let others = self.known.range((Bound::Excluded(id), Bound::Unbounded));
+            self.next = others.map(|(id, _)| *id).next();
         }
-        self.known = known;
     }
 
     /// Without holding the tables: a handshake takes longer than a transaction may wait.
@@ -303,18 +322,22 @@ impl Handshakes {
         self.reader.clone().enter().tunnel(id).cloned()
     }
 
-    fn tick_one(&mut self, id: TunnelId, known: &mut Known) {
-        let Some(tunnel) = self.tunnel(id) else { return };
+    /// Says whether there was something to send.
+    fn tick_one(&mut self, id: TunnelId) -> bool {
+        let Some(tunnel) = self.tunnel(id) else { return false };
+        let Some(known) = self.known.get_mut(&id) else { return false };
         let remote = tunnel.live.remote();
         let mut out = [0; MAX_HANDSHAKE];
         let message = known.peer.handle_timeout(remote.is_some(), &mut out);
-        if let Some(remote) = remote.filter(|_| message > 0) {
-            self.send(known.local, remote, &out[..message]);
-        }
         let up = known.peer.is_up();
         if known.told != Some(up) && self.notices.send(Notice::Event(Event::WireGuard { tunnel: id, up })) {
             known.told = Some(up);
         }
+        let local = known.local;
+        if let Some(remote) = remote.filter(|_| message > 0) {
+            self.send(local, remote, &out[..message]);
+        }
+        message > 0
     }
 
     fn send(&mut self, local: SocketAddr, to: SocketAddr, message: &[u8]) {

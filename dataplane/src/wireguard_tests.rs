@@ -315,3 +315,13 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn zz_sizes() {
+    eprintln!("peer {} tunn {}", size_of::<Peer>(), size_of::<Tunn>());
+    eprintln!(
+        "tunnel {} live {}",
+        size_of::<crate::tables::Tunnel>(),
+        size_of::<crate::tables::TunnelLive>()
+    );
+}

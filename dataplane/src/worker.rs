@@ -58,6 +58,9 @@ const OVERLOAD_WRITES: usize = 1024;
 /// How long a worker that has run dry looks again before it sleeps. A wake-up costs more than this
 /// saves anybody else, who is yielded to: TCP gains a twentieth.
 const LINGER_NANOS: u64 = 50_000;
+/// A worker that always finds something to forward looks at its commands each so many rounds, of which the longest
+/// takes milliseconds.
+const COMMAND_ROUNDS: u32 = 64;
 
 /// To a worker.
 #[derive(Debug)]
@@ -313,7 +316,12 @@ impl Worker {
     pub fn run(mut self) {
         let mut last_work = 0;
         let mut worked = false;
+        let mut rounds = 0_u32;
         loop {
+            rounds = rounds.wrapping_add(1);
+            if rounds.is_multiple_of(COMMAND_ROUNDS) && !self.take_commands() {
+                return;
+            }
             self.now = self.lateness.at(monotonic(), worked);
             let received = self.receive();
             let transmitted = self.transmit();
@@ -343,6 +351,11 @@ impl Worker {
             return true;
         }
         let _ = rustix::io::read(&self.wake, &mut [0_u8; 8]);
+        self.take_commands()
+    }
+
+    /// Does what it is told; false at the end.
+    fn take_commands(&mut self) -> bool {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Tun(queue)) => {

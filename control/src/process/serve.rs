@@ -24,6 +24,7 @@ const WRONG_CONFIGURATION: u8 = 2;
 impl Control {
     /// Answers a question, or makes it an event.
     pub(super) fn answer(&mut self, (request, answer): Asked) -> Option<Event> {
+        self.documents += 1;
         match request {
             Request::Status if self.greeted => self.query(Query::Stats, Pending::Status(answer)),
             Request::Status => self.answer_without_core(Pending::Status(answer)),
