@@ -52,7 +52,8 @@ pub struct Pair {
 /// One cut.
 #[derive(Debug, Clone, Serialize)]
 pub struct Round {
-    /// How long the cut took to be made: what follows is measured from its end, and may be that much more.
+    /// How long the cut took to be made. What follows is measured from its end, and may be that much more; with a
+    /// link, which is down before the command has ended, from its begin.
     pub cutting_ms: f64,
     /// Until the core of either gateway found it; `None` where control did.
     pub detected_ms: [Option<f64>; 2],
@@ -111,9 +112,9 @@ impl Pair {
         ];
         sleep(BEFORE);
         let begin = origin.elapsed();
-        let cut = self.cut()?;
-        let undo = cut.undo;
-        let cut = origin.elapsed();
+        let undo = self.cut()?;
+        let end = origin.elapsed();
+        let cut = if self.how == How::Link { begin } else { end };
         sleep(AFTER);
         let logs = ways.into_iter().map(Paced::finish).collect::<Result<Vec<Log>>>()?;
         let bits = tcp.finish()?.bits_per_second;
@@ -133,7 +134,7 @@ impl Pair {
         let pick =
             |part: usize| resumed.get((resumed.len().saturating_sub(1)) * part / 2).copied().unwrap_or(0.0);
         Ok(Round {
-            cutting_ms: ms(cut - begin),
+            cutting_ms: ms(end - begin),
             detected_ms: failures.each_ref().map(|failure| {
                 let at = failure["detected_ns"].as_u64()?;
                 Some((at as f64 - origin_ns as f64) / 1e6 - ms(cut))
@@ -169,7 +170,7 @@ impl Pair {
         self.tcp.tcp_in_background(&self.topology.client, &load)
     }
 
-    fn cut(&self) -> Result<Cut> {
+    fn cut(&self) -> Result<Undo> {
         let internet =
             self.topology.internet.as_ref().ok_or_else(|| Error::Usage("no internet".to_owned()))?;
         let (path, a) = (&self.topology.paths[CUT], &self.topology.gateway_a);
@@ -178,28 +179,26 @@ impl Pair {
                 // Both directions in one command.
                 let devices = [format!("a{CUT}"), format!("b{CUT}")];
                 let fault = fault::cut(internet, &devices.each_ref().map(String::as_str))?;
-                Ok(Cut { undo: Box::new(move |_| fault.undo()) })
+                Ok(Box::new(move |_| fault.undo()))
             }
             How::Link => {
                 let (device, far) = (path.device.clone(), path.b);
                 let next = std::net::Ipv4Addr::from(u32::from(path.a) + 1);
                 a.ip(&format!("link set {device} down"))?;
-                Ok(Cut {
-                    undo: Box::new(move |pair| {
-                        pair.topology.gateway_a.ip(&format!("link set {device} up"))?;
-                        // The kernel has removed it with the link.
-                        pair.topology
-                            .gateway_a
-                            .ip(&format!("route add {far}/32 via {next} dev {device}"))
-                            .map(drop)
-                    }),
-                })
+                Ok(Box::new(move |pair| {
+                    pair.topology.gateway_a.ip(&format!("link set {device} up"))?;
+                    // The kernel has removed it with the link.
+                    pair.topology
+                        .gateway_a
+                        .ip(&format!("route add {far}/32 via {next} dev {device}"))
+                        .map(drop)
+                }))
             }
             How::Icmp => {
                 let route = format!("unreachable {}/32", path.b);
                 internet.ip(&format!("route add {route}"))?;
                 let internet = internet.clone();
-                Ok(Cut { undo: Box::new(move |_| internet.ip(&format!("route del {route}")).map(drop)) })
+                Ok(Box::new(move |_| internet.ip(&format!("route del {route}")).map(drop)))
             }
         }
     }
@@ -245,10 +244,8 @@ impl Pair {
     }
 }
 
-/// A cut, and how it is mended.
-struct Cut {
-    undo: Box<dyn FnOnce(&Pair) -> Result<()>>,
-}
+/// How a cut is mended.
+type Undo = Box<dyn FnOnce(&Pair) -> Result<()>>;
 
 fn configuration(topology: &Topology, is_a: bool, interval: Option<Duration>) -> String {
     let (name, source, far) =

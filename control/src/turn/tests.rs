@@ -71,7 +71,9 @@ fn configuration_with(variant: usize, more: &str, far: bool) -> Arc<Config> {
     if variant != 5 {
         let via = names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
         text.push_str(&format!("[[route]]\nprefix = \"10.2.0.0/16\"\nvia = [{via}]\n"));
-        text.push_str("[[route]]\nprefix = \"10.3.0.0/16\"\nvia = [\"a\", \"b\"]\n");
+        if variant != 7 {
+            text.push_str("[[route]]\nprefix = \"10.3.0.0/16\"\nvia = [\"a\", \"b\"]\n");
+        }
     }
     if far {
         text = text.replace("[[route]]\n", "[[route]]\ndistance = 100\n");

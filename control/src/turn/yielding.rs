@@ -49,15 +49,18 @@ impl Turn {
             }
         }
         let groups = self.desired.tables.groups.values();
-        // The highest priority that carries in place of a tunnel.
-        let instead = |id: TunnelId| {
+        // What carries a group in place of a tunnel, where that is of lower priority: the highest such.
+        let instead = |id: TunnelId, own: i32| {
             let of_it = groups.clone().filter(|group| group.members.iter().any(|member| member.tunnel == id));
-            let others = of_it.flat_map(|group| &group.members).filter(|member| member.tunnel != id);
-            others.filter_map(|member| priorities.get(&member.tunnel)).max().copied()
+            let carry = of_it.filter_map(|group| {
+                let others = group.members.iter().filter(|member| member.tunnel != id);
+                others.filter_map(|member| priorities.get(&member.tunnel)).max().copied()
+            });
+            carry.filter(|priority| *priority < own).max()
         };
         let yields =
             known.filter(|((tunnel, _), _)| !tunnel.preempt).filter_map(|((tunnel, runtime), id)| {
-                let lower = id.and_then(instead).filter(|priority| *priority < tunnel.priority)?;
+                let lower = id.and_then(|id| instead(id, tunnel.priority))?;
                 let to = match before.get(&tunnel.name) {
                     Some(to) if lower >= *to => *to,
                     _ if runtime.failovers > 0 && runtime.offer == Offer::Masked => lower,

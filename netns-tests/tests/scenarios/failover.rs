@@ -1,7 +1,7 @@
 //! A tunnel cut in mid-path, silently, under a paced load of many flows in both directions: how much
 //! is lost and for how long, and that no flow of a healthy tunnel notices.
 
-use crate::pair::{PROBE_INTERVAL, PROBE_MULTIPLIER, Pair, START, Setup, Side};
+use crate::pair::{PROBE_INTERVAL, PROBE_MULTIPLIER, Pair, START, Setup, Side, patient};
 use crate::wires::{Ways, Wires, now};
 use braid_netns::gateway::Gateway;
 use braid_netns::paced::{Load, Log, Paced};
@@ -55,7 +55,7 @@ fn without_preemption() -> Outcome {
     let setup = Setup::default();
     let preferred = "[[tunnel]]\nname = \"t0\"\npriority = 10\npreempt = false\n";
     let pair = Pair::start_edited(&setup, Topology::builder().paths(2).build()?, |_, text| {
-        text.replace("[[tunnel]]\nname = \"t0\"\n", preferred)
+        patient(text).replace("[[tunnel]]\nname = \"t0\"\n", preferred)
     })?;
     let topology = &pair.topology;
     let states = |wanted: [&str; 2]| -> Outcome {
