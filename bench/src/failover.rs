@@ -34,7 +34,8 @@ pub enum How {
     Silent,
     /// A's own link goes down.
     Link,
-    /// A router says to A that B cannot be reached; without BFD, and with probes of 300 ms.
+    /// A router says to A that B cannot be reached, and what B sends vanishes there; without BFD, and with probes of
+    /// 300 ms.
     Icmp,
 }
 
@@ -195,10 +196,14 @@ impl Pair {
                 }))
             }
             How::Icmp => {
+                let fault = fault::cut(internet, &[&format!("b{CUT}")])?;
                 let route = format!("unreachable {}/32", path.b);
                 internet.ip(&format!("route add {route}"))?;
                 let internet = internet.clone();
-                Ok(Box::new(move |_| internet.ip(&format!("route del {route}")).map(drop)))
+                Ok(Box::new(move |_| {
+                    internet.ip(&format!("route del {route}"))?;
+                    fault.undo()
+                }))
             }
         }
     }

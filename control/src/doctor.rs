@@ -177,6 +177,17 @@ pub fn report(
     Some(Report { tunnels, others })
 }
 
+/// What keeps metrics from being answered.
+pub fn of_metrics(metrics: &crate::status::Metrics) -> Option<Finding> {
+    let problem = metrics.problem.as_ref()?;
+    Some(finding(
+        "metrics",
+        format!("cannot listen on {}: {problem}", metrics.listen),
+        "metrics.listen",
+        "name an address of this machine and a port that nothing else has; it is tried again every second",
+    ))
+}
+
 fn finding(step: &str, problem: impl Into<String>, key: &str, remedy: impl Into<String>) -> Finding {
     Finding { step: step.to_owned(), problem: problem.into(), key: key.to_owned(), remedy: remedy.into() }
 }

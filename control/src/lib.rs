@@ -22,6 +22,7 @@ pub mod launcher;
 pub mod launcher_client;
 pub mod logging;
 pub mod memory;
+pub mod metrics;
 pub mod mirror;
 pub mod outer;
 pub mod process;

@@ -4,6 +4,7 @@
 mod bgp;
 mod checkup;
 mod ike;
+mod metrics;
 mod names;
 mod serve;
 mod worker;
@@ -36,7 +37,9 @@ use crate::{
     key_log::{KeyLog, KeyLogError},
     launcher_client::LauncherClient,
     memory::{self, Memory},
+    metrics::Metrics,
     outer::Outer,
+    status::Status,
     turn::{Effect, Event, Note, Token, Turn},
     watch::{Lookup, Watch},
 };
@@ -210,6 +213,7 @@ struct Control {
     key_log: Option<KeyLog>,
     punt: PuntClient,
     worker: Worker,
+    metrics: Metrics,
     /// The core's count of our adoptions.
     generation: braid_api::Generation,
 }
@@ -222,6 +226,7 @@ enum Pending {
     /// The ages of the SAs that the stash speaks of.
     Ages(Vec<(u64, StashValue)>),
     Status(oneshot::Sender<Response>),
+    Scrape(oneshot::Sender<Status>),
     Doctor(Option<String>, oneshot::Sender<Response>),
     /// An echo, or a handshake that nobody asked for; the answer says nothing.
     Echo,
@@ -287,12 +292,14 @@ async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Re
         key_log,
         punt: PuntClient::new(&args.run_dir),
         worker: Worker::start().map_err(system("cannot start a thread"))?,
+        metrics: Metrics::new(),
         generation: braid_api::Generation(0),
         args,
     };
     control.look_at_links(None);
     control.run_effects().await?;
     control.drive_bgp().await?;
+    control.drive_metrics();
     let mut look_at_names = tokio::time::interval(NAMES_INTERVAL);
     let mut trim = tokio::time::interval(TRIM_INTERVAL);
     trim.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -351,6 +358,10 @@ async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Re
             }
             Some(loaded) = configurations.recv() => control.configured(loaded),
             Some(asked) = questions.recv() => control.answer(asked),
+            asked = control.metrics.next() => {
+                control.scrape(asked);
+                None
+            }
             _ = hangup.recv() => {
                 control.reload(None);
                 None
@@ -376,6 +387,7 @@ async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Re
         }
         control.drive_bgp().await?;
         control.drive_ike().await?;
+        control.drive_metrics();
     };
     if is_stop {
         control.take_leave().await?;

@@ -3,7 +3,10 @@
 //! Pure: from control's state and the core's counters.
 
 use core::time::Duration;
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+};
 
 use braid_api::{
     BfdState, BfdStats, Direction, Encapsulation, Flow, PathAnswer, SaStats, Spi, Stats, TunnelId,
@@ -38,6 +41,18 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// Whether the forwarding core answers.
     pub core: bool,
+    /// `[metrics]`.
+    #[serde(default)]
+    pub metrics: Option<Metrics>,
+}
+
+/// Where metrics are answered.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Metrics {
+    /// As configured.
+    pub listen: String,
+    /// Why they are not, if so.
+    pub problem: Option<String>,
 }
 
 /// A tunnel.
@@ -102,6 +117,9 @@ pub struct Tunnel {
     pub failover_causes: BTreeMap<String, u64>,
     /// Why it was taken out last, and how long ago.
     pub last_failure: Option<Failure>,
+    /// Whether the core has it, and has counted: zeros of one that it has not are no counts.
+    #[serde(skip)]
+    pub counted: bool,
 }
 
 /// The BGP neighbor in a tunnel.
@@ -237,6 +255,19 @@ const MAX_LEARNED: usize = 10_000;
 
 /// Builds the document. Without a core there are no counters.
 pub fn status(turn: &Turn, ike: &crate::ike::Ike, bgp: &Bgp, stats: Option<&Stats>, now: Duration) -> Status {
+    let (routes, routes_left_out) = turn.routes(|_| true, MAX_LEARNED);
+    let routes = routes.into_iter().map(route).collect();
+    Status { routes, routes_left_out, ..without_routes(turn, ike, bgp, stats, now) }
+}
+
+/// The document but for its routes, of which there may be a million.
+pub fn without_routes(
+    turn: &Turn,
+    ike: &crate::ike::Ike,
+    bgp: &Bgp,
+    stats: Option<&Stats>,
+    now: Duration,
+) -> Status {
     let by_tunnel: BTreeMap<TunnelId, &TunnelStats> =
         stats.iter().flat_map(|stats| &stats.tunnels).map(|stats| (stats.tunnel, stats)).collect();
     let mut sas: BTreeMap<(TunnelId, Direction), &SaStats> = BTreeMap::new();
@@ -249,10 +280,12 @@ pub fn status(turn: &Turn, ike: &crate::ike::Ike, bgp: &Bgp, stats: Option<&Stat
         let link = links.iter().find(|link| link.session.remote.to_string() == neighbor.address);
         neighbor.bfd = link.map(|link| Bfd { problem: link.problem.clone(), ..bfd(&link.session) });
     }
+    let neighbors_in: HashMap<&str, &NeighborView> =
+        neighbors.iter().rev().filter_map(|neighbor| Some((neighbor.tunnel.as_deref()?, neighbor))).collect();
     let tunnel = |view: &TunnelView<'_>| {
         let stats = view.id.and_then(|id| by_tunnel.get(&id)).copied();
         let peer = ike.status(&view.tunnel.name, std::time::Instant::now());
-        let neighbor = neighbors.iter().find(|other| other.tunnel.as_ref() == Some(&view.tunnel.name));
+        let neighbor = neighbors_in.get(view.tunnel.name.as_str());
         let bgp = neighbor.map(|neighbor| TunnelBgp {
             state: neighbor.state.clone(),
             received: neighbor.received,
@@ -261,20 +294,22 @@ pub fn status(turn: &Turn, ike: &crate::ike::Ike, bgp: &Bgp, stats: Option<&Stat
         Tunnel { bgp, ..tunnel_status(view, stats, &sas, peer.as_ref()) }
     };
     let tunnels: Vec<Tunnel> = turn.tunnels(now).iter().map(tunnel).collect();
+    let by_name: HashMap<&str, &Tunnel> =
+        tunnels.iter().map(|tunnel| (tunnel.name.as_str(), tunnel)).collect();
     for neighbor in &mut neighbors {
-        let of = tunnels.iter().find(|tunnel| neighbor.tunnel.as_ref() == Some(&tunnel.name));
+        let of = neighbor.tunnel.as_deref().and_then(|name| by_name.get(name));
         neighbor.bfd = neighbor.bfd.take().or_else(|| of?.bfd.clone());
     }
-    let (routes, routes_left_out) = turn.routes(|_| true, MAX_LEARNED);
     Status {
         gateway: turn.config().gateway.name.clone(),
         uptime_s: seconds(turn.uptime(now)),
         tunnels,
-        routes: routes.into_iter().map(route).collect(),
-        routes_left_out,
+        routes: Vec::new(),
+        routes_left_out: 0,
         neighbors,
         drops: stats.map(|stats| stats.drops.iter().cloned().collect()).unwrap_or_default(),
         core: turn.has_core(),
+        metrics: None,
     }
 }
 
@@ -434,6 +469,7 @@ fn tunnel_status(
         failovers: view.failovers,
         failover_causes: view.causes.iter().map(|(cause, count)| ((*cause).to_owned(), *count)).collect(),
         last_failure: view.last_failure.as_ref().map(failure),
+        counted: stats.is_some(),
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
@@ -244,8 +245,12 @@ fn answer(message: ToCore, core: &mut Core) -> FromCore {
             }
         }
         ToCore::Query { number, query } => {
-            assert_eq!(query, Query::Stats);
-            FromCore::Answer { number, answer: Answer::Stats(core.writer.stats(0)) }
+            let answer = match query {
+                Query::Stats => Answer::Stats(core.writer.stats(0)),
+                Query::Echo { .. } => Answer::Echo,
+                other => panic!("nobody asked for {other:?}"),
+            };
+            FromCore::Answer { number, answer }
         }
     }
 }
@@ -323,6 +328,75 @@ fn a_reload_changes_what_it_says_or_nothing() {
     assert_eq!((tunnels, sas), (before.0, before.1));
     assert!(groups[0].members.iter().all(|member| member.weight == 7));
     assert_eq!(world.core().installed, 4);
+}
+
+#[test]
+fn metrics_follow_the_configuration() {
+    let mut world = World::new("metrics", ToControl::Done);
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let listen = taken.local_addr().unwrap();
+    let section = format!("[metrics]\nlisten = \"{listen}\"\n");
+    world.write_config(&(section + &configuration(1)));
+    world.start();
+    // A port that somebody has keeps no tunnel down.
+    let status = world.await_states("up");
+    assert_eq!(status["metrics"]["listen"], listen.to_string());
+    let found = world.braid(&["doctor"]);
+    let problem = format!("cannot listen on {listen}: Address already in use");
+    let told = String::from_utf8(found.stdout).unwrap();
+    assert!(told.contains(&problem) && told.contains("key     metrics.listen"), "{told}");
+    assert!(String::from_utf8(world.braid(&["status"]).stdout).unwrap().contains(&problem));
+
+    drop(taken);
+    let text = scrape(listen);
+    for series in [
+        "braid_tunnel_up{tunnel=\"a\"} 1",
+        "braid_tunnel_tx_bytes_total{tunnel=\"b\"} 0",
+        "braid_rekeys_total{tunnel=\"a\"} 0",
+    ] {
+        assert!(text.lines().any(|line| line == series), "{series}: {text}");
+    }
+    assert_eq!(world.status().unwrap()["metrics"]["problem"], Value::Null);
+
+    world.restart_core();
+    world.await_states("down");
+    let text = scrape(listen);
+    assert!(text.contains("\nbraid_tunnel_up{tunnel=\"a\"} 0\n"), "{text}");
+    assert!(text.contains("\nbraid_failovers_total{tunnel=\"a\",cause=\"core\"} 1\n"), "{text}");
+
+    world.write_config(&configuration(2));
+    assert!(world.braid(&["reload"]).status.success());
+    assert_eq!(world.status().unwrap()["metrics"], Value::Null);
+    await_deaf(listen);
+}
+
+/// What is answered at /metrics, once somebody listens.
+fn scrape(listen: SocketAddr) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // From a port to itself TCP connects without anybody who listens.
+        let connected = TcpStream::connect(listen);
+        if let Ok(mut stream) = connected
+            && stream.local_addr().unwrap() != listen
+        {
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "nobody listens on {listen}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Waits until nobody listens any more.
+fn await_deaf(listen: SocketAddr) {
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(listen).is_ok() {
+        assert!(Instant::now() < deadline, "it still listens on {listen}");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     admin::Request,
-    status::{Failure, Status, Tunnel},
+    status::{Failure, Metrics, Status, Tunnel},
 };
 
 /// Between two looks of `--watch`.
@@ -200,12 +200,16 @@ fn table(status: &Status, before: Option<(Duration, &Status)>) -> String {
     const MAX_ROUTES: usize = 20;
     let up = status.tunnels.iter().filter(|tunnel| tunnel.state == "up").count();
     let mut text = format!(
-        "{}: {up} of {} tunnels up, running for {}{}\n\n",
+        "{}: {up} of {} tunnels up, running for {}{}\n",
         status.gateway,
         status.tunnels.len(),
         time(status.uptime_s),
         if status.core { "" } else { "; THE FORWARDING CORE DOES NOT ANSWER" },
     );
+    if let Some(Metrics { listen, problem: Some(problem) }) = &status.metrics {
+        text.push_str(&format!("no metrics: cannot listen on {listen}: {problem}\n"));
+    }
+    text.push('\n');
     let titles = match before {
         Some(_) => ["TUNNEL", "STATE", "FOR", "OUT", "IN", "RTT/P99", "MTU", "LOCAL", "REMOTE", ""],
         None => ["TUNNEL", "STATE", "FOR", "SENT", "RECEIVED", "RTT/P99", "MTU", "LOCAL", "REMOTE", ""],

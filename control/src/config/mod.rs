@@ -2,8 +2,7 @@
 //!
 //! A [`Config`] cannot be wrong in itself: names resolve, keys have their suite's length, inside
 //! networks are disjoint. What it cannot know is whether the machine allows it. Reading is pure
-//! but for [`load`], which opens the file, and the files with keys that tunnels name. Not done: metrics, whose
-//! keys are known and refused.
+//! but for [`load`], which opens the file, and the files with keys that tunnels name.
 
 mod bfd;
 mod bgp;
@@ -12,6 +11,7 @@ mod clients;
 mod error;
 mod gateway;
 mod ike;
+mod metrics;
 mod route;
 mod section;
 mod tunnel;
@@ -29,7 +29,7 @@ use core::time::Duration;
 use std::{
     fs::File,
     io::Read,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -78,6 +78,8 @@ pub struct Config {
     pub bgp: Option<Bgp>,
     /// `[clients]`, each of which is among `tunnels` too.
     pub clients: Option<Clients>,
+    /// `[metrics]`.
+    pub metrics: Option<Metrics>,
 }
 
 /// `[gateway]`.
@@ -110,6 +112,13 @@ pub struct CoreSettings {
     pub offload: bool,
     /// The run directory, unless the command line names one.
     pub run_dir: Option<PathBuf>,
+}
+
+/// `[metrics]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Metrics {
+    /// Where it is answered.
+    pub listen: SocketAddr,
 }
 
 /// Who begins.
@@ -479,6 +488,7 @@ pub fn parse(text: &str, file: &Path, mode: u32) -> Result<Config, Vec<ConfigErr
         clients::read_list(clients, &mut report);
         tunnels.extend(clients::drafts(clients, *line));
     }
+    let metrics = metrics::read(root, &mut report);
     check::cross_check(&tunnels, &routes, &mut report);
     if !report.is_clean() {
         return Err(report.into_errors());
@@ -493,11 +503,12 @@ pub fn parse(text: &str, file: &Path, mode: u32) -> Result<Config, Vec<ConfigErr
         routes,
         bgp,
         clients: clients.map(|(clients, _)| clients),
+        metrics,
     })
 }
 
 static ROOT: Schema = Schema {
     path: "",
-    keys: &["gateway", "core", "tunnel", "route", "bgp", "clients"],
-    later: &[("metrics", "leave [metrics] out and use `braid status --json`")],
+    keys: &["gateway", "core", "tunnel", "route", "bgp", "clients", "metrics"],
+    later: &[],
 };

@@ -105,6 +105,16 @@ fn the_contracts_defaults_apply() {
         CoreSettings { device: "braid0".into(), workers: None, offload: true, run_dir: None }
     );
     assert!(!config.gateway.transit && !config.gateway.symmetric_hash && !config.gateway.pin_replies);
+    assert_eq!(config.metrics, None, "nothing listens unless it is asked for");
+}
+
+#[test]
+fn metrics_are_answered_where_it_says() {
+    for listen in ["127.0.0.1:9466", "[::1]:9466", "0.0.0.0:80"] {
+        let config =
+            parse(&format!("[metrics]\nlisten = \"{listen}\"\n"), Path::new("x.toml"), 0o644).unwrap();
+        assert_eq!(config.metrics, Some(Metrics { listen: listen.parse().unwrap() }));
+    }
 }
 
 #[test]
@@ -116,7 +126,37 @@ fn every_error_names_line_key_and_remedy() {
         ("weight = 3", "weight = 0", "tunnel.weight: 0 is out of range; 1 to 65535 is right"),
         ("weight = 3", "weight = \"3\"", "tunnel.weight: a string stands where an integer belongs"),
         ("weight = 3", "ike = { psk = \"x\" }", "tunnel.manual: a second way to get keys"),
-        ("[core]", "[metrics]\n[core]", "metrics: this version does not do it yet"),
+        ("[core]", "[metrics]\n[core]", "metrics.listen: missing; for example listen = \"127.0.0.1:9466\""),
+        (
+            "[core]",
+            "[metrics]\nlisten = 9466\n[core]",
+            "metrics.listen: an integer stands where a string belongs",
+        ),
+        (
+            "[core]",
+            "[metrics]\nlisten = \"127.0.0.1\"\n[core]",
+            "metrics.listen: \"127.0.0.1\" is no address with a port; write one like \"127.0.0.1:9466\" or",
+        ),
+        (
+            "[core]",
+            "[metrics]\nlisten = \"localhost:9466\"\n[core]",
+            "metrics.listen: \"localhost:9466\" is no address with a port; write one like",
+        ),
+        (
+            "[core]",
+            "[metrics]\nlisten = \"127.0.0.1:0\"\n[core]",
+            "metrics.listen: port 0 is none that anybody",
+        ),
+        (
+            "[core]",
+            "[metrics]\nlisten = \"[ff02::1]:9466\"\n[core]",
+            "metrics.listen: ff02::1 is no address of a host; give the host's own address",
+        ),
+        (
+            "[core]",
+            "[metrics]\nlisten = \"127.0.0.1:9466\"\nport = 1\n[core]",
+            "metrics.port: unknown key; known here: listen",
+        ),
         (
             "type = \"ipsec\"",
             "type = \"gre\"",

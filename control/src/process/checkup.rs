@@ -104,8 +104,13 @@ impl Control {
     }
 
     pub(super) fn send_report(&self, to: oneshot::Sender<Response>, tunnel: Option<&str>, look: &Look<'_>) {
-        let report =
+        let mut report =
             doctor::report(&self.turn, &self.ike, &self.bgp, look, tunnel, self.now(), Instant::now());
+        if let Some(report) = &mut report
+            && tunnel.is_none()
+        {
+            report.others.extend(self.metrics.view().as_ref().and_then(doctor::of_metrics));
+        }
         // Whoever hung up does not want to know.
         let _ = to.send(match report {
             Some(report) => super::serve::document(&report),

@@ -108,9 +108,11 @@ impl Control {
     pub(super) fn pass_answer(&mut self, pending: Pending, answer: Answer) {
         match (pending, answer) {
             (Pending::Status(to), Answer::Stats(stats)) => self.send_status(to, Some(&stats)),
+            (Pending::Scrape(to), Answer::Stats(stats)) => self.send_scrape(to, Some(&stats)),
             (Pending::Doctor(tunnel, to), Answer::Stats(stats)) => self.begin_checkup(tunnel, to, stats),
             (Pending::Checkup(checkup), Answer::Stats(stats)) => self.conclude(checkup, Some(&stats)),
             (Pending::Checkup(checkup), _) => self.conclude(checkup, None),
+            (Pending::Scrape(to), _) => self.send_scrape(to, None),
             (Pending::Path(flow, to), Answer::Path(answer)) => {
                 let _ = to.send(document(&status::way(&self.turn, &flow, &answer, self.now())));
             }
@@ -132,6 +134,7 @@ impl Control {
         match pending {
             Pending::Turn | Pending::Stash(_) | Pending::Ages(_) | Pending::Echo => {}
             Pending::Status(to) => self.send_status(to, None),
+            Pending::Scrape(to) => self.send_scrape(to, None),
             Pending::Doctor(tunnel, to) => self.send_report(to, tunnel.as_deref(), &Look::default()),
             Pending::Checkup(checkup) => self.conclude(checkup, None),
             Pending::Path(_, to) | Pending::Handshake(to) => {
@@ -141,8 +144,9 @@ impl Control {
     }
 
     fn send_status(&self, to: oneshot::Sender<Response>, stats: Option<&Stats>) {
+        let status = status::status(&self.turn, &self.ike, &self.bgp, stats, self.now());
         // Whoever hung up does not want to know.
-        let _ = to.send(document(&status::status(&self.turn, &self.ike, &self.bgp, stats, self.now())));
+        let _ = to.send(document(&status::Status { metrics: self.metrics.view(), ..status }));
     }
 
     /// Reads the configuration again, beside the loop: a large one takes a while.

@@ -77,6 +77,13 @@ fn without_preemption() -> Outcome {
         Ok(())
     };
     states(["up", "standby"])?;
+    for gateway in [&pair.a, &pair.b] {
+        // Probes that were never answered have no say.
+        retry_until("answers to probes", START, || {
+            let tunnel = gateway.status().map_err(|error| error.to_string())?["tunnels"][CUT].clone();
+            if tunnel["latency_ms"].is_number() { Ok(()) } else { Err(tunnel.to_string()) }
+        })?;
+    }
     let faults = topology.cut(CUT)?;
     states(["down", "up"])?;
     for fault in faults {

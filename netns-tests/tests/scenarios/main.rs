@@ -19,6 +19,7 @@ mod hostile;
 mod ike;
 mod kernel;
 mod lan;
+mod metrics;
 mod mobile;
 mod order;
 #[allow(dead_code, reason = "part of it is for groups that are not listed yet")]
@@ -66,6 +67,7 @@ const GROUPS: &[&[Scenario]] = &[
     direct::ALL,
     wireguard::ALL,
     clients::ALL,
+    metrics::ALL,
 ];
 
 fn main() -> ExitCode {
