@@ -52,6 +52,8 @@ pub(crate) struct Connection {
     pub(crate) id: ConnectionId,
     /// We connected, or try to.
     pub(crate) initiated: bool,
+    /// When TCP had connected.
+    pub(crate) made: Option<Instant>,
     fsm: fsm::Session,
     received: BytesMut,
     deadlines: [Option<Instant>; 3],
@@ -65,6 +67,7 @@ impl Connection {
         Connection {
             id,
             initiated,
+            made: None,
             fsm: fsm::Session::new(config.clone()),
             received: BytesMut::new(),
             deadlines: [None; 3],

@@ -178,7 +178,10 @@ impl Neighbor {
 
     /// The connection is made.
     pub fn handle_connected(&mut self, now: Instant, id: ConnectionId) {
-        if self.find(id).is_some_and(|connection| connection.state() == SessionState::Connect) {
+        if let Some(connection) =
+            self.find(id).filter(|connection| connection.state() == SessionState::Connect)
+        {
+            connection.made = Some(now);
             self.drive(now, id, fsm::Event::TcpConnectionConfirmed, Cause::Transport);
         }
     }
@@ -207,6 +210,7 @@ impl Neighbor {
         let id = self.add(false);
         let Neighbor { connections, config, own, seed, .. } = self;
         if let Some(connection) = connections.iter_mut().find(|connection| connection.id == id) {
+            connection.made = Some(now);
             // Its timer and its wish to connect are of no use here.
             connection.drive(now, fsm::Event::ManualStart, config, *own, &mut |time| jitter(seed, time));
         }
@@ -453,10 +457,15 @@ impl Neighbor {
             self.reject(id, cease_subcode::CONNECTION_COLLISION_RESOLUTION);
             return false;
         }
-        let other = self
-            .connections
-            .iter()
-            .find(|connection| connection.id != id && connection.state() == SessionState::OpenConfirm);
+        // Also one on which the peer's OPEN is still to come, since its identifier is known now: were this one
+        // established first, the peer would end it for the other, which we had ended for this one. The peer that has
+        // not spoken for long is not there.
+        let competes = |connection: &Connection| match connection.state() {
+            SessionState::OpenConfirm => true,
+            SessionState::OpenSent => connection.made.is_some_and(|made| now < made + SETTLING),
+            _ => false,
+        };
+        let other = self.connections.iter().find(|connection| connection.id != id && competes(connection));
         let Some(other) = other.map(|connection| connection.id) else { return true };
         // The connection that the end with the higher identifier initiated is kept; RFC 6286 section 2.3: with
         // equal identifiers, the end with the higher AS number.

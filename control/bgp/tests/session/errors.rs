@@ -234,6 +234,30 @@ fn of_two_connections_that_of_the_higher_identifier_survives() {
     }
 }
 
+/// What the peer will resolve in favour of its own connection, once it has read our OPEN there, is not established
+/// before: both would be lost.
+#[test]
+fn the_connection_that_the_peer_will_keep_is_kept_before_its_open_comes() {
+    let begin = crate::origin();
+    let second = std::time::Duration::from_secs(1);
+    for (now, survives) in [(begin + second, false), (begin + 6 * second, true)] {
+        let mut neighbor = Neighbor::new(config(0), 1);
+        neighbor.start(begin);
+        let Some(Effect::Connect(ours)) = neighbor.poll_effect() else { panic!("no attempt") };
+        neighbor.handle_connected(begin, ours);
+        let theirs = neighbor.handle_accepted(begin).unwrap();
+        for message in [open(65001, 30, [10, 0, 0, 2], EVERYTHING), keepalive()] {
+            neighbor.handle_bytes(now, ours, &message);
+        }
+        // One on which nothing was heard for long is dead.
+        assert_eq!(neighbor.state() == SessionState::Established, survives);
+        for message in [open(65001, 30, [10, 0, 0, 2], EVERYTHING), keepalive()] {
+            neighbor.handle_bytes(now, theirs, &message);
+        }
+        assert_eq!((neighbor.state(), neighbor.counters().established), (SessionState::Established, 1));
+    }
+}
+
 #[test]
 fn an_open_that_is_refused_ends_its_own_connection_only() {
     let now = crate::origin();
