@@ -3,7 +3,8 @@
 //! A probe is an echo request to the peer's inside address, sealed like any packet. A tunnel is dead
 //! when, for its detection time, neither a probe came back nor any other packet was authenticated, or
 //! when for several of them no probe came back although the peer is heard: then the way there is dead.
-//! A probe votes only after the first reply, since some peers never answer. The thread masks at once
+//! A probe votes only after the first reply, since some peers never answer. Where a router says that the peer is not
+//! reached (`unreachable`), three probes in a row are enough. The thread masks at once
 //! and reports after; it never unmasks: that is control's. It also keeps NAT mappings alive
 //! (RFC 3948 section 4).
 //!
@@ -15,6 +16,7 @@ mod bfd;
 pub(crate) mod link_thread;
 mod links;
 mod session;
+pub(crate) mod unreachable;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -59,6 +61,8 @@ pub enum Input {
     Reply(ProbeReply),
     /// A BFD packet came out of a tunnel.
     Bfd(BfdPacket),
+    /// A router says that the tunnel's peer cannot be reached.
+    Unreachable(TunnelId),
     /// An echo request of this length is asked for, in bytes of the inner packet.
     Echo(TunnelId, u16),
     /// An outer socket.
@@ -136,6 +140,7 @@ impl Liveness {
                     self.drops.add(OTHER_THREAD, DropReason::BfdDiscarded as usize, 1);
                 }
             }
+            Input::Unreachable(tunnel) => self.hasten(tunnel),
             Input::Echo(tunnel, len) => {
                 let mut reader = self.reader.clone();
                 if let Some(tunnel) = reader.enter().tunnel(tunnel) {
@@ -172,6 +177,16 @@ impl Liveness {
         if withdrawn {
             self.report(id, Verdict::Withdrawn, Cause::Probe, Duration::ZERO, (now, now));
         }
+    }
+
+    fn hasten(&mut self, id: TunnelId) {
+        let mut reader = self.reader.clone();
+        let tables = reader.enter();
+        let (Some(tunnel), Some(session)) = (tables.tunnel(id), self.sessions.get_mut(&id)) else { return };
+        let round_trip = tunnel.live.latency_p99().max(tunnel.live.latency()).unwrap_or_default();
+        self.due.remove(&(session.due(), id));
+        session.hasten(monotonic().nanos, round_trip);
+        self.due.insert((session.due(), id));
     }
 
     /// What is due of BFD, and what came of its packets.
@@ -242,6 +257,13 @@ impl Liveness {
             let tables = reader.enter();
             let Some(tunnel) = tables.tunnel(id) else { continue };
             let Some(session) = self.sessions.get_mut(&id) else { continue };
+            if session.is_about_to_conclude(now)
+                && self.sender.socket(socket_address(&tunnel.settings)).is_some_and(is_readable)
+            {
+                session.put_off(now, UNREAD_NANOS);
+                self.due.insert((session.due(), id));
+                continue;
+            }
             let turn = session.turn(now, tunnel.live.last_heard(), tunnel.live.tx().0);
             self.due.insert((session.due(), id));
             match turn {

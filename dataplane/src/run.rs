@@ -27,7 +27,7 @@ use crate::{
     forward::Drops,
     handshakes::{self, Handshakes},
     io::{priority, udp},
-    liveness::{Input, Liveness, link_thread::LinkThread},
+    liveness::{Input, Liveness, link_thread::LinkThread, unreachable::Unreachable},
     punt::{Punt, PuntLine},
     sandbox,
     service::{Service, Threads},
@@ -108,7 +108,8 @@ fn run(run_dir: &Path) -> io::Result<()> {
     };
     let writer = Writer::new(workers as usize, boot, Engine::detect(), iv_secret);
     let line = PuntLine::default();
-    let (threads, notices, wake) = start_threads(&writer, workers as usize, offload, &line)?;
+    let icmp = listeners.collect();
+    let (threads, notices, wake) = start_threads(&writer, workers as usize, offload, &line, icmp)?;
     let punt = Punt::new(punt_listener, line, Arc::clone(&threads.drops));
     sandbox::enter()?;
     let service = Service::new(writer, threads, tables_listener, punt, launcher, notices, wake, offload);
@@ -117,7 +118,13 @@ fn run(run_dir: &Path) -> io::Result<()> {
 
 type Started = (Threads, mpsc::Receiver<Notice>, Arc<OwnedFd>);
 
-fn start_threads(writer: &Writer, workers: usize, offload: bool, line: &PuntLine) -> io::Result<Started> {
+fn start_threads(
+    writer: &Writer,
+    workers: usize,
+    offload: bool,
+    line: &PuntLine,
+    icmp: Vec<OwnedFd>,
+) -> io::Result<Started> {
     let max_segments = if offload { udp::probe_max_segments() } else { 1 };
     let drops = Arc::new(Drops::new(workers));
     let wake = Arc::new(eventfd()?);
@@ -137,6 +144,13 @@ fn start_threads(writer: &Writer, workers: usize, offload: bool, line: &PuntLine
         let _ = sandbox::drop_capabilities();
         liveness.run();
     })?;
+    if !icmp.is_empty() {
+        let unreachable = Unreachable::new(icmp, writer.reader(), inputs.clone());
+        thread::Builder::new().name("unreachable".into()).spawn(move || {
+            let _ = sandbox::drop_capabilities();
+            unreachable.run();
+        })?;
+    }
     let (link_thread, links) = LinkThread::new(eventfd()?, notices_in.clone(), Arc::clone(&drops));
     thread::Builder::new().name("bfd-links".into()).spawn(move || {
         let _ = priority::realtime();

@@ -140,6 +140,8 @@ struct Launcher {
     kernel: Kernel,
     /// For the core: tables, then punt.
     listening: [OwnedFd; 2],
+    /// What hears ICMP errors, as far as it can be had.
+    icmp: Vec<OwnedFd>,
     events: mpsc::UnboundedSender<Event>,
     connections: BTreeMap<u64, Rc<Connection>>,
     next_connection: u64,
@@ -180,6 +182,7 @@ async fn launch(mut args: RunArgs) -> Result<u8, StartError> {
         dir,
         kernel,
         listening,
+        icmp: [false, true].into_iter().filter_map(|v6| braid_dataplane::io::icmp::open(v6).ok()).collect(),
         events,
         connections: BTreeMap::new(),
         next_connection: 0,
@@ -445,7 +448,8 @@ impl Launcher {
         let Some(plan) = self.kernel.plan() else { return Ok(()) };
         if !self.sent.started {
             let start = ToCoreProcess::Start { workers: plan.workers, offload: plan.offload };
-            core.send(&start, &self.listening.each_ref().map(AsFd::as_fd)).await?;
+            let fds: Vec<_> = self.listening.iter().chain(&self.icmp).map(AsFd::as_fd).collect();
+            core.send(&start, &fds).await?;
             self.sent.started = true;
         }
         if let Some(device) = self.kernel.device()

@@ -47,7 +47,8 @@ pub enum FromClient {
 /// From the launcher to the core. The file descriptors come with the message, in this order.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ToCoreProcess {
-    /// Settings of this run; two descriptors: the listening table and punt sockets.
+    /// Settings of this run; two descriptors and more: the listening table and punt sockets, and raw sockets that hear
+    /// ICMP errors, as far as they can be had.
     Start {
         /// Forwarding threads.
         workers: u32,

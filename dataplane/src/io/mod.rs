@@ -8,6 +8,7 @@
 
 pub mod batch;
 pub mod heap;
+pub mod icmp;
 pub mod path;
 pub mod priority;
 pub mod queue;

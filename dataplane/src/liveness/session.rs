@@ -17,6 +17,12 @@ const QUIET_LOOKS: u8 = 3;
 /// a timer that expires beside authenticated packets is late, but not for ever. Probes and their answers are
 /// served before anything is shed, so that no overload looks like this.
 const ONE_WAY_DETECTIONS: u32 = 5;
+/// Probes sent at once when the peer is said not to be reached: unanswered, they take the tunnel out.
+const HASTENED: u8 = 3;
+/// For so long each of them is waited for, beyond a round trip.
+const HASTE_NANOS: u64 = 3_000_000;
+/// Between the beginnings of two such rows of probes: whoever says it may be lying.
+const HASTE_REST_NANOS: u64 = 1_000_000_000;
 /// Probes whose reply can still be told.
 const OUTSTANDING: usize = 16;
 
@@ -79,6 +85,19 @@ pub(super) struct Session {
     grace: u64,
     up: bool,
     smoothed: Option<u64>,
+    haste: Option<Haste>,
+    /// Not before this.
+    next_haste: u64,
+}
+
+/// Probes in a row.
+#[derive(Clone, Copy, Debug)]
+struct Haste {
+    sent: u8,
+    /// For each, in nanoseconds.
+    wait: u64,
+    /// Its end was put off once already.
+    put_off: bool,
 }
 
 impl Session {
@@ -98,6 +117,8 @@ impl Session {
             grace: 0,
             up: false,
             smoothed: None,
+            haste: None,
+            next_haste: 0,
         }
     }
 
@@ -138,13 +159,19 @@ impl Session {
     pub(super) fn turn(&mut self, now: u64, heard: Option<u64>, sent: u64) -> Turn {
         // A timer that fires although the tunnel has authenticated a packet is late, not right.
         self.live(heard.unwrap_or(0));
-        let down = self.verdict(now).or_else(|| self.one_way(now));
+        let down = self.conclude(now).or_else(|| self.verdict(now)).or_else(|| self.one_way(now));
         if now >= self.next_probe
             && let Some(probe) = self.probe
         {
             let interval = (probe.interval.as_nanos() as u64).max(1);
-            // After a pause the probes that were missed are not made up for.
-            self.next_probe = (self.next_probe + interval).max(now + interval / 2);
+            self.next_probe = match &mut self.haste {
+                Some(haste) => {
+                    haste.sent += 1;
+                    now + haste.wait
+                }
+                // After a pause the probes that were missed are not made up for.
+                None => (self.next_probe + interval).max(now + interval / 2),
+            };
             self.sequence += 1;
             self.unanswered = self.unanswered.saturating_add(1);
             self.outstanding[self.sequence as usize % OUTSTANDING] = (self.sequence, now);
@@ -163,6 +190,41 @@ impl Session {
             }
         }
         Turn::Nothing
+    }
+
+    /// The peer is said not to be reached: probes are sent now, and `round_trip` is waited for each.
+    pub(super) fn hasten(&mut self, now: u64, round_trip: Duration) {
+        // What never answered cannot be missed, and what is down cannot go down.
+        if self.up && self.probe.is_some() && self.haste.is_none() && now >= self.next_haste {
+            let wait = HASTE_NANOS + round_trip.as_nanos() as u64;
+            self.haste = Some(Haste { sent: 0, wait, put_off: false });
+            self.next_haste = now + HASTE_REST_NANOS;
+            self.next_probe = now;
+        }
+    }
+
+    /// Whether [`Session::turn`] is about to judge by probes in a row, and has not been put off.
+    pub(super) fn is_about_to_conclude(&self, now: u64) -> bool {
+        self.haste.is_some_and(|haste| haste.sent >= HASTENED && !haste.put_off) && now >= self.next_probe
+    }
+
+    /// Judges that much later: what was received may be unread.
+    pub(super) fn put_off(&mut self, now: u64, nanos: u64) {
+        if let Some(haste) = &mut self.haste {
+            haste.put_off = true;
+            self.next_probe = now + nanos;
+        }
+    }
+
+    /// Whether the probes in a row were left unanswered, and nothing else was heard while the last was waited for.
+    fn conclude(&mut self, now: u64) -> Option<Death> {
+        let haste = self.haste.filter(|haste| haste.sent >= HASTENED && now >= self.next_probe)?;
+        self.haste = None;
+        if !self.up || self.life + haste.wait > now {
+            return None;
+        }
+        self.up = false;
+        Some(Death { cause: Cause::Probe, silent: Duration::from_nanos(now - self.life) })
     }
 
     /// Whether it is dead in both directions, or in the one from the peer.
@@ -213,6 +275,7 @@ impl Session {
         self.smoothed = Some(smoothed);
         self.replied = Some(now);
         self.unanswered = 0;
+        self.haste = None;
         self.live(now);
         let was = core::mem::replace(&mut self.up, true);
         Some(Answer {
@@ -283,6 +346,75 @@ mod tests {
         let up = play(&mut session, 2000 * MS, 3000 * MS, MS, true);
         assert_eq!(up.len(), 1);
         assert_eq!(up[0].1, Verdict::Up);
+    }
+
+    /// Runs it from where a router said that the peer is not reached; when it died.
+    fn hasten(
+        session: &mut Session,
+        begin: u64,
+        answers: bool,
+        heard: impl Fn(u64) -> Option<u64>,
+    ) -> Vec<u64> {
+        session.hasten(begin, Duration::from_millis(1));
+        let (mut deaths, mut at) = (Vec::new(), begin);
+        while at < begin + 50 * MS {
+            match session.turn(at, heard(at), 0) {
+                Turn::Probe { cookie, down } => {
+                    deaths.extend(down.map(|_| at - begin));
+                    if answers {
+                        session.reply(cookie, at + MS);
+                    }
+                }
+                Turn::Down(_) => deaths.push(at - begin),
+                Turn::Keepalive | Turn::Nothing => {}
+            }
+            at = session.due().max(at + 1);
+        }
+        deaths
+    }
+
+    #[test]
+    fn what_a_router_says_has_probes_sent_and_their_silence_decides() {
+        let healthy = || {
+            let mut session = session();
+            play(&mut session, 0, 1000 * MS, MS, true);
+            session
+        };
+        let begin = 1010 * MS;
+        // Three round trips of 1 ms and 9 ms.
+        assert_eq!(hasten(&mut healthy(), begin, false, |_| None), [12 * MS]);
+        // It was a lie.
+        assert_eq!(hasten(&mut healthy(), begin, true, |_| None), []);
+        // What was under way when it was said is heard a moment later; what is heard on and on is one-way at most.
+        assert_eq!(hasten(&mut healthy(), begin, false, |_| Some(begin + 2 * MS)), [12 * MS]);
+        assert_eq!(hasten(&mut healthy(), begin, false, |at| Some(at - MS / 2)), []);
+        // Said again and again, it has no more probes sent.
+        let mut session = healthy();
+        hasten(&mut session, begin, true, |_| None);
+        let sent = session.sequence;
+        assert_eq!(hasten(&mut session, begin + 60 * MS, true, |_| None), []);
+        assert!(session.sequence <= sent + 1, "{} {sent}", session.sequence);
+        // Who never answered is not missed.
+        let mut never = super::Session::new(0);
+        never.configure(Some(PROBE), false, 0);
+        assert_eq!(hasten(&mut never, begin, false, |_| None), []);
+    }
+
+    #[test]
+    fn a_judgement_is_put_off_once_for_what_is_unread() {
+        let mut session = session();
+        play(&mut session, 0, 1000 * MS, MS, true);
+        let begin = 1010 * MS;
+        session.hasten(begin, Duration::from_millis(1));
+        for sent in 0..3 {
+            assert!(matches!(session.turn(begin + 4 * sent * MS, None, 0), Turn::Probe { down: None, .. }));
+        }
+        let end = begin + 12 * MS;
+        assert!(session.is_about_to_conclude(end) && !session.is_about_to_conclude(end - 1));
+        session.put_off(end, 10 * MS);
+        assert!(!session.is_about_to_conclude(end + 10 * MS));
+        assert_eq!(session.turn(end + MS, None, 0), Turn::Nothing);
+        assert!(matches!(session.turn(end + 10 * MS, None, 0), Turn::Probe { down: Some(_), .. }));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("failover::one_of_four_tunnels_cut", one_of_four_tunnels_cut),
     ("failover::one_direction_of_a_tunnel_cut", one_direction_of_a_tunnel_cut),
     ("failover::without_preemption", without_preemption),
+    ("failover::a_router_says_that_the_peer_is_not_reached", a_router_says_that_the_peer_is_not_reached),
 ];
 
 /// Each way: every flow has a packet each 16 ms.
@@ -50,6 +51,47 @@ fn one_of_four_tunnels_cut() -> Outcome {
     Ok(())
 }
 
+/// Long before the probes would have missed anything by themselves.
+fn a_router_says_that_the_peer_is_not_reached() -> Outcome {
+    for (setup, family) in [(Setup::default(), 4), (Setup { outer6: Some(CUT), ..Setup::default() }, 6)] {
+        let slow = |text: String| {
+            let probe = format!("{{ interval = \"{PROBE_INTERVAL}ms\", multiplier = {PROBE_MULTIPLIER} }}");
+            text.replace(&probe, "{ interval = \"1s\", multiplier = 10 }")
+        };
+        let topology = Topology::builder().paths(2).build()?;
+        let pair = Pair::start_edited(&setup, topology, |_, text| slow(text))?;
+        answers_to_probes(&pair)?;
+        let internet = pair.topology.internet.as_ref().ok_or("no internet")?;
+        let path = &pair.topology.paths[CUT];
+        let origin = Instant::now();
+        let load = Paced::start(&pair.topology.client, &pair.topology.server, SERVER, LOAD, origin)?;
+        let fault = braid_netns::fault::cut(internet, &["b0"])?;
+        let to = if family == 6 { format!("{}/128", path.b6) } else { format!("{}/32", path.b) };
+        internet.ip(&format!("-{family} route add unreachable {to}"))?;
+        let said = Instant::now();
+        wait_for_state(&pair.a, "down")?;
+        // Ten seconds without the router's word.
+        assert!(said.elapsed() < Duration::from_secs(5), "{:?}", said.elapsed());
+        assert_eq!(cause(&pair.a)?, "probe");
+        load.finish()?;
+        internet.ip(&format!("-{family} route del unreachable {to}"))?;
+        fault.undo()?;
+        wait_for_state(&pair.a, "up")?;
+    }
+    Ok(())
+}
+
+fn answers_to_probes(pair: &Pair) -> Result<()> {
+    for gateway in [&pair.a, &pair.b] {
+        // Probes that were never answered have no say.
+        retry_until("answers to probes", START, || {
+            let tunnel = gateway.status().map_err(|error| error.to_string())?["tunnels"][CUT].clone();
+            if tunnel["latency_ms"].is_number() { Ok(()) } else { Err(tunnel.to_string()) }
+        })?;
+    }
+    Ok(())
+}
+
 /// A tunnel that comes back stands by for the one that took its traffic, and follows it when that is drained.
 fn without_preemption() -> Outcome {
     let setup = Setup::default();
@@ -77,13 +119,7 @@ fn without_preemption() -> Outcome {
         Ok(())
     };
     states(["up", "standby"])?;
-    for gateway in [&pair.a, &pair.b] {
-        // Probes that were never answered have no say.
-        retry_until("answers to probes", START, || {
-            let tunnel = gateway.status().map_err(|error| error.to_string())?["tunnels"][CUT].clone();
-            if tunnel["latency_ms"].is_number() { Ok(()) } else { Err(tunnel.to_string()) }
-        })?;
-    }
+    answers_to_probes(&pair)?;
     let faults = topology.cut(CUT)?;
     states(["down", "up"])?;
     for fault in faults {
