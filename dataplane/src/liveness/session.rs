@@ -395,7 +395,7 @@ mod tests {
         assert_eq!(hasten(&mut session, begin + 60 * MS, true, |_| None), []);
         assert!(session.sequence <= sent + 1, "{} {sent}", session.sequence);
         // Who never answered is not missed.
-        let mut never = super::Session::new(0);
+        let mut never = Session::new(0);
         never.configure(Some(PROBE), false, 0);
         assert_eq!(hasten(&mut never, begin, false, |_| None), []);
     }
