@@ -19,6 +19,8 @@ const QUIET_LOOKS: u8 = 3;
 const ONE_WAY_DETECTIONS: u32 = 5;
 /// Probes sent at once when the peer is said not to be reached: unanswered, they take the tunnel out.
 const HASTENED: u8 = 3;
+/// So many at most, while other packets are heard: at full load those of before may have waited to be read.
+const MOST_HASTENED: u8 = 2 * HASTENED;
 /// For so long each of them is waited for, beyond a round trip.
 const HASTE_NANOS: u64 = 3_000_000;
 /// Between the beginnings of two such rows of probes: whoever says it may be lying.
@@ -219,8 +221,12 @@ impl Session {
     /// Whether the probes in a row were left unanswered, and nothing else was heard while the last was waited for.
     fn conclude(&mut self, now: u64) -> Option<Death> {
         let haste = self.haste.filter(|haste| haste.sent >= HASTENED && now >= self.next_probe)?;
+        let is_heard = self.life + haste.wait > now;
+        if self.up && is_heard && haste.sent < MOST_HASTENED {
+            return None;
+        }
         self.haste = None;
-        if !self.up || self.life + haste.wait > now {
+        if !self.up || is_heard {
             return None;
         }
         self.up = false;
@@ -387,6 +393,8 @@ mod tests {
         assert_eq!(hasten(&mut healthy(), begin, true, |_| None), []);
         // What was under way when it was said is heard a moment later; what is heard on and on is one-way at most.
         assert_eq!(hasten(&mut healthy(), begin, false, |_| Some(begin + 2 * MS)), [12 * MS]);
+        let backlog = |at: u64| Some(at.min(begin + 13 * MS));
+        assert_eq!(hasten(&mut healthy(), begin, false, backlog), [20 * MS]);
         assert_eq!(hasten(&mut healthy(), begin, false, |at| Some(at - MS / 2)), []);
         // Said again and again, it has no more probes sent.
         let mut session = healthy();
