@@ -2,8 +2,9 @@
 
 use crate::bgp::{SOON, answered, both_ways, established, far, neighbors, start, until, with_bgp};
 use crate::pair::{Pair, Setup, Side, patient};
+use braid_netns::frr::Frr;
 use braid_netns::paced::{Load, Paced};
-use braid_netns::routing::{Bird, Frr, Peer, Speaker};
+use braid_netns::routing::{Bird, Peer, Speaker};
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT6, NET_B6, SERVER, SERVER6};
 use braid_netns::traffic::{Pings, ping};
@@ -40,7 +41,7 @@ fn sent(status: &Value) -> Vec<u64> {
 fn frr_over(count: usize) -> Outcome {
     let pair = start(count, &neighbors(count, ""))?;
     let topology = &pair.topology;
-    let _frr = Frr::start(&topology.gateway_b, &far(count))?;
+    let _frr = Frr::speak(&topology.gateway_b, &far(count))?;
     let names: Vec<String> = (0..count).map(|index| format!("t{index}")).collect();
     let all: Vec<&str> = names.iter().map(String::as_str).collect();
     let before = until(&pair.a, "routes by all", |status| both_ways(status, &all))?;
@@ -118,7 +119,7 @@ fn ipv6_alone() -> Outcome {
     }
     // FRR ends each session over IPv6 whose interface has no link-local address, once it knows the interface.
     topology.gateway_b.ip("addr add fe80::2/64 dev braid0")?;
-    let _frr = Frr::start(&topology.gateway_b, &speaker)?;
+    let _frr = Frr::speak(&topology.gateway_b, &speaker)?;
     let status = until(&pair.a, "routes by both", |status| {
         let routes = status["routes"].as_array().into_iter().flatten();
         let mut learned = routes.filter(|route| route["origin"] == "bgp" && route["prefix"] == NET_B6);
