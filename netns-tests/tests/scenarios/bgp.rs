@@ -42,6 +42,17 @@ pub(crate) fn with_bgp(text: String, bgp: &str) -> String {
     )
 }
 
+/// The far side without routes, and with a session in each of its tunnels.
+pub(crate) fn far_with_bgp(text: &str, tunnels: usize) -> String {
+    let before = text.split("\n[[route]]").next().unwrap_or_default();
+    let neighbors: String = (0..tunnels)
+        .map(|index| format!("[[bgp.neighbor]]\ntunnel = \"t{index}\"\nasn = {OURS}\n"))
+        .collect();
+    format!(
+        "{before}\n[bgp]\nasn = {THEIRS}\nrouter-id = \"10.2.0.1\"\nannounce = [\"{NET_B}\", \"{NET_B6}\"]\n{neighbors}"
+    )
+}
+
 pub(crate) fn neighbors(count: usize, more: &str) -> String {
     (0..count)
         .map(|index| format!("[[bgp.neighbor]]\ntunnel = \"t{index}\"\nasn = {THEIRS}\n{more}\n"))

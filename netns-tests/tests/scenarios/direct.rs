@@ -2,7 +2,7 @@
 //!
 //! The gateways share a link `dx0` besides the outer paths. What goes over it is plain by the user's own choice.
 
-use crate::bgp::{OURS, SOON, THEIRS, established, far, neighbors, until, with_bgp};
+use crate::bgp::{OURS, SOON, THEIRS, established, far, far_with_bgp, neighbors, until, with_bgp};
 use crate::kernel::kill_part;
 use crate::pair::{Pair, Setup, Side, patient};
 use braid_netns::capture::{Capture, Packet};
@@ -12,7 +12,7 @@ use braid_netns::gateway::Gateway;
 use braid_netns::paced::{Load, Paced};
 use braid_netns::routing::Peer;
 use braid_netns::runner::{Outcome, Scenario};
-use braid_netns::topology::{CLIENT, NET_A, NET_B, NET_B6, SERVER};
+use braid_netns::topology::{CLIENT, NET_A, NET_B, SERVER};
 use braid_netns::traffic::{Pings, ping};
 use braid_netns::{Netns, Result, Topology, retry_until};
 use nix::sys::signal::Signal;
@@ -318,15 +318,7 @@ fn bfd_on_a_link_between_two_gateways() -> Outcome {
     let setup = Setup { tunnels: 1, ..Setup::default() };
     let pair = Pair::start_edited(&setup, topology(1)?, |side, text| match side {
         Side::A => with_bgp(patient(text), &(neighbors(1, "") + &watched_neighbor(FAR, THEIRS))),
-        Side::B => {
-            let text = patient(text);
-            let tunnels = text.split("\n[[route]]").next().unwrap_or_default();
-            format!(
-                "{tunnels}\n[bgp]\nasn = {THEIRS}\nrouter-id = \"10.2.0.1\"\nannounce = [\"{NET_B}\", \"{NET_B6}\"]\n\
-                 [[bgp.neighbor]]\ntunnel = \"t0\"\nasn = {OURS}\n{}",
-                watched_neighbor(NEAR, OURS)
-            )
-        }
+        Side::B => far_with_bgp(&patient(text), 1) + &watched_neighbor(NEAR, OURS),
     })?;
     let ready = |prefix: &'static str| {
         move |status: &Value| {
