@@ -156,6 +156,9 @@ fn bgpd_configuration(speaker: &Speaker) -> String {
              neighbor {address} timers connect 1\n neighbor {address} update-source {}\n",
             peer.asn, peer.local
         );
+        if peer.hops > 1 {
+            let _ = writeln!(text, " neighbor {address} ebgp-multihop {}", peer.hops);
+        }
         if let Some(key) = &peer.md5 {
             let _ = writeln!(text, " neighbor {address} password {key}");
         }

@@ -21,6 +21,8 @@ pub struct Peer {
     pub local6: String,
     /// Its AS number.
     pub asn: u32,
+    /// Links on the way to it.
+    pub hops: u8,
     /// RFC 2385.
     pub md5: Option<String>,
     /// MULTI_EXIT_DISC of what it is told.
@@ -117,6 +119,9 @@ fn bird_configuration(speaker: &Speaker, more: &[String]) -> String {
              connect delay time 1;\n  connect retry time 1;\n  error wait time 1, 2;\n  graceful restart {restart};\n",
             peer.local, speaker.asn, peer.address, peer.asn, speaker.timers.1
         );
+        if peer.hops > 1 {
+            let _ = writeln!(text, "  multihop {};", peer.hops);
+        }
         if let Some(key) = &peer.md5 {
             let _ = writeln!(text, "  password \"{key}\";");
         }

@@ -76,6 +76,7 @@ pub(crate) fn far(tunnels: usize) -> Speaker {
             local: format!("169.254.{net}.2"),
             local6: format!("fd00:ffff:{net}::2"),
             asn: OURS,
+            hops: 1,
             md5: None,
             med: 100,
         }

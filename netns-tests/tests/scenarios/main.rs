@@ -19,6 +19,7 @@ mod ike;
 mod kernel;
 mod lan;
 mod mobile;
+mod multihop;
 mod order;
 #[allow(dead_code, reason = "part of it is for groups that are not listed yet")]
 mod pair;
@@ -62,6 +63,7 @@ const GROUPS: &[&[Scenario]] = &[
     bgp::ALL,
     bgp_spread::ALL,
     direct::ALL,
+    multihop::ALL,
     wireguard::ALL,
     clients::ALL,
 ];
