@@ -4,13 +4,17 @@
 
 use crate::guard::{TempDir, temp_dir};
 use crate::process::check;
+use crate::routing::Speaker;
 use crate::{Error, Netns, Process, Result, retry_until};
+use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 const DAEMONS: &str = "/usr/lib/frr";
+/// All run on routers.
+const ZEBRA: &str = "ip forwarding\nipv6 forwarding\n";
 /// Whom they run as.
 const USER: &str = "frr";
 const START: Duration = Duration::from_secs(20);
@@ -21,7 +25,7 @@ const STOP: Duration = Duration::from_secs(5);
 pub struct Frr {
     netns: Netns,
     // Before the directory: dropped first.
-    daemons: Vec<(String, Process)>,
+    daemons: Vec<Process>,
     directory: TempDir,
 }
 
@@ -32,24 +36,34 @@ impl Frr {
     /// When FRR is missing, or a daemon does not start.
     pub fn start(netns: &Netns, daemons: &[(&str, &str)]) -> Result<Self> {
         let directory = temp_dir("frr")?;
-        let owner = nix::unistd::User::from_name(USER)
-            .map_err(|errno| Error::io("cannot look for the user frr")(errno.into()))?
-            .ok_or_else(|| Error::Usage("no user frr: install Debian's frr".to_owned()))?;
-        let give = |path: &Path| {
-            nix::unistd::chown(path, Some(owner.uid), Some(owner.gid))
-                .map_err(|errno| Error::io(format!("cannot give {} away", path.display()))(errno.into()))
-        };
         give(directory.path())?;
         let mut frr = Self { netns: netns.clone(), daemons: Vec::new(), directory };
-        for (name, text) in [("zebra", "")].iter().chain(daemons) {
-            let path = frr.directory.path().join(format!("{name}.conf"));
-            fs::write(&path, text).map_err(Error::io(format!("cannot write {}", path.display())))?;
-            give(&path)?;
-            frr.launch(name)?;
-            // The others look for zebra's socket when they start.
-            retry_until(name, START, || frr.ask_daemon(name, "show version"))?;
+        // The others look for zebra's socket when they start.
+        frr.add("zebra", ZEBRA)?;
+        for (name, configuration) in daemons {
+            frr.add(name, configuration)?;
         }
         Ok(frr)
+    }
+
+    /// As [`Frr::start`], with a bgpd that does this.
+    ///
+    /// # Errors
+    /// As [`Frr::start`].
+    pub fn speak(netns: &Netns, speaker: &Speaker) -> Result<Self> {
+        Self::start(netns, &[("bgpd", &bgpd_configuration(speaker))])
+    }
+
+    /// Starts one more daemon, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn add(&mut self, name: &str, configuration: &str) -> Result<()> {
+        let path = self.directory.path().join(format!("{name}.conf"));
+        fs::write(&path, configuration).map_err(Error::io(format!("cannot write {}", path.display())))?;
+        give(&path)?;
+        self.launch(name)?;
+        retry_until(name, START, || self.ask_daemon(name, "show version")).map(drop)
     }
 
     /// What `vtysh -c` says to this.
@@ -74,11 +88,6 @@ impl Frr {
     /// As [`Frr::vtysh`].
     pub fn configure(&self, lines: &[&str]) -> Result<()> {
         self.ask(&[], &[&["configure terminal"], lines].concat()).map(drop)
-    }
-
-    /// The daemon of this name, to signal it.
-    pub fn daemon(&mut self, name: &str) -> Option<&mut Process> {
-        self.daemons.iter_mut().find(|(other, _)| other == name).map(|(_, process)| process)
     }
 
     fn ask_daemon(&self, daemon: &str, command: &str) -> Result<String> {
@@ -106,7 +115,7 @@ impl Frr {
         if name == "bfdd" {
             command.arg("--bfdctl").arg(directory.join("bfdd.sock"));
         }
-        self.daemons.push((name.to_owned(), self.netns.spawn_command(command)?));
+        self.daemons.push(self.netns.spawn_command(command)?);
         Ok(())
     }
 }
@@ -114,8 +123,65 @@ impl Frr {
 impl Drop for Frr {
     fn drop(&mut self) {
         // Killed, they leave a directory each behind in /var/tmp.
-        for (_, process) in self.daemons.iter_mut().rev() {
-            let _ = process.stop(STOP);
+        for daemon in self.daemons.iter_mut().rev() {
+            let _ = daemon.stop(STOP);
         }
     }
+}
+
+/// Makes a path theirs.
+fn give(path: &Path) -> Result<()> {
+    let owner = nix::unistd::User::from_name(USER)
+        .map_err(|errno| Error::io("cannot look for the user frr")(errno.into()))?
+        .ok_or_else(|| Error::Usage("no user frr: install Debian's frr".to_owned()))?;
+    nix::unistd::chown(path, Some(owner.uid), Some(owner.gid))
+        .map_err(|errno| Error::io(format!("cannot give {} away", path.display()))(errno.into()))
+}
+
+fn bgpd_configuration(speaker: &Speaker) -> String {
+    let mut text = format!(
+        "frr defaults traditional\nrouter bgp {}\n bgp router-id {}\n no bgp ebgp-requires-policy\n",
+        speaker.asn, speaker.id
+    );
+    if speaker.graceful_restart {
+        text.push_str(" bgp graceful-restart\n");
+    }
+    let (keepalive, hold) = speaker.timers;
+    // Writing to a String does not fail.
+    for peer in &speaker.peers {
+        let address = &peer.address;
+        let _ = write!(
+            text,
+            " neighbor {address} remote-as {}\n neighbor {address} timers {keepalive} {hold}\n \
+             neighbor {address} timers connect 1\n neighbor {address} update-source {}\n",
+            peer.asn, peer.local
+        );
+        if peer.hops > 1 {
+            let _ = writeln!(text, " neighbor {address} ebgp-multihop {}", peer.hops);
+        }
+        if let Some(key) = &peer.md5 {
+            let _ = writeln!(text, " neighbor {address} password {key}");
+        }
+    }
+    for (family, is_v6) in [("ipv4", false), ("ipv6", true)] {
+        let _ = writeln!(text, " address-family {family} unicast");
+        for network in speaker.networks.iter().filter(|network| network.contains(':') == is_v6) {
+            let _ = writeln!(text, "  network {network}");
+        }
+        for (index, peer) in speaker.peers.iter().enumerate() {
+            let address = &peer.address;
+            let _ =
+                write!(text, "  neighbor {address} activate\n  neighbor {address} route-map to{index} out\n");
+        }
+        text.push_str(" exit-address-family\n");
+    }
+    text.push_str("exit\n");
+    for (index, peer) in speaker.peers.iter().enumerate() {
+        let _ = write!(
+            text,
+            "route-map to{index} permit 10\n set metric {}\n set ipv6 next-hop global {}\nexit\n",
+            peer.med, peer.local6
+        );
+    }
+    text
 }

@@ -1,12 +1,10 @@
-//! Debian's routing daemons in a namespace: FRR (`zebra` and `bgpd`, asked by `vtysh`) and BIRD (asked by
-//! `birdc`). Each has directories of its own; FRR, whose paths are fixed, a `/run` of its own.
+//! What a BGP speaker of another make does, in the words of neither of them, and Debian's BIRD in a namespace, asked
+//! by `birdc`; FRR is in [`crate::frr`].
 
 use crate::guard::{TempDir, temp_dir};
 use crate::{Error, Netns, Process, Result, retry_until};
 use std::fmt::Write;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -23,6 +21,8 @@ pub struct Peer {
     pub local6: String,
     /// Its AS number.
     pub asn: u32,
+    /// Links on the way to it.
+    pub hops: u8,
     /// RFC 2385.
     pub md5: Option<String>,
     /// MULTI_EXIT_DISC of what it is told.
@@ -46,111 +46,6 @@ pub struct Speaker {
     pub peers: Vec<Peer>,
 }
 
-/// Running zebra and bgpd. Dropped, they are killed.
-#[derive(Debug)]
-pub struct Frr {
-    netns: Netns,
-    // Before the directory: dropped first.
-    daemons: Process,
-    _directory: TempDir,
-}
-
-impl Frr {
-    /// Starts both daemons.
-    ///
-    /// # Errors
-    /// When FRR is missing or does not answer.
-    pub fn start(netns: &Netns, speaker: &Speaker) -> Result<Self> {
-        let directory = temp_dir("frr")?;
-        // They drop root.
-        let open = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(directory.path(), open).map_err(Error::io("cannot open a directory to FRR"))?;
-        write(&directory.path().join("zebra.conf"), "ip forwarding\nipv6 forwarding\n")?;
-        write(&directory.path().join("bgpd.conf"), &frr_configuration(speaker))?;
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-ec"]);
-        command.arg(
-            "mount -t tmpfs tmpfs /run; install -o frr -g frr -d /run/frr\n\
-             /usr/lib/frr/zebra --log stdout -P 0 -f $0/zebra.conf &\n\
-             exec /usr/lib/frr/bgpd --log stdout -P 0 -f $0/bgpd.conf",
-        );
-        command.arg(directory.path());
-        let daemons = netns.spawn_command(command)?;
-        let started = Self { netns: netns.clone(), daemons, _directory: directory };
-        retry_until("bgpd", START, || started.vtysh("show bgp summary json"))?;
-        Ok(started)
-    }
-
-    /// Runs a command of `vtysh`.
-    ///
-    /// # Errors
-    /// As [`Netns::run`].
-    pub fn vtysh(&self, command: &str) -> Result<String> {
-        let pid = self.daemons.pid().to_string();
-        let argv = ["nsenter", "--target", &pid, "--mount", "vtysh", "-c", command];
-        Ok(self.netns.run(&argv)?.stdout)
-    }
-
-    /// A command of `vtysh` that answers in JSON.
-    ///
-    /// # Errors
-    /// As [`Netns::run`], or when it does not.
-    pub fn json(&self, command: &str) -> Result<serde_json::Value> {
-        let said = self.vtysh(command)?;
-        serde_json::from_str(&said).map_err(|bad| Error::parse("vtysh", bad))
-    }
-
-    /// Both daemons, to look at.
-    pub fn process(&mut self) -> &mut Process {
-        &mut self.daemons
-    }
-}
-
-fn frr_configuration(speaker: &Speaker) -> String {
-    let mut text = format!(
-        "frr defaults traditional\nrouter bgp {}\n bgp router-id {}\n no bgp ebgp-requires-policy\n",
-        speaker.asn, speaker.id
-    );
-    if speaker.graceful_restart {
-        text.push_str(" bgp graceful-restart\n");
-    }
-    let (keepalive, hold) = speaker.timers;
-    // Writing to a String does not fail.
-    for peer in &speaker.peers {
-        let address = &peer.address;
-        let _ = write!(
-            text,
-            " neighbor {address} remote-as {}\n neighbor {address} timers {keepalive} {hold}\n \
-             neighbor {address} timers connect 1\n neighbor {address} update-source {}\n",
-            peer.asn, peer.local
-        );
-        if let Some(key) = &peer.md5 {
-            let _ = writeln!(text, " neighbor {address} password {key}");
-        }
-    }
-    for (family, is_v6) in [("ipv4", false), ("ipv6", true)] {
-        let _ = writeln!(text, " address-family {family} unicast");
-        for network in speaker.networks.iter().filter(|network| network.contains(':') == is_v6) {
-            let _ = writeln!(text, "  network {network}");
-        }
-        for (index, peer) in speaker.peers.iter().enumerate() {
-            let address = &peer.address;
-            let _ =
-                write!(text, "  neighbor {address} activate\n  neighbor {address} route-map to{index} out\n");
-        }
-        text.push_str(" exit-address-family\n");
-    }
-    text.push_str("exit\n");
-    for (index, peer) in speaker.peers.iter().enumerate() {
-        let _ = write!(
-            text,
-            "route-map to{index} permit 10\n set metric {}\n set ipv6 next-hop global {}\nexit\n",
-            peer.med, peer.local6
-        );
-    }
-    text
-}
-
 /// A running bird. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Bird {
@@ -167,9 +62,11 @@ impl Bird {
     /// When BIRD is missing or does not answer.
     pub fn start(netns: &Netns, speaker: &Speaker, more: &[String]) -> Result<Self> {
         let directory = temp_dir("bird")?;
-        write(&directory.path().join("bird.conf"), &bird_configuration(speaker, more))?;
+        let configured = directory.path().join("bird.conf");
+        fs::write(&configured, bird_configuration(speaker, more))
+            .map_err(Error::io(format!("cannot write {}", configured.display())))?;
         let mut command = Command::new("bird");
-        command.args(["-f", "-c"]).arg(directory.path().join("bird.conf"));
+        command.args(["-f", "-c"]).arg(configured);
         command.arg("-s").arg(directory.path().join("bird.ctl"));
         command.arg("-P").arg(directory.path().join("bird.pid"));
         if speaker.graceful_restart {
@@ -222,6 +119,9 @@ fn bird_configuration(speaker: &Speaker, more: &[String]) -> String {
              connect delay time 1;\n  connect retry time 1;\n  error wait time 1, 2;\n  graceful restart {restart};\n",
             peer.local, speaker.asn, peer.address, peer.asn, speaker.timers.1
         );
+        if peer.hops > 1 {
+            let _ = writeln!(text, "  multihop {};", peer.hops);
+        }
         if let Some(key) = &peer.md5 {
             let _ = writeln!(text, "  password \"{key}\";");
         }
@@ -236,10 +136,4 @@ fn bird_configuration(speaker: &Speaker, more: &[String]) -> String {
         );
     }
     text
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).map_err(Error::io(format!("cannot write {}", path.display())))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
-        .map_err(Error::io(format!("cannot open {}", path.display())))
 }

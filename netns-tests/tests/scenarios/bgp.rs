@@ -6,9 +6,10 @@
 
 use crate::kernel::kill_part;
 use crate::pair::{Pair, Setup, Side, patient};
+use braid_netns::frr::Frr;
 use braid_netns::gateway::Gateway;
 use braid_netns::paced::{Load, Paced};
-use braid_netns::routing::{Bird, Frr, Peer, Speaker};
+use braid_netns::routing::{Bird, Peer, Speaker};
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, CLIENT6, NET_A, NET_A6, NET_B, NET_B6, SERVER, SERVER6};
 use braid_netns::traffic::{Pings, ping};
@@ -41,6 +42,17 @@ pub(crate) fn with_bgp(text: String, bgp: &str) -> String {
     )
 }
 
+/// The far side without routes, and with a session in each of its tunnels.
+pub(crate) fn far_with_bgp(text: &str, tunnels: usize) -> String {
+    let before = text.split("\n[[route]]").next().unwrap_or_default();
+    let neighbors: String = (0..tunnels)
+        .map(|index| format!("[[bgp.neighbor]]\ntunnel = \"t{index}\"\nasn = {OURS}\n"))
+        .collect();
+    format!(
+        "{before}\n[bgp]\nasn = {THEIRS}\nrouter-id = \"10.2.0.1\"\nannounce = [\"{NET_B}\", \"{NET_B6}\"]\n{neighbors}"
+    )
+}
+
 pub(crate) fn neighbors(count: usize, more: &str) -> String {
     (0..count)
         .map(|index| format!("[[bgp.neighbor]]\ntunnel = \"t{index}\"\nasn = {THEIRS}\n{more}\n"))
@@ -64,6 +76,7 @@ pub(crate) fn far(tunnels: usize) -> Speaker {
             local: format!("169.254.{net}.2"),
             local6: format!("fd00:ffff:{net}::2"),
             asn: OURS,
+            hops: 1,
             md5: None,
             med: 100,
         }
@@ -149,7 +162,7 @@ fn frr_over_one_tunnel_like_aws() -> Outcome {
     speaker.timers = (10, 30);
     speaker.peers[0].md5 = Some("wrong".to_owned());
     let netns = &pair.topology.gateway_b;
-    let mut frr = Frr::start(netns, &speaker)?;
+    let frr = Frr::speak(netns, &speaker)?;
     // With another key not a segment is taken.
     let gateway = &pair.topology.gateway_a;
     retry_until("segments with a wrong signature", SOON, || match counter(gateway, "TCPMD5Failure") {
@@ -158,10 +171,9 @@ fn frr_over_one_tunnel_like_aws() -> Outcome {
         Err(error) => Err(error.to_string()),
     })?;
     assert_eq!(established(&pair.a.status()?), 0);
-    frr.process().stop(SOON)?;
     drop(frr);
     speaker.peers[0].md5 = Some("between-us".to_owned());
-    let frr = Frr::start(netns, &speaker)?;
+    let frr = Frr::speak(netns, &speaker)?;
     let status = until(&pair.a, "routes by t0", |status| both_ways(status, &["t0"]))?;
     let neighbor = &status["neighbors"][0];
     assert_eq!(neighbor["address"], "169.254.10.2");
@@ -195,7 +207,7 @@ fn frr_over_one_tunnel_like_aws() -> Outcome {
 fn frr_over_two_tunnels() -> Outcome {
     let pair = start(2, &neighbors(2, "hold-time = \"9s\""))?;
     let topology = &pair.topology;
-    let frr = Frr::start(&topology.gateway_b, &far(2))?;
+    let frr = Frr::speak(&topology.gateway_b, &far(2))?;
     until(&pair.a, "routes by both", |status| both_ways(status, &["t0", "t1"]))?;
     answered(topology)?;
     let origin = Instant::now();
@@ -220,7 +232,7 @@ fn frr_over_two_tunnels() -> Outcome {
     let lost = log.lost().len();
     assert!(lost > 0 && lost * 2 < log.sent(), "{lost} of {} lost", log.sent());
     // The far side names another tunnel as the better one, as AWS does when it works on the other.
-    frr.vtysh("configure terminal\nroute-map to0 permit 10\nset metric 50")?;
+    frr.configure(&["route-map to0 permit 10", "set metric 50"])?;
     frr.vtysh("clear bgp * soft out")?;
     until(&pair.a, "the lower MED", |status| both_ways(status, &["t0"]))?;
     answered(topology)
@@ -292,7 +304,7 @@ fn a_router_on_the_lan() -> Outcome {
         ..far(1)
     };
     let bird = Bird::start(&topology.client, &router, &[])?;
-    let frr = Frr::start(&topology.gateway_b, &far(1))?;
+    let frr = Frr::speak(&topology.gateway_b, &far(1))?;
     let status = until(&pair.a, "both neighbors", |status| {
         established(status) == 2
             && both_ways(status, &["t0"])
@@ -380,18 +392,18 @@ fn doctor_says_why_there_is_no_session() -> Outcome {
         speaker
     };
     let netns = &pair.topology.gateway_b;
-    let other = Frr::start(netns, &far(1))?;
+    let other = Frr::speak(netns, &far(1))?;
     says("bgp.neighbor.md5", "its MD5 password is another, it has none, or no BGP speaker runs there")?;
     drop(other);
-    let other = Frr::start(netns, &Speaker { asn: THEIRS + 1, ..signed() })?;
+    let other = Frr::speak(netns, &Speaker { asn: THEIRS + 1, ..signed() })?;
     says("bgp.neighbor.asn", "169.254.10.2 says that its AS number is 64513, 64512 is expected")?;
     drop(other);
     let mut speaker = signed();
     speaker.peers[0].asn = OURS + 1;
-    let other = Frr::start(netns, &speaker)?;
+    let other = Frr::speak(netns, &speaker)?;
     says("bgp.asn", "169.254.10.2 expects another AS number than ours, which is 65010")?;
     drop(other);
-    let _right = Frr::start(netns, &signed())?;
+    let _right = Frr::speak(netns, &signed())?;
     until(&pair.a, "the session", |status| established(status) == 1)?;
     let said = pair.a.braid(&["doctor"])?.stdout;
     assert!(!said.contains("BGP"), "{said}");

@@ -2,17 +2,17 @@
 //!
 //! The gateways share a link `dx0` besides the outer paths. What goes over it is plain by the user's own choice.
 
-use crate::bgp::{OURS, SOON, THEIRS, established, far, neighbors, until, with_bgp};
+use crate::bgp::{OURS, SOON, THEIRS, established, far, far_with_bgp, neighbors, until, with_bgp};
 use crate::kernel::kill_part;
 use crate::pair::{Pair, Setup, Side, patient};
 use braid_netns::capture::{Capture, Packet};
 use braid_netns::fault::cut;
-use braid_netns::frr;
+use braid_netns::frr::Frr;
 use braid_netns::gateway::Gateway;
 use braid_netns::paced::{Load, Paced};
-use braid_netns::routing::{Frr, Peer};
+use braid_netns::routing::Peer;
 use braid_netns::runner::{Outcome, Scenario};
-use braid_netns::topology::{CLIENT, NET_A, NET_B, NET_B6, SERVER};
+use braid_netns::topology::{CLIENT, NET_A, NET_B, SERVER};
 use braid_netns::traffic::{Pings, ping};
 use braid_netns::{Netns, Result, Topology, retry_until};
 use nix::sys::signal::Signal;
@@ -204,7 +204,7 @@ fn a_router_on_a_link_before_tunnels() -> Outcome {
     let mut speaker = far(1);
     let on_link = Peer { address: NEAR.to_owned(), local: FAR.to_owned(), ..speaker.peers[0].clone() };
     speaker.peers.push(on_link);
-    let _frr = Frr::start(&pair.topology.gateway_b, &speaker)?;
+    let _frr = Frr::speak(&pair.topology.gateway_b, &speaker)?;
     let on_link = |status: &Value| established(status) == 2 && carries(status, NET_B) == [LINK];
     let status = until(&pair.a, "the link to carry", on_link)?;
     // The tunnel stands by, with its share.
@@ -275,13 +275,13 @@ fn bfd_on_a_link_with_frr() -> Outcome {
     let mut speaker = far(1);
     let on_link = Peer { address: NEAR.to_owned(), local: FAR.to_owned(), ..speaker.peers[0].clone() };
     speaker.peers.push(on_link);
-    let _bgpd = Frr::start(netns, &speaker)?;
+    let mut frr = Frr::speak(netns, &speaker)?;
     // Nobody answers to BFD yet: that is no verdict.
     let on_link = |status: &Value| established(status) == 2 && carries(status, NET_B) == [LINK];
     let status = until(&pair.a, "the link to carry", on_link)?;
     assert_eq!(bfd_of_link(&status)["state"], "down", "{status}");
     let seen = Capture::start(netns, LINK, "udp port 3784", 128)?;
-    let bfd = frr::Frr::start(netns, &[("bfdd", &bfdd)])?;
+    frr.add("bfdd", &bfdd)?;
     let is_up = |status: &Value| {
         let bfd = bfd_of_link(status);
         on_link(status) && bfd["state"] == "up" && bfd["interval_ms"] == 50.0 && bfd["multiplier"] == 3
@@ -290,7 +290,7 @@ fn bfd_on_a_link_with_frr() -> Outcome {
     // Control is killed: the session goes on.
     kill_part(&pair.topology.gateway_a, "braid-control")?;
     until(&pair.a, "BFD to be up", is_up)?;
-    let counters = bfd.json("show bfd peers counters json")?;
+    let counters = frr.json("show bfd peers counters json")?;
     assert_eq!(counters[0]["session-down"], 0, "{counters}");
     // RFC 5881 sections 4 and 5.
     let ours = seen.stop()?;
@@ -302,10 +302,10 @@ fn bfd_on_a_link_with_frr() -> Outcome {
         assert!(packet.ip[8] == 255 && port >= 49_152, "TTL {}, port {port}", packet.ip[8]);
     }
     // Disabled by its user: no verdict.
-    bfd.configure(&["bfd", &peer, "shutdown"])?;
+    frr.configure(&["bfd", &peer, "shutdown"])?;
     until(&pair.a, "BFD to be down", |status| bfd_of_link(status)["state"] == "down")?;
     assert!(on_link(&pair.a.status()?));
-    bfd.configure(&["bfd", &peer, "no shutdown"])?;
+    frr.configure(&["bfd", &peer, "no shutdown"])?;
     until(&pair.a, "BFD to be up", is_up)?;
     // The other way FRR decides, which is not asked to listen to its bfdd.
     let origin = Instant::now();
@@ -318,15 +318,7 @@ fn bfd_on_a_link_between_two_gateways() -> Outcome {
     let setup = Setup { tunnels: 1, ..Setup::default() };
     let pair = Pair::start_edited(&setup, topology(1)?, |side, text| match side {
         Side::A => with_bgp(patient(text), &(neighbors(1, "") + &watched_neighbor(FAR, THEIRS))),
-        Side::B => {
-            let text = patient(text);
-            let tunnels = text.split("\n[[route]]").next().unwrap_or_default();
-            format!(
-                "{tunnels}\n[bgp]\nasn = {THEIRS}\nrouter-id = \"10.2.0.1\"\nannounce = [\"{NET_B}\", \"{NET_B6}\"]\n\
-                 [[bgp.neighbor]]\ntunnel = \"t0\"\nasn = {OURS}\n{}",
-                watched_neighbor(NEAR, OURS)
-            )
-        }
+        Side::B => far_with_bgp(&patient(text), 1) + &watched_neighbor(NEAR, OURS),
     })?;
     let ready = |prefix: &'static str| {
         move |status: &Value| {

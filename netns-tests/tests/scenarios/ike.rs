@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const KEYS: &str = "psk = \"correct horse battery staple\"\n";
 
 /// Negotiated instead of fixed keys. B only answers, unless `both` start.
-fn negotiated(side: Side, text: &str, more: &str, both: bool) -> String {
+pub(crate) fn negotiated(side: Side, text: &str, more: &str, both: bool) -> String {
     let mut out = String::new();
     let mut manual = false;
     for line in text.lines() {

@@ -21,6 +21,7 @@ mod kernel;
 mod lan;
 mod metrics;
 mod mobile;
+mod multihop;
 mod order;
 #[allow(dead_code, reason = "part of it is for groups that are not listed yet")]
 mod pair;
@@ -65,6 +66,7 @@ const GROUPS: &[&[Scenario]] = &[
     bgp_signals::ALL,
     bgp_spread::ALL,
     direct::ALL,
+    multihop::ALL,
     wireguard::ALL,
     clients::ALL,
     metrics::ALL,

@@ -72,7 +72,8 @@ impl Setup {
         text
     }
 
-    fn write_tunnel(&self, text: &mut String, side: Side, index: usize, path: &OuterPath) {
+    /// Adds one tunnel to a side's configuration.
+    pub(crate) fn write_tunnel(&self, text: &mut String, side: Side, index: usize, path: &OuterPath) {
         let outer = if self.outer6 == Some(index) {
             [path.a6.to_string(), path.b6.to_string()]
         } else {
