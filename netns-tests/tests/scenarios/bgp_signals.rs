@@ -3,8 +3,9 @@
 
 use crate::bgp::{SOON, answered, both_ways, far, neighbors, start, until, with_bgp};
 use crate::pair::{Pair, Setup, Side, patient};
+use braid_netns::frr::Frr;
 use braid_netns::paced::{Load, Paced};
-use braid_netns::routing::{Bird, Frr};
+use braid_netns::routing::Bird;
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, NET_A, NET_A6, SERVER};
 use braid_netns::{Topology, retry_until};
@@ -100,7 +101,7 @@ fn a_neighbor_that_dies_alone_does_not() -> Outcome {
 fn the_other_end_leaves_a_drained_tunnel() -> Outcome {
     let pair = start(2, &neighbors(2, ""))?;
     let topology = &pair.topology;
-    let frr = Frr::start(&topology.gateway_b, &far(2))?;
+    let frr = Frr::speak(&topology.gateway_b, &far(2))?;
     until(&pair.a, "routes by both", |status| both_ways(status, &["t0", "t1"]))?;
     let best = |family: &str, prefix: &str| {
         let said = frr
