@@ -5,7 +5,7 @@
 use core::time::Duration;
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use braid_api::{
@@ -276,8 +276,9 @@ pub fn without_routes(
     }
     let mut neighbors = bgp.neighbors(std::time::Instant::now());
     let links = stats.map(|stats| stats.bfd_links.as_slice()).unwrap_or_default();
+    let by_remote: HashMap<IpAddr, _> = links.iter().map(|link| (link.session.remote, link)).collect();
     for neighbor in neighbors.iter_mut().filter(|neighbor| neighbor.tunnel.is_none()) {
-        let link = links.iter().find(|link| link.session.remote.to_string() == neighbor.address);
+        let link = neighbor.address.parse().ok().and_then(|address: IpAddr| by_remote.get(&address));
         neighbor.bfd = link.map(|link| Bfd { problem: link.problem.clone(), ..bfd(&link.session) });
     }
     let neighbors_in: HashMap<&str, &NeighborView> =
@@ -394,7 +395,7 @@ pub enum Asked {
     /// This prefix, and all within it.
     Prefix(IpNet),
     /// What a packet takes.
-    Address(core::net::IpAddr),
+    Address(IpAddr),
 }
 
 fn tunnel_status(

@@ -30,7 +30,8 @@ use crate::{
 
 /// Messages that wait; at 60 us each, a sixteenth of a second.
 const QUEUE: usize = 1024;
-const TICKS_PER_SECOND: u32 = 1000 / TICK.as_millis() as u32;
+/// Of the limiters.
+const SECOND: Duration = Duration::from_secs(1);
 /// Handshakes begun in a row before messages are looked at again: answers to thousands would fill the queue.
 const BEGUN_IN_A_ROW: usize = 32;
 /// DSCP AF41 (RFC 2597): handshakes go before data, as those of Linux do.
@@ -128,7 +129,6 @@ pub(crate) struct Handshakes {
     drops: Arc<Drops>,
     known: BTreeMap<TunnelId, Known>,
     interfaces: BTreeMap<SocketAddr, Vec<Interface>>,
-    ticks: u32,
     /// This tick's next tunnel, while there is one.
     next: Option<TunnelId>,
 }
@@ -150,7 +150,6 @@ impl Handshakes {
             drops,
             known: BTreeMap::new(),
             interfaces: BTreeMap::new(),
-            ticks: 0,
             next: None,
         }
     }
@@ -158,6 +157,7 @@ impl Handshakes {
     /// Runs until all senders of inputs are gone.
     pub(crate) fn run(mut self) {
         let mut next_tick = Instant::now() + TICK;
+        let mut next_second = Instant::now() + SECOND;
         loop {
             let input = match (self.known.is_empty(), self.next) {
                 (true, _) => self.inputs.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
@@ -176,9 +176,16 @@ impl Handshakes {
                 self.take(input);
             }
             let now = Instant::now();
+            // However long a walk through thousands takes.
+            if now >= next_second {
+                next_second = now + SECOND;
+                for identity in self.interfaces.values().flatten().map(|interface| &interface.identity) {
+                    identity.handle_second();
+                }
+            }
             if self.next.is_none() && now >= next_tick {
                 next_tick = now + TICK;
-                self.tick();
+                self.next = self.known.first_key_value().map(|(id, _)| *id);
             }
             self.tick_some();
         }
@@ -295,16 +302,6 @@ impl Handshakes {
     fn peer_of(&self, message: &[u8]) -> Option<Arc<Peer>> {
         let index = u32::from_le_bytes(*message.get(4..)?.first_chunk()?) >> 8;
         self.reader.clone().enter().peer(index).cloned()
-    }
-
-    fn tick(&mut self) {
-        self.ticks = self.ticks.wrapping_add(1);
-        if self.ticks.is_multiple_of(TICKS_PER_SECOND) {
-            for identity in self.interfaces.values().flatten().map(|interface| &interface.identity) {
-                identity.handle_second();
-            }
-        }
-        self.next = self.known.first_key_value().map(|(id, _)| *id);
     }
 
     /// Goes on with this tick as far as messages may wait.

@@ -20,6 +20,8 @@ use crate::{
     update::{Family, Outgoing},
 };
 
+/// Of what is told by a way that is about to go.
+pub const LEAVING_MED: u32 = u32::MAX - 1;
 /// RFC 4360 section 2: set in the type of an extended community that does not leave the AS.
 const NON_TRANSITIVE: u64 = 0x40 << 56;
 
@@ -290,8 +292,8 @@ impl AdjOut {
     /// The route as the peer sees it, if it may.
     fn wanted(&self, prefix: &IpNet) -> Option<Arc<Attributes>> {
         let ExportSettings { local_as, external, prepend, mut med, leaving, .. } = self.settings;
-        // Understood also by peers that do not look at communities.
-        med = if leaving { Some(u32::MAX) } else { med };
+        // Understood also by peers that do not look at communities. The highest of all means "never" to some.
+        med = if leaving { Some(LEAVING_MED) } else { med };
         let next_hop = match prefix {
             IpNet::V4(_) => self.settings.next_hop_v4.map(IpAddr::V4),
             IpNet::V6(_) => self.settings.next_hop_v6.map(IpAddr::V6),

@@ -19,7 +19,7 @@ use std::{
 
 use braid_bgp::{
     Cause, ConnectionId, Effect, Event, Family, Neighbor, NeighborConfig, SessionState,
-    adj_out::AdjOut,
+    adj_out::{AdjOut, LEAVING_MED},
     rib::{Change, Chosen, MAX_PATHS, NeighborId, Notice, Rib},
 };
 use bytes::Bytes;
@@ -41,7 +41,7 @@ const TOLD: usize = 2048;
 /// How long those who had sessions may take to say all after a restart of ours.
 const DEFERRAL: Duration = Duration::from_secs(60);
 /// Of routes told in a tunnel that stands behind others: worse than any by priority, and better than one that goes.
-const YIELDING_MED: u32 = u32::MAX - 1;
+const YIELDING_MED: u32 = LEAVING_MED - 1;
 /// A neighbor that sent too much is left alone for so long.
 const TOO_MANY_PAUSE: Duration = Duration::from_secs(300);
 

@@ -15,6 +15,7 @@ impl Control {
 
     /// Somebody wants them.
     pub(super) fn scrape(&mut self, to: oneshot::Sender<Status>) {
+        self.documents += 1;
         if self.greeted {
             self.query(Query::Stats, Pending::Scrape(to));
         } else {

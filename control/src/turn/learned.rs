@@ -501,6 +501,7 @@ impl Turn {
     /// A neighbor that is not heard speaks against its tunnel only while nothing else is heard there either, which the
     /// core knows: its BGP may have died alone.
     fn handle_silent_neighbors(&mut self, silent: &BTreeMap<String, Duration>, now: Duration) {
+        let mut ask = false;
         for (name, index) in &self.by_name {
             let Some(runtime) = self.tunnels.get_mut(*index) else { continue };
             let before = core::mem::replace(&mut runtime.silent_neighbor, silent.get(name).copied());
@@ -508,11 +509,13 @@ impl Turn {
                 continue;
             }
             self.touched.insert(*index);
-            if runtime.silent_neighbor.is_some() {
-                self.effects.push(Effect::QueryStats);
-            } else {
-                runtime.health.handle_neighbor(None, now);
+            match runtime.silent_neighbor {
+                Some(_) => ask = true,
+                None => runtime.health.handle_neighbor(None, now),
             }
+        }
+        if ask {
+            self.effects.push(Effect::QueryStats);
         }
     }
 

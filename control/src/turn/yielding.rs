@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use braid_api::TunnelId;
+use braid_api::{Member, TunnelId};
 
 use super::{Effect, Offer, Turn};
 
@@ -31,7 +31,8 @@ impl Turn {
         self.offer_changes += 1;
         self.yielded_after = self.offer_changes;
         self.effects.push(Effect::RememberLater);
-        self.rebuild();
+        // In a turn of its own: thousands may fail one by one.
+        self.needs_rebuild = true;
     }
 
     /// Names, each with the priority that it has lost its traffic to.
@@ -48,19 +49,27 @@ impl Turn {
                 priorities.insert(id, tunnel.priority);
             }
         }
-        let groups = self.desired.tables.groups.values();
+        let own: BTreeMap<TunnelId, i32> =
+            known.clone().filter_map(|((tunnel, _), id)| Some(((*id)?, tunnel.priority))).collect();
         // What carries a group in place of a tunnel, where that is of lower priority: the highest such.
-        let instead = |id: TunnelId, own: i32| {
-            let of_it = groups.clone().filter(|group| group.members.iter().any(|member| member.tunnel == id));
-            let carry = of_it.filter_map(|group| {
-                let others = group.members.iter().filter(|member| member.tunnel != id);
-                others.filter_map(|member| priorities.get(&member.tunnel)).max().copied()
-            });
-            carry.filter(|priority| *priority < own).max()
-        };
+        let mut instead: BTreeMap<TunnelId, i32> = BTreeMap::new();
+        for group in self.desired.tables.groups.values() {
+            let live = |member: &Member| Some((*priorities.get(&member.tunnel)?, member.tunnel));
+            let best = group.members.iter().filter_map(live).max();
+            let other = |member: &&Member| best.is_none_or(|(_, tunnel)| tunnel != member.tunnel);
+            let second = group.members.iter().filter(other).filter_map(live).max();
+            for member in &group.members {
+                let is_best = best.is_some_and(|(_, tunnel)| tunnel == member.tunnel);
+                let Some((carries, _)) = (if is_best { second } else { best }) else { continue };
+                if own.get(&member.tunnel).is_some_and(|own| carries < *own) {
+                    let most = instead.entry(member.tunnel).or_insert(carries);
+                    *most = carries.max(*most);
+                }
+            }
+        }
         let yields =
             known.filter(|((tunnel, _), _)| !tunnel.preempt).filter_map(|((tunnel, runtime), id)| {
-                let lower = id.and_then(|id| instead(id, tunnel.priority))?;
+                let lower = *instead.get(&(*id)?)?;
                 let to = match before.get(&tunnel.name) {
                     Some(to) if lower >= *to => *to,
                     _ if runtime.failovers > 0 && runtime.offer == Offer::Masked => lower,

@@ -23,8 +23,10 @@ const HASTENED: u8 = 3;
 const MOST_HASTENED: u8 = 2 * HASTENED;
 /// For so long each of them is waited for, beyond a round trip.
 const HASTE_NANOS: u64 = 3_000_000;
-/// Between the beginnings of two such rows of probes: whoever says it may be lying.
+/// Between the beginnings of two such rows of probes; twice as long after each that was answered, since whoever says
+/// it was lying.
 const HASTE_REST_NANOS: u64 = 1_000_000_000;
+const LONGEST_HASTE_REST_NANOS: u64 = 64 * HASTE_REST_NANOS;
 /// Probes whose reply can still be told.
 const OUTSTANDING: usize = 16;
 
@@ -90,6 +92,7 @@ pub(super) struct Session {
     haste: Option<Haste>,
     /// Not before this.
     next_haste: u64,
+    haste_rest: u64,
 }
 
 /// Probes in a row.
@@ -121,6 +124,7 @@ impl Session {
             smoothed: None,
             haste: None,
             next_haste: 0,
+            haste_rest: HASTE_REST_NANOS,
         }
     }
 
@@ -200,7 +204,7 @@ impl Session {
         if self.up && self.probe.is_some() && self.haste.is_none() && now >= self.next_haste {
             let wait = HASTE_NANOS + round_trip.as_nanos() as u64;
             self.haste = Some(Haste { sent: 0, wait, put_off: false });
-            self.next_haste = now + HASTE_REST_NANOS;
+            self.next_haste = now + self.haste_rest;
             self.next_probe = now;
         }
     }
@@ -230,6 +234,7 @@ impl Session {
             return None;
         }
         self.up = false;
+        self.haste_rest = HASTE_REST_NANOS;
         Some(Death { cause: Cause::Probe, silent: Duration::from_nanos(now - self.life) })
     }
 
@@ -281,7 +286,10 @@ impl Session {
         self.smoothed = Some(smoothed);
         self.replied = Some(now);
         self.unanswered = 0;
-        self.haste = None;
+        if self.haste.take().is_some() {
+            self.haste_rest = (self.haste_rest * 2).min(LONGEST_HASTE_REST_NANOS);
+            self.next_haste = now + self.haste_rest;
+        }
         self.live(now);
         let was = core::mem::replace(&mut self.up, true);
         Some(Answer {
@@ -402,6 +410,17 @@ mod tests {
         let sent = session.sequence;
         assert_eq!(hasten(&mut session, begin + 60 * MS, true, |_| None), []);
         assert!(session.sequence <= sent + 1, "{} {sent}", session.sequence);
+        // And ever fewer: of rows that are asked for each second, ten minutes have one in 64.
+        let mut session = healthy();
+        let mut rows = 0;
+        for second in 2..600 {
+            play(&mut session, second * 1000 * MS, second * 1000 * MS + 900 * MS, MS, true);
+            let sent = session.sequence;
+            hasten(&mut session, second * 1000 * MS + 910 * MS, true, |_| None);
+            rows +=
+                u32::from(session.next_haste > (second * 1000 + 1500) * MS && session.sequence > sent + 1);
+        }
+        assert!(rows <= 16, "{rows}");
         // Who never answered is not missed.
         let mut never = Session::new(0);
         never.configure(Some(PROBE), false, 0);

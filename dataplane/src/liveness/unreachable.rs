@@ -21,6 +21,8 @@ use crate::{tables::Reader, worker::monotonic};
 
 /// Messages that are looked at in a second: each may cost a look at every tunnel.
 const PER_SECOND: u32 = 100;
+/// Of any kind that are received in a second.
+const RECEIVED_PER_SECOND: u32 = 1000;
 /// Beyond these it rests for so long, and the kernel drops what does not fit the socket.
 const REST: Duration = Duration::from_millis(50);
 /// The IP header, the message's own eight bytes, and what it quotes: a header and eight bytes more.
@@ -40,13 +42,15 @@ pub(crate) struct Unreachable {
     sockets: Vec<OwnedFd>,
     reader: Reader,
     inputs: mpsc::SyncSender<Input>,
-    /// The second, and what was looked at in it.
-    looked: (u64, u32),
+    /// In which this was received, and looked at.
+    second: u64,
+    received: u32,
+    looked: u32,
 }
 
 impl Unreachable {
     pub(crate) fn new(sockets: Vec<OwnedFd>, reader: Reader, inputs: mpsc::SyncSender<Input>) -> Self {
-        Unreachable { sockets, reader, inputs, looked: (0, 0) }
+        Unreachable { sockets, reader, inputs, second: 0, received: 0, looked: 0 }
     }
 
     /// Runs as long as there is a liveness thread.
@@ -59,10 +63,10 @@ impl Unreachable {
             let _ = rustix::event::poll(&mut polled, None);
             drop(polled);
             for index in 0..self.sockets.len() {
-                let Some(quoted) = self.receive(index, &mut buffer) else { continue };
-                if !self.may_look(monotonic().nanos / 1_000_000_000) {
+                let quoted = self.receive(index, &mut buffer);
+                if !self.may_go_on(quoted.is_some(), monotonic().nanos / 1_000_000_000) {
                     std::thread::sleep(REST);
-                } else if !self.tell(quoted) {
+                } else if quoted.is_some_and(|quoted| !self.tell(quoted)) {
                     return;
                 }
             }
@@ -74,12 +78,14 @@ impl Unreachable {
         quoted(&buffer[..len])
     }
 
-    fn may_look(&mut self, second: u64) -> bool {
-        if self.looked.0 != second {
-            self.looked = (second, 0);
+    /// Counts a message, of those that name somebody apart.
+    fn may_go_on(&mut self, names_somebody: bool, second: u64) -> bool {
+        if self.second != second {
+            (self.second, self.received, self.looked) = (second, 0, 0);
         }
-        self.looked.1 += 1;
-        self.looked.1 <= PER_SECOND
+        self.received += 1;
+        self.looked += u32::from(names_somebody);
+        self.received <= RECEIVED_PER_SECOND && self.looked <= PER_SECOND
     }
 
     /// Says whether there is still somebody to tell.

@@ -13,6 +13,8 @@ const SETS: usize = 16_384;
 const WAYS: usize = 4;
 /// Seconds of silence after which a flow is a new one.
 const IDLE: u16 = 600;
+/// By so many seconds rounds of workers may have begun apart.
+const APART: u16 = 8;
 /// In place of a tunnel: the flow began on this side.
 const OURS: u16 = u16::MAX;
 
@@ -36,9 +38,13 @@ impl Entry {
         (self.0 >> 16) as u16
     }
 
-    /// Of an empty place: the most there is.
+    /// Of an empty place: the most there is. A worker whose round began before that of another is not a day late.
     fn age(self, second: u16) -> u16 {
-        if self.0 == 0 { u16::MAX } else { second.wrapping_sub(self.0 as u16) }
+        match second.wrapping_sub(self.0 as u16) {
+            _ if self.0 == 0 => u16::MAX,
+            age if age > u16::MAX - APART => 0,
+            age => age,
+        }
     }
 }
 
@@ -57,6 +63,10 @@ impl Pins {
 
     /// A packet of a flow came by a tunnel. What began on this side stays with its hash.
     pub fn arrived(&self, hash: u64, tunnel: TunnelId, nanos: u64) {
+        // The one number that means something else.
+        if tunnel.0 >= u32::from(OURS) {
+            return;
+        }
         let second = second(nanos);
         let (place, known) = self.find(hash, second);
         let from = match known {
@@ -120,6 +130,9 @@ mod tests {
         assert_eq!(pins.departs(7 << 40, 2 * SECOND), Some(A));
         pins.arrived(7 << 40, B, 3 * SECOND);
         assert_eq!((pins.departs(7 << 40, 3 * SECOND), pins.peek(7 << 40, 3 * SECOND)), (Some(B), Some(B)));
+        // Another worker's round has begun before.
+        pins.arrived(8 << 40, A, 5 * SECOND);
+        assert_eq!(pins.departs(8 << 40, 5 * SECOND - 1), Some(A));
         // Another flow in the same set is another one.
         assert_eq!(pins.peek(7 << 40 | 2, 3 * SECOND), None);
     }

@@ -46,7 +46,7 @@ fn say_what_the_status_says() -> Outcome {
     let idle = agreed(&pair.a, netns, LISTEN)?;
     let server = IperfServer::start(&topology.server, SERVER)?;
     for reverse in [false, true] {
-        server.tcp(&topology.client, &TcpLoad { flows: 8, seconds: 1, reverse })?;
+        server.tcp(&topology.client, &TcpLoad { flows: 32, seconds: 1, reverse })?;
     }
     pair.a.rekey("t0", false)?;
     retry_until("a rekey", START, || {

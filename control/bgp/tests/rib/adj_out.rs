@@ -98,7 +98,7 @@ fn a_way_that_is_about_to_go_is_told_to_be_the_worst() {
         let before = only(&mut out).unwrap();
         out.set_leaving(true);
         let leaving = only(&mut out).unwrap();
-        assert_eq!((&leaving.communities[..], leaving.med), (&[GRACEFUL_SHUTDOWN][..], Some(u32::MAX)));
+        assert_eq!((&leaving.communities[..], leaving.med), (&[GRACEFUL_SHUTDOWN][..], Some(u32::MAX - 1)));
         assert_eq!(leaving.local_pref, if external { None } else { Some(0) });
         out.set_leaving(true);
         assert!(only(&mut out).is_none());
