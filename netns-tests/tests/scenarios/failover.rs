@@ -60,7 +60,7 @@ fn a_router_says_that_the_peer_is_not_reached() -> Outcome {
         };
         let topology = Topology::builder().paths(2).build()?;
         let pair = Pair::start_edited(&setup, topology, |_, text| slow(text))?;
-        answers_to_probes(&pair)?;
+        answers_to_probes(&pair, CUT)?;
         let internet = pair.topology.internet.as_ref().ok_or("no internet")?;
         let path = &pair.topology.paths[CUT];
         let origin = Instant::now();
@@ -81,11 +81,11 @@ fn a_router_says_that_the_peer_is_not_reached() -> Outcome {
     Ok(())
 }
 
-fn answers_to_probes(pair: &Pair) -> Result<()> {
+/// Waits until the probes of this tunnel have a say, at both ends: those that were never answered have none.
+pub(crate) fn answers_to_probes(pair: &Pair, tunnel: usize) -> Result<()> {
     for gateway in [&pair.a, &pair.b] {
-        // Probes that were never answered have no say.
         retry_until("answers to probes", START, || {
-            let tunnel = gateway.status().map_err(|error| error.to_string())?["tunnels"][CUT].clone();
+            let tunnel = gateway.status().map_err(|error| error.to_string())?["tunnels"][tunnel].clone();
             if tunnel["latency_ms"].is_number() { Ok(()) } else { Err(tunnel.to_string()) }
         })?;
     }
@@ -119,7 +119,7 @@ fn without_preemption() -> Outcome {
         Ok(())
     };
     states(["up", "standby"])?;
-    answers_to_probes(&pair)?;
+    answers_to_probes(&pair, CUT)?;
     let faults = topology.cut(CUT)?;
     states(["down", "up"])?;
     for fault in faults {

@@ -1,6 +1,7 @@
 //! WireGuard against Debian's wireguard-go and boringtun-cli, its keys against Debian's wireguard-tools, and
 //! between two Braid gateways.
 
+use crate::failover::answers_to_probes;
 use crate::kernel::kill_part;
 use crate::mobile::masquerade;
 use crate::pair::{Pair, START, Setup, Side, patient};
@@ -224,6 +225,7 @@ fn mixed_with_esp() -> Outcome {
         let origin = Instant::now();
         let there = Paced::start(&topology.client, &topology.server, SERVER, LOAD, origin)?;
         state(&pair, cut, "up")?;
+        answers_to_probes(&pair, cut)?;
         let both = ["t0", "t1"].map(|name| packets(&pair.a, name));
         let faults = topology.cut(cut)?;
         state(&pair, cut, "down")?;
