@@ -33,7 +33,6 @@ static BGP: Schema = Schema {
         "graceful-restart",
         "neighbor",
     ],
-    later: &[],
 };
 
 static NEIGHBOR: Schema = Schema {
@@ -64,10 +63,9 @@ static NEIGHBOR: Schema = Schema {
         "max-prefix",
         "max-advertised",
     ],
-    later: &[],
 };
 
-static BFD: Schema = Schema { path: "bgp.neighbor.bfd", keys: bfd::KEYS, later: &[] };
+static BFD: Schema = Schema { path: "bgp.neighbor.bfd", keys: bfd::KEYS };
 
 /// Of what BGP learns.
 const DEFAULT_DISTANCE: u8 = 20;

@@ -38,11 +38,9 @@ static CLIENTS: Schema = Schema {
         "keepalive",
         "file",
     ],
-    later: &[],
 };
-static ROOT: Schema = Schema { path: "", keys: &["client"], later: &[] };
-static CLIENT: Schema =
-    Schema { path: "client", keys: &["name", "public-key", "preshared-key", "address"], later: &[] };
+static ROOT: Schema = Schema { path: "", keys: &["client"] };
+static CLIENT: Schema = Schema { path: "client", keys: &["name", "public-key", "preshared-key", "address"] };
 
 /// Behind most NATs a mapping lives half a minute.
 const DEFAULT_KEEPALIVE: u16 = 25;

@@ -36,11 +36,6 @@ pub enum Fault {
         /// All keys known here.
         known: &'static [&'static str],
     },
-    /// A key that is part of the configuration, but not of what this version does.
-    NotYet {
-        /// What this version can do instead.
-        instead: &'static str,
-    },
     /// A key that must be there.
     Missing {
         /// A line that would do.
@@ -104,7 +99,6 @@ impl fmt::Display for Fault {
             Fault::UnknownKey { nearest: None, known } => {
                 write!(f, "unknown key; known here: {}", known.join(", "))
             }
-            Fault::NotYet { instead } => write!(f, "this version does not do it yet; {instead}"),
             Fault::Missing { example } => write!(f, "missing; for example {example}"),
             Fault::WrongType { expected, found } => {
                 write!(f, "{found} where {expected} belongs")

@@ -12,10 +12,9 @@ use super::{
 static GATEWAY: Schema = Schema {
     path: "gateway",
     keys: &["name", "source", "protect", "transit", "hash-seed", "symmetric-hash", "pin-replies"],
-    later: &[],
 };
 
-static CORE: Schema = Schema { path: "core", keys: &["device", "workers", "offload", "run-dir"], later: &[] };
+static CORE: Schema = Schema { path: "core", keys: &["device", "workers", "offload", "run-dir"] };
 
 /// Most forwarding threads.
 const MAX_WORKERS: i64 = 64;

@@ -58,7 +58,6 @@ pub(super) static IKE: Schema = Schema {
         "ppk-id",
         "ppk-required",
     ],
-    later: &[],
 };
 
 /// The first is what two Braids agree on; the second is for peers without the larger group.

@@ -507,8 +507,5 @@ pub fn parse(text: &str, file: &Path, mode: u32) -> Result<Config, Vec<ConfigErr
     })
 }
 
-static ROOT: Schema = Schema {
-    path: "",
-    keys: &["gateway", "core", "tunnel", "route", "bgp", "clients", "metrics"],
-    later: &[],
-};
+static ROOT: Schema =
+    Schema { path: "", keys: &["gateway", "core", "tunnel", "route", "bgp", "clients", "metrics"] };

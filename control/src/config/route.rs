@@ -12,8 +12,8 @@ use super::{
     value,
 };
 
-static ROUTE: Schema = Schema { path: "route", keys: &["prefix", "via", "distance"], later: &[] };
-static LINK: Schema = Schema { path: "route.via", keys: &["interface", "gateway"], later: &[] };
+static ROUTE: Schema = Schema { path: "route", keys: &["prefix", "via", "distance"] };
+static LINK: Schema = Schema { path: "route.via", keys: &["interface", "gateway"] };
 
 /// Most members of a group (the core's limit).
 const MAX_MEMBERS: usize = 256;

@@ -14,10 +14,8 @@ use super::error::{Fault, Report};
 pub(super) struct Schema {
     /// Dotted path as shown in errors.
     pub(super) path: &'static str,
-    /// What this version does.
+    /// All that it may have.
     pub(super) keys: &'static [&'static str],
-    /// What the configuration format knows and this version does not do, with what it does instead.
-    pub(super) later: &'static [(&'static str, &'static str)],
 }
 
 /// A table being read.
@@ -29,7 +27,7 @@ pub(super) struct Section<'t> {
 }
 
 impl<'t> Section<'t> {
-    /// Reports unknown keys and those of later versions.
+    /// Reports unknown keys.
     pub(super) fn open(
         schema: &'static Schema,
         table: &'t DeTable<'t>,
@@ -41,10 +39,7 @@ impl<'t> Section<'t> {
             if schema.keys.contains(&name) {
                 continue;
             }
-            let fault = match schema.later.iter().find(|(later, _)| *later == name) {
-                Some((_, instead)) => Fault::NotYet { instead },
-                None => Fault::UnknownKey { nearest: nearest(name, schema), known: schema.keys },
-            };
+            let fault = Fault::UnknownKey { nearest: nearest(name, schema), known: schema.keys };
             report.error(key.span(), Path(schema.path, name), fault);
         }
         Section { schema, table, start }
@@ -228,12 +223,10 @@ impl fmt::Display for Path<'_> {
 fn nearest(name: &str, schema: &Schema) -> Option<&'static str> {
     const ALIKE: f64 = 0.75;
     let plain = name.replace('_', "-").to_lowercase();
-    let later = schema.later.iter().map(|(key, _)| *key);
     let (score, key) = schema
         .keys
         .iter()
         .copied()
-        .chain(later)
         .map(|key| (strsim::jaro_winkler(&plain, key), key))
         .max_by(|a, b| a.0.total_cmp(&b.0))?;
     (score >= ALIKE).then_some(key)

@@ -39,12 +39,11 @@ static TUNNEL: Schema = Schema {
         "ike",
         "wireguard",
     ],
-    later: &[],
 };
 
-static PROBE: Schema = Schema { path: "tunnel.probe", keys: &["interval", "multiplier"], later: &[] };
+static PROBE: Schema = Schema { path: "tunnel.probe", keys: &["interval", "multiplier"] };
 
-static BFD: Schema = Schema { path: "tunnel.bfd", keys: bfd::KEYS, later: &[] };
+static BFD: Schema = Schema { path: "tunnel.bfd", keys: bfd::KEYS };
 
 static MANUAL: Schema = Schema {
     path: "tunnel.manual",
@@ -60,7 +59,6 @@ static MANUAL: Schema = Schema {
         "port",
         "remote-port",
     ],
-    later: &[],
 };
 
 const DEFAULT_PROBE: Probe = Probe { interval: Duration::from_millis(300), multiplier: 3 };

@@ -24,7 +24,6 @@ pub(super) static WIREGUARD: Schema = Schema {
         "preshared-key-file",
         "keepalive",
     ],
-    later: &[],
 };
 
 /// What everybody uses.

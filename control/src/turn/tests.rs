@@ -11,20 +11,19 @@ use std::{
 };
 
 use braid_api::{
-    BfdState, BfdStats, BootId, Cause, Direction, Event as CoreEvent, Op, Transaction, TunnelId, TunnelState,
-    Verdict,
+    BootId, Cause, Direction, Event as CoreEvent, Op, Transaction, TunnelId, TunnelState, Verdict,
     launcher::{KernelPlan, LearnedVia},
 };
-use braid_dataplane::{
-    esp::Engine,
-    tables::{Ticks, Writer},
-};
+use braid_dataplane::{esp::Engine, tables::Writer};
 use proptest::prelude::*;
 
 use super::*;
 use crate::outer::Blocked;
 
-/// Variants of one configuration: weights, a tunnel less, other keys, priorities, no routes, another order.
+mod failover;
+
+/// Variants of one configuration: weights, a tunnel less, other keys, priorities, no routes, another order,
+/// priorities without preemption.
 const VARIANTS: usize = 8;
 /// The same tunnels with keys that are negotiated, the peer's address unknown.
 const NEGOTIATED: usize = VARIANTS;
@@ -422,176 +421,6 @@ fn a_start_installs_everything_and_then_offers_it() {
 }
 
 #[test]
-fn a_verdict_of_the_core_masks_in_the_same_turn_and_names_its_cause() {
-    let mut rig = Rig::settled();
-    rig.liveness("b", true);
-    rig.settle();
-    rig.liveness("b", false);
-    assert_eq!(rig.state("b"), Some(TunnelState::Masked), "by the core itself");
-    rig.control_step();
-    assert!(matches!(rig.to_core[0].ops[..], [Op::Mask(_)]));
-    assert_eq!(rig.view("b"), (State::Down, "no answer to probes for 900 ms".to_owned()));
-    rig.settle_for(5);
-    assert_eq!(rig.state("b"), Some(TunnelState::Masked), "only control unmasks");
-    rig.liveness("b", true);
-    while rig.control_step() {}
-    assert_eq!(rig.view("b").0, State::Down, "watched for a moment");
-    rig.settle();
-    assert_eq!(rig.view("b").0, State::Up);
-    let views = rig.turn.tunnels(rig.now);
-    assert_eq!(views[1].failovers, 1);
-    let failure = views[1].last_failure.as_ref().unwrap();
-    assert_eq!(failure.why.cause(), "probe");
-    assert_eq!(failure.stages, Some(Stages { detected: 1_000_000, masked: 1_012_000 }));
-}
-
-/// Where the core sends a packet by the first route, as it stands.
-fn carried_by(rig: &Rig) -> String {
-    let core = rig.core.as_ref().unwrap();
-    let mut reader = core.reader();
-    let address = |text: &str| text.parse().unwrap();
-    let (src, dst) = (address("10.1.0.1"), address("10.2.0.1"));
-    let flow = braid_api::Flow { src, dst, protocol: 17, src_port: 1, dst_port: 2 };
-    let path = reader.enter().path(&flow, 0, None, Ticks::from_nanos(rig.now.as_nanos() as u64));
-    let tunnels = core.summary().0;
-    tunnels.iter().find(|tunnel| Some(tunnel.id) == path.tunnel).unwrap().name.clone()
-}
-
-#[test]
-fn a_tunnel_that_does_not_preempt_stands_by_until_nobody_else_carries() {
-    let mut rig = Rig::with(7);
-    rig.settle();
-    for name in ["a", "b", "c"] {
-        rig.liveness(name, true);
-    }
-    rig.settle();
-    assert_eq!((rig.view("c").0, carried_by(&rig)), (State::Up, "c".to_owned()));
-    rig.liveness("c", false);
-    rig.settle();
-    assert_eq!((rig.view("c").0, carried_by(&rig)), (State::Down, "b".to_owned()));
-    rig.liveness("c", true);
-    rig.settle();
-    let stands_by = |rig: &Rig| {
-        let (state, reason) = rig.view("c");
-        (state, reason.contains("preempt = false"), rig.turn.is_yielding("c"), carried_by(rig))
-    };
-    assert_eq!(stands_by(&rig), (State::Standby, true, true, "b".to_owned()));
-    rig.kill_control(true);
-    rig.settle();
-    assert_eq!(stands_by(&rig), (State::Standby, true, true, "b".to_owned()));
-    // Before control has heard of it.
-    rig.liveness("b", false);
-    assert_eq!(carried_by(&rig), "a");
-    rig.settle();
-    // Those that it has yielded to are gone, whoever is behind them.
-    assert_eq!((rig.view("c").0, carried_by(&rig)), (State::Up, "c".to_owned()));
-    assert_eq!((rig.view("a").0, rig.turn.is_yielding("c")), (State::Standby, false));
-    rig.liveness("b", true);
-    rig.settle();
-    assert_eq!(
-        (rig.view("c").0, rig.view("b").0, carried_by(&rig)),
-        (State::Up, State::Standby, "c".to_owned())
-    );
-    // With a reload it takes back what it has lost.
-    rig.liveness("c", false);
-    rig.settle();
-    rig.liveness("c", true);
-    rig.settle();
-    assert_eq!(carried_by(&rig), "b");
-    rig.reload(4);
-    rig.settle();
-    assert_eq!((rig.view("c").0, rig.turn.is_yielding("c")), (State::Up, false));
-}
-
-#[test]
-fn bfd_that_is_down_is_found_by_a_control_that_adopts_and_ends_with_its_session() {
-    let session = |vote| BfdStats {
-        local: "169.254.11.2".parse().unwrap(),
-        remote: "169.254.11.1".parse().unwrap(),
-        state: if vote == Verdict::Up { BfdState::Up } else { BfdState::Down },
-        remote_state: BfdState::Up,
-        diagnostic: 1,
-        remote_diagnostic: 0,
-        interval: Duration::from_millis(50),
-        detection: Duration::from_millis(150),
-        multiplier: 3,
-        vote,
-    };
-    let mut rig = Rig::settled();
-    let id = rig.id("b").unwrap();
-    let set = |rig: &Rig, stats: Option<BfdStats>| {
-        let mut reader = rig.core.as_ref().unwrap().reader();
-        reader.enter().tunnel(id).unwrap().live.set_bfd(false, stats);
-    };
-    set(&rig, Some(session(Verdict::Down)));
-    rig.core.as_ref().unwrap().states().mask_by_core(id);
-    rig.kill_control(true);
-    rig.settle();
-    let (state, reason) = rig.view("b");
-    assert_eq!(state, State::Down);
-    assert!(reason.starts_with("BFD is down"), "{reason}");
-    let stats = rig.core.as_ref().map(|core| core.stats(rig.now.as_nanos() as u64));
-    let status = crate::status::status(
-        &rig.turn,
-        &crate::ike::Ike::new(),
-        &crate::bgp::Bgp::new(0),
-        stats.as_ref(),
-        rig.now,
-    );
-    let shown = serde_json::to_value(status.tunnels[1].bfd.as_ref().unwrap()).unwrap();
-    assert_eq!(
-        (&shown["state"], &shown["interval_ms"], &shown["multiplier"]),
-        (&"down".into(), &50.0.into(), &3.into())
-    );
-    assert_eq!(shown["diagnostic"], "control detection time expired");
-    assert_eq!(status.tunnels[0].bfd, None);
-    // A verdict that was lost shows in the counters; a session that is gone has no say.
-    for after in [Some(session(Verdict::Up)), None] {
-        set(&rig, Some(session(Verdict::Down)));
-        rig.core.as_ref().unwrap().states().mask_by_core(id);
-        rig.kill_control(true);
-        rig.settle();
-        assert_eq!(rig.view("b").0, State::Down);
-        set(&rig, after);
-        rig.settle();
-        assert_eq!(rig.view("b").0, State::Up);
-    }
-}
-
-#[test]
-fn a_verdict_that_meets_an_unmask_on_its_way_wins() {
-    let mut rig = Rig::settled();
-    rig.liveness("b", false);
-    rig.settle_for(5);
-    rig.liveness("b", true);
-    while rig.control_step() {}
-    rig.sleep(Duration::from_secs(1));
-    assert!(matches!(rig.to_core[0].ops[..], [Op::Undrain(_), Op::Unmask(_)]), "on its way");
-    rig.liveness("b", false);
-    rig.core_step();
-    assert_eq!(rig.state("b"), Some(TunnelState::Live), "the unmask came after the core's mask");
-    rig.settle_for(5);
-    assert_eq!(rig.state("b"), Some(TunnelState::Masked));
-}
-
-#[test]
-fn a_link_that_goes_masks_at_once_and_comes_back_after_the_hold_down() {
-    let mut rig = Rig::settled();
-    rig.link("a", true);
-    rig.settle();
-    let plans = rig.plans;
-    rig.link("a", false);
-    assert!(matches!(rig.to_core[0].ops[..], [Op::Mask(_)]));
-    assert_eq!(rig.view("a"), (State::Down, "link eth1 is down".to_owned()));
-    rig.settle();
-    rig.link("a", true);
-    assert_eq!(rig.state("a"), Some(TunnelState::Masked));
-    rig.settle();
-    assert_eq!(rig.state("a"), Some(TunnelState::Live));
-    assert_eq!(rig.plans, plans, "the kernel's part did not change");
-}
-
-#[test]
 fn control_killed_adopts_what_runs() {
     let mut rig = Rig::settled();
     rig.event(Event::Drain { tunnel: "c".to_owned(), token: Token(1) });
@@ -899,22 +728,6 @@ fn drain_and_undrain_are_answered_when_they_are_in_force() {
     rig.event(Event::Drain { tunnel: "x".to_owned(), token: Token(3) });
     let (_, Err(lines)) = &rig.replies[2] else { panic!("an error") };
     assert_eq!(lines[0], "no tunnel is named \"x\"; known: a, b, c");
-}
-
-#[test]
-fn the_highest_priority_that_is_up_carries() {
-    let mut rig = Rig::settled();
-    rig.reload(4);
-    rig.settle();
-    let states = |rig: &Rig| ["a", "b", "c"].map(|name| rig.view(name).0);
-    // b is the highest of 10.3.0.0/16, c of 10.2.0.0/16.
-    assert_eq!(states(&rig), [State::Standby, State::Up, State::Up]);
-    rig.link("b", false);
-    rig.settle();
-    assert_eq!(states(&rig), [State::Up, State::Down, State::Up]);
-    let (routes, _) = rig.turn.routes(|_| true, 0);
-    let route = routes.iter().find(|route| route.prefix.to_string() == "10.3.0.0/16").unwrap();
-    assert_eq!(route.paths, [("a", 1, true), ("b", 1, false)]);
 }
 
 #[test]
