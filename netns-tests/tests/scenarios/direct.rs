@@ -206,9 +206,10 @@ fn a_router_on_a_link_before_tunnels() -> Outcome {
     speaker.peers.push(on_link);
     let _frr = Frr::speak(&pair.topology.gateway_b, &speaker)?;
     let on_link = |status: &Value| established(status) == 2 && carries(status, NET_B) == [LINK];
-    let status = until(&pair.a, "the link to carry", on_link)?;
-    // The tunnel stands by, with its share.
-    assert!(status["routes"].to_string().contains("\"active\":false,\"tunnel\":\"t0\""), "{status}");
+    until(&pair.a, "the link to carry, the tunnel to stand by", |status| {
+        let stands_by = status["routes"].to_string().contains("\"active\":false,\"tunnel\":\"t0\"");
+        on_link(status) && stands_by
+    })?;
     crosses_by(&pair.topology, LINK, Some("braid0"))?;
     lost_and_back(&pair, &["t0"], on_link)?;
     assert_eq!(over_links(&pair.topology.gateway_a)?.len(), 1);
