@@ -315,6 +315,7 @@ fn core_tunnel(
         name: tunnel.name.clone(),
         local: SocketAddr::new(local, port),
         remote: remote_address(tunnel, outer).map(|remote| SocketAddr::new(remote, remote_port)),
+        uplink: outer.interface.clone(),
         follow_remote: tunnel.manual().is_none(),
         encapsulation: tunnel.encapsulation(),
         // Nobody has looked for a NAT.

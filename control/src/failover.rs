@@ -108,6 +108,7 @@ impl Obstacle {
             Obstacle::Silent { cause: Cause::Probe, .. } => "probe",
             Obstacle::Silent { cause: Cause::OneWay, .. } => "one-way",
             Obstacle::Silent { cause: Cause::Bfd, .. } => "bfd",
+            Obstacle::Silent { cause: Cause::Link, .. } => "link",
             Obstacle::Silent { cause: Cause::Exhausted, .. } => "exhausted",
             Obstacle::NeighborSilent { .. } => "bgp",
             Obstacle::HeldDown { .. } => "hold-down",
@@ -149,6 +150,7 @@ impl fmt::Display for Obstacle {
                         return f.write_str("BFD is down: the peer does not hear us, or begins anew");
                     }
                     Cause::Bfd => "BFD is down: nothing heard",
+                    Cause::Link => return f.write_str("the link of its outer path is down"),
                     Cause::Exhausted => "the SA's sequence numbers are used up",
                 };
                 write!(f, "{what} for {} ms", silent.as_millis())
@@ -212,6 +214,8 @@ enum Signal {
 pub struct Health {
     hold_down: Duration,
     blocked: Option<Blocked>,
+    /// The core's view of the link, which comes before ours and is the only one of a short loss.
+    link: Signal,
     probe: Signal,
     bfd: Signal,
     /// The hold time of a BGP neighbor that fell silent.
@@ -232,6 +236,7 @@ impl Health {
         Health {
             hold_down,
             blocked: None,
+            link: Signal::Unheard,
             probe: Signal::Unheard,
             bfd: Signal::Unheard,
             neighbor: None,
@@ -285,6 +290,7 @@ impl Health {
         match cause {
             Cause::Probe | Cause::OneWay => self.probe = signal,
             Cause::Bfd => self.bfd = signal,
+            Cause::Link => self.link = signal,
             Cause::Exhausted => self.exhausted = !up,
         }
         self.weigh(now);
@@ -301,6 +307,7 @@ impl Health {
         match cause {
             Cause::Probe | Cause::OneWay => self.probe = Signal::Unheard,
             Cause::Bfd => self.bfd = Signal::Unheard,
+            Cause::Link => self.link = Signal::Unheard,
             Cause::Exhausted => self.exhausted = false,
         }
         self.weigh(now);
@@ -308,8 +315,9 @@ impl Health {
 
     /// The core is another one: what the last one had heard is forgotten.
     pub fn handle_new_core(&mut self, now: Duration) {
-        self.probe = Signal::Unheard;
-        self.bfd = Signal::Unheard;
+        for signal in [&mut self.link, &mut self.probe, &mut self.bfd] {
+            *signal = Signal::Unheard;
+        }
         self.exhausted = false;
         self.weigh(now);
     }
@@ -332,14 +340,11 @@ impl Health {
         if let Some(blocked) = &self.blocked {
             return Some(Obstacle::Outer(blocked.clone()));
         }
-        match (self.bfd, self.probe) {
-            (Signal::Down { cause, silent }, _) | (_, Signal::Down { cause, silent }) => {
-                Some(Obstacle::Silent { cause, silent })
-            }
-            (Signal::Unheard | Signal::Up, Signal::Unheard | Signal::Up) => {
-                self.neighbor.map(|hold_time| Obstacle::NeighborSilent { hold_time })
-            }
-        }
+        let down = [self.link, self.bfd, self.probe].into_iter().find_map(|signal| match signal {
+            Signal::Down { cause, silent } => Some(Obstacle::Silent { cause, silent }),
+            Signal::Unheard | Signal::Up => None,
+        });
+        down.or_else(|| self.neighbor.map(|hold_time| Obstacle::NeighborSilent { hold_time }))
     }
 
     fn weigh(&mut self, now: Duration) {
@@ -436,6 +441,24 @@ mod tests {
         health.handle_withdrawn(Cause::Bfd, ms(9500));
         assert_eq!(health.obstacle(ms(9501)).unwrap().cause(), "hold-down");
         assert_eq!(health.obstacle(ms(9500) + 2 * BASE), None);
+    }
+
+    #[test]
+    fn a_link_that_was_down_for_a_moment_is_held_down_though_nobody_else_saw_it() {
+        let mut health = Health::new(BASE);
+        health.handle_liveness(true, Cause::Probe, ms(0), ms(1));
+        health.handle_liveness(false, Cause::Link, ms(0), ms(10));
+        let obstacle = health.obstacle(ms(10)).unwrap();
+        assert_eq!(obstacle.cause(), "link");
+        assert_eq!(obstacle.to_string(), "the link of its outer path is down");
+        // A look at the link knows its name.
+        health.handle_outer(link_down(), ms(11));
+        assert_eq!(health.obstacle(ms(11)).unwrap().to_string(), "link eth1 is down");
+        health.handle_outer(None, ms(12));
+        assert_eq!(health.obstacle(ms(12)).unwrap().cause(), "link");
+        health.handle_liveness(true, Cause::Link, ms(0), ms(13));
+        assert_eq!(health.obstacle(ms(14)).unwrap().cause(), "hold-down");
+        assert_eq!((health.failures(), health.obstacle(ms(13) + BASE)), (1, None));
     }
 
     #[test]

@@ -8,10 +8,12 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::IpAddr,
+    os::fd::AsFd,
     time::{Duration, Instant},
 };
 
 use braid_api::launcher::OUTER_MARK;
+use braid_dataplane::io::netlink;
 use rtnetlink::{
     packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
@@ -23,20 +25,17 @@ use rtnetlink::{
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
-use rustix::net::{AddressFamily as SocketFamily, RecvFlags, SocketFlags, SocketType, netlink};
 use tokio::{io::Interest, net::UnixDatagram};
 
 use crate::{
     config::{Remote, Tunnel},
-    launcher::PROTOCOL,
+    launcher::{LEARNED_PROTOCOL, PROTOCOL},
     outer::{Blocked, Outer},
 };
 
 /// RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE
 /// (linux/rtnetlink.h).
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
-/// Longest message of the kernel.
-const BUFFER_LEN: usize = 64 * 1024;
 /// Between two looks when changes come in a row; more when a look takes long.
 const MIN_GAP: Duration = Duration::from_millis(20);
 /// Share of the time that looks may take.
@@ -89,11 +88,8 @@ impl Watch {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let family = SocketFamily::NETLINK;
-        // Protocol 0 is NETLINK_ROUTE.
-        let notices = rustix::net::socket_with(family, SocketType::RAW, flags, None)?;
-        rustix::net::bind(&notices, &netlink::SocketAddrNetlink::new(0, GROUPS))?;
+        let notices = netlink::subscribe(GROUPS)?;
+        netlink::ignore_device_routes(notices.as_fd(), LEARNED_PROTOCOL)?;
         let notices = UnixDatagram::from_std(notices.into())?;
         Ok(Watch { socket, sequence: 0, notices, device, next_look: Instant::now(), changed: false })
     }
@@ -107,7 +103,7 @@ impl Watch {
             }
             // The buffer is made once there is something to read: this is called for every event of any kind.
             let ready = self.notices.readable().await;
-            let mut buffer = vec![0; BUFFER_LEN];
+            let mut buffer = vec![0; netlink::BUFFER_LEN];
             let receive = || self.receive(&mut buffer);
             let received = ready.and_then(|()| self.notices.try_io(Interest::READABLE, receive));
             self.changed = match received {
@@ -120,7 +116,7 @@ impl Watch {
     }
 
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::net::recv(&self.notices, buffer, RecvFlags::DONTWAIT)?.0)
+        netlink::receive(self.notices.as_fd(), buffer)
     }
 
     /// Looks at the outer paths of these tunnels now. `resolved` are addresses of names.
@@ -151,7 +147,7 @@ impl Watch {
     fn drain(&mut self) {
         /// Notices keep coming on a machine whose routes change all the time.
         const MAX_DRAINED: usize = 10_000;
-        let mut buffer = vec![0; BUFFER_LEN];
+        let mut buffer = vec![0; netlink::BUFFER_LEN];
         for _ in 0..MAX_DRAINED {
             match self.receive(&mut buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -291,7 +287,7 @@ impl Watch {
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
-        let mut buffer: Vec<u8> = Vec::with_capacity(BUFFER_LEN);
+        let mut buffer: Vec<u8> = Vec::with_capacity(netlink::BUFFER_LEN);
         loop {
             buffer.clear();
             match self.socket.recv(&mut buffer, 0) {

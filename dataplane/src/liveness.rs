@@ -4,9 +4,9 @@
 //! when, for its detection time, neither a probe came back nor any other packet was authenticated, or
 //! when for several of them no probe came back although the peer is heard: then the way there is dead.
 //! A probe votes only after the first reply, since some peers never answer. Where a router says that the peer is not
-//! reached (`unreachable`), three probes in a row are enough. The thread masks at once
-//! and reports after; it never unmasks: that is control's. It also keeps NAT mappings alive
-//! (RFC 3948 section 4).
+//! reached (`unreachable`), three probes in a row are enough. A tunnel whose uplink carries nothing any more
+//! (`uplinks`) is dead too. The thread masks at once and reports after; it never unmasks: that is control's. It also
+//! keeps NAT mappings alive (RFC 3948 section 4).
 //!
 //! BFD sessions (RFC 5880, RFC 5881) run here as well, their packets put straight into the tunnels: of a tunnel
 //! that authenticates packets no timer says that it is dead, but what the peer signals counts always. Those outside
@@ -17,6 +17,7 @@ pub(crate) mod link_thread;
 mod links;
 mod session;
 pub(crate) mod unreachable;
+pub(crate) mod uplinks;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -63,6 +64,13 @@ pub enum Input {
     Bfd(BfdPacket),
     /// A router says that the tunnel's peer cannot be reached.
     Unreachable(TunnelId),
+    /// An interface carries, or does not any more.
+    Link {
+        /// Its name.
+        name: String,
+        /// It is up and has its carrier.
+        carries: bool,
+    },
     /// An echo request of this length is asked for, in bytes of the inner packet.
     Echo(TunnelId, u16),
     /// An outer socket.
@@ -85,6 +93,8 @@ pub struct Liveness {
     echoes: BTreeSet<(TunnelId, u16)>,
     bfd: Bfd,
     outcome: Outcome,
+    /// Tunnels that are down by their uplinks, with those.
+    without_link: BTreeMap<TunnelId, String>,
 }
 
 impl Liveness {
@@ -108,6 +118,7 @@ impl Liveness {
             echoes: BTreeSet::new(),
             bfd: Bfd::new(),
             outcome: Outcome::default(),
+            without_link: BTreeMap::new(),
         }
     }
 
@@ -141,6 +152,8 @@ impl Liveness {
                 }
             }
             Input::Unreachable(tunnel) => self.hasten(tunnel),
+            Input::Link { name, carries: true } => self.link_returned(&name),
+            Input::Link { name, carries: false } => self.link_lost(&name),
             Input::Echo(tunnel, len) => {
                 let mut reader = self.reader.clone();
                 if let Some(tunnel) = reader.enter().tunnel(tunnel) {
@@ -165,9 +178,14 @@ impl Liveness {
         let Some(tunnel) = tables.tunnel(id) else {
             self.sessions.remove(&id);
             self.bfd.forget(id);
+            self.without_link.remove(&id);
             return;
         };
         let now = monotonic().nanos;
+        if self.without_link.get(&id).is_some_and(|lost| tunnel.settings.uplink.as_ref() != Some(lost)) {
+            self.without_link.remove(&id);
+            self.report(id, Verdict::Withdrawn, Cause::Link, Duration::ZERO, (now, now));
+        }
         self.bfd.configure(id, &tunnel.settings.bfd, now, &mut random);
         let settings = &tunnel.settings;
         let keepalive = settings.keepalive && settings.encapsulation == Encapsulation::Udp;
@@ -176,6 +194,32 @@ impl Liveness {
         self.due.insert((session.due(), id));
         if withdrawn {
             self.report(id, Verdict::Withdrawn, Cause::Probe, Duration::ZERO, (now, now));
+        }
+    }
+
+    /// All are masked before the first is told of.
+    fn link_lost(&mut self, name: &str) {
+        let now = monotonic().nanos;
+        let mut reader = self.reader.clone();
+        let tables = reader.enter();
+        let over = tables.tunnels().filter(|tunnel| tunnel.settings.uplink.as_deref() == Some(name));
+        let mut masked = Vec::new();
+        for id in over.map(|tunnel| tunnel.settings.id) {
+            if self.without_link.insert(id, name.to_owned()).is_none() {
+                masked.push((id, self.mask(id)));
+            }
+        }
+        for (id, masked) in masked {
+            self.report(id, Verdict::Down, Cause::Link, Duration::ZERO, (now, masked));
+        }
+    }
+
+    fn link_returned(&mut self, name: &str) {
+        let now = monotonic().nanos;
+        let back: Vec<TunnelId> =
+            self.without_link.extract_if(.., |_, lost| lost == name).map(|(id, _)| id).collect();
+        for id in back {
+            self.report(id, Verdict::Up, Cause::Link, Duration::ZERO, (now, now));
         }
     }
 

@@ -27,7 +27,7 @@ use crate::{
     forward::Drops,
     handshakes::{self, Handshakes},
     io::{priority, udp},
-    liveness::{Input, Liveness, link_thread::LinkThread, unreachable::Unreachable},
+    liveness::{Input, Liveness, link_thread::LinkThread, unreachable::Unreachable, uplinks::Uplinks},
     punt::{Punt, PuntLine},
     sandbox,
     service::{Service, Threads},
@@ -151,6 +151,12 @@ fn start_threads(
             unreachable.run();
         })?;
     }
+    let uplinks = Uplinks::new(inputs.clone())?;
+    thread::Builder::new().name("uplinks".into()).spawn(move || {
+        let _ = priority::realtime();
+        let _ = sandbox::drop_capabilities();
+        uplinks.run();
+    })?;
     let (link_thread, links) = LinkThread::new(eventfd()?, notices_in.clone(), Arc::clone(&drops));
     thread::Builder::new().name("bfd-links".into()).spawn(move || {
         let _ = priority::realtime();

@@ -35,6 +35,7 @@ fn tunnel(host: u8, worlds: [&World; 2], bfd: Vec<Bfd>) -> Op {
         name: "t".to_owned(),
         local: own.local,
         remote: Some(peer.local),
+        uplink: None,
         follow_remote: false,
         encapsulation: Encapsulation::Udp,
         keepalive: false,

@@ -75,6 +75,7 @@ fn tunnel(side: Side, protocol: Protocol, boot: BootId, number: u32) -> Vec<Op> 
         name: format!("t{number}"),
         local: address(side),
         remote: Some(address(peer)),
+        uplink: None,
         follow_remote: false,
         encapsulation: match protocol {
             Protocol::Esp(_) => Encapsulation::Udp,

@@ -59,6 +59,7 @@ impl Gateway {
             name: "t".into(),
             local: outer(side),
             remote: Some(outer(3 - side)),
+            uplink: None,
             follow_remote,
             encapsulation: Encapsulation::Udp,
             keepalive: false,

@@ -256,6 +256,7 @@ fn tunnel(side: Side, protocol: Protocol, boot: BootId, number: u32) -> Vec<Op> 
         name: format!("tunnel-{number}"),
         local: outer(side, number),
         remote: Some(outer(other(side), number)),
+        uplink: None,
         follow_remote: false,
         encapsulation: match protocol {
             Protocol::Esp(_) => Encapsulation::Udp,

@@ -28,7 +28,7 @@ use super::error::invalid_prefix;
 use super::layout::{DEVICE_METRIC, MAIN, SLOTS, WORST_METRIC, table_of};
 
 /// Routing protocol number of learned routes.
-pub(super) const PROTOCOL: u8 = 0xB2;
+pub const PROTOCOL: u8 = 0xB2;
 
 /// The metric of a slot's learned routes into the device: behind those of all plans.
 fn metric(slot: u8) -> u32 {

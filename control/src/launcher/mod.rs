@@ -53,6 +53,7 @@ use tokio::sync::mpsc;
 use error::StartError;
 use kernel::Kernel;
 pub use layout::PROTOCOL;
+pub use learned::PROTOCOL as LEARNED_PROTOCOL;
 use process::{Process, Role};
 use run_dir::RunDir;
 use wire::{Connection, Listener};

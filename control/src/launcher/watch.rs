@@ -6,18 +6,18 @@
 //! many routes change.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use braid_dataplane::io::netlink;
 
-use super::layout::PROTOCOL;
+use super::{layout::PROTOCOL, learned};
 
 /// Multicast groups by their bits: links; addresses, routes and rules of IPv4, then of IPv6.
 const GROUPS: u32 = 1 | (1 << 4) | (1 << 6) | (1 << 7) | (1 << 8) | (1 << 10) | (1 << 18);
-const BUFFER_LEN: usize = 64 * 1024;
 /// A removal seldom comes alone.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -47,17 +47,17 @@ impl Pending {
 /// # Errors
 /// The kernel refuses the subscription.
 pub(super) fn start(mut notice: impl FnMut() -> bool + Send + 'static) -> io::Result<Pending> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind(&SocketAddr::new(0, GROUPS))?;
+    let socket = netlink::subscribe(GROUPS)?;
+    netlink::ignore_device_routes(socket.as_fd(), learned::PROTOCOL)?;
     let pending = Pending::default();
     let flag = Arc::clone(&pending.0);
     thread::Builder::new().name("kernel-watch".to_owned()).spawn(move || {
-        let mut buffer: Vec<u8> = Vec::with_capacity(BUFFER_LEN);
+        let mut buffer = vec![0; netlink::BUFFER_LEN];
         loop {
-            buffer.clear();
-            let concerns = match socket.recv(&mut buffer, 0) {
-                Ok(_) => may_concern_us(&buffer),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => false,
+            netlink::wait(&socket);
+            let concerns = match netlink::receive(socket.as_fd(), &mut buffer) {
+                Ok(len) => may_concern_us(&buffer[..len]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
                 // More was said than the socket holds; it may have been about us.
                 Err(error) if super::netlink::is(&error, rustix::io::Errno::NOBUFS) => true,
                 Err(error) => {

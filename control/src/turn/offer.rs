@@ -162,9 +162,13 @@ impl Turn {
         if carried && let Some(why) = &obstacle {
             runtime.failovers += 1;
             *runtime.causes.entry(why.cause()).or_default() += 1;
-            let stages = runtime.stages.take().filter(|_| matches!(why, Obstacle::Silent { .. }));
+            let by_core = matches!(why, Obstacle::Silent { .. } | Obstacle::Outer(_));
+            let stages = runtime.stages.take().filter(|_| by_core);
             runtime.last_failure = Some(Failure { at: now, why: why.clone(), stages, converged: None });
             self.converging.insert(index);
+        }
+        if obstacle.is_none() {
+            runtime.stages = None;
         }
         runtime.obstacle = obstacle;
     }

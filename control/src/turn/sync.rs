@@ -17,6 +17,7 @@ use super::{
 use crate::{
     config::Config,
     desired::{Numbers, SaSpec, WireGuardSpec},
+    failover::Obstacle,
     keys::KeyDigest,
     mirror::{Beside, Change, HeldSa, Mirror},
     wireguard::Secret,
@@ -28,6 +29,8 @@ const MAX_CHANGES: usize = MAX_OPS / 4;
 const MAX_WEIGHT: usize = braid_api::MAX_FRAME_LEN / 2;
 /// Connections in a row that ended in a disagreement with the core, before giving up on it.
 const MAX_DISAGREEMENTS: u32 = 3;
+/// The core's word of a lost link comes within this of our own look, however busy the machine is.
+const SAME_FAILURE: Duration = Duration::from_secs(1);
 
 /// One connection to the core.
 #[derive(Debug)]
@@ -442,7 +445,16 @@ impl Turn {
                 match verdict {
                     Verdict::Up => runtime.health.handle_liveness(true, cause, silent, now),
                     Verdict::Down => {
-                        runtime.stages = Some(Stages { detected, masked });
+                        let stages = Stages { detected, masked };
+                        runtime.stages = Some(stages);
+                        // A look at the links may have come first.
+                        let seen = runtime.last_failure.as_mut().filter(|failure| {
+                            let just_now = now.saturating_sub(failure.at) < SAME_FAILURE;
+                            just_now && matches!(failure.why, Obstacle::Outer(_))
+                        });
+                        if let Some(failure) = seen.filter(|_| cause == Cause::Link) {
+                            failure.stages.get_or_insert(stages);
+                        }
                         runtime.health.handle_liveness(false, cause, silent, now);
                     }
                     Verdict::Withdrawn => runtime.health.handle_withdrawn(cause, now),
@@ -545,8 +557,8 @@ impl Turn {
             } else if looked_for {
                 runtime.health.handle_withdrawn(Cause::Bfd, now);
             }
-            // Probes that were never answered took nothing out.
-            let may_be_probes = stats.answered_ago.is_some() || stats.bfd.is_empty();
+            // Probes that were never answered took nothing out: it was the link, of which a look tells.
+            let may_be_probes = stats.answered_ago.is_some();
             if within(stats.answered_ago) && looked_for {
                 runtime.health.handle_liveness(true, Cause::Probe, Duration::ZERO, now);
             } else if unexplained && stats.masked_by_core && probe.is_some() && may_be_probes {

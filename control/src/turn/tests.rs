@@ -339,6 +339,10 @@ impl Rig {
     }
 
     fn liveness(&mut self, name: &str, up: bool) {
+        self.verdict(name, up, Cause::Probe);
+    }
+
+    pub(super) fn verdict(&mut self, name: &str, up: bool, cause: Cause) {
         let Some(tunnel) = self.id(name).filter(|_| self.connected) else { return };
         if !up && let Some(core) = &self.core {
             core.states().mask_by_core(tunnel);
@@ -346,7 +350,7 @@ impl Rig {
         let verdict = if up { Verdict::Up } else { Verdict::Down };
         let silent = if up { Duration::ZERO } else { Duration::from_millis(900) };
         let (detected, masked) = (1_000_000, 1_012_000);
-        let event = CoreEvent::Liveness { tunnel, verdict, cause: Cause::Probe, silent, detected, masked };
+        let event = CoreEvent::Liveness { tunnel, verdict, cause, silent, detected, masked };
         self.from_core.push_back(Event::Core(event));
     }
 
@@ -548,14 +552,24 @@ fn a_plan_waits_for_a_core_that_does_not_answer_but_not_for_long() {
 fn a_verdict_given_while_control_was_dead_shows_in_the_counters() {
     let mut rig = Rig::settled();
     let id = rig.id("a").unwrap();
+    let core = rig.core.as_ref().unwrap();
+    let mut reader = core.reader();
+    reader.enter().tunnel(id).unwrap().live.answered(1, Duration::from_millis(1), Duration::from_millis(1));
+    core.states().mask_by_core(id);
     rig.kill_control(true);
-    rig.core.as_ref().unwrap().states().mask_by_core(id);
     rig.settle_for(20);
     assert_eq!(rig.view("a").0, State::Down);
     assert_eq!(rig.state("a"), Some(TunnelState::Masked));
     rig.liveness("a", true);
     rig.settle();
     assert_eq!(rig.view("a").0, State::Up);
+    // Probes that nobody ever answered say nothing: it was the link, and that is looked at.
+    let id = rig.id("b").unwrap();
+    rig.core.as_ref().unwrap().states().mask_by_core(id);
+    rig.kill_control(true);
+    rig.settle_for(20);
+    assert_eq!(rig.view("b").0, State::Up);
+    assert_eq!(rig.state("b"), Some(TunnelState::Live));
 }
 
 impl Rig {

@@ -137,7 +137,7 @@ pub enum RejectReason {
     InUse,
     /// No member, too many, one twice, or a weight of 0.
     BadMembers,
-    /// A name over 64 bytes, or one in use by another tunnel.
+    /// A name over 64 bytes, of the tunnel or its uplink, or one in use by another tunnel.
     BadName,
     /// No socket for this local address.
     NoSocket,
@@ -186,6 +186,8 @@ pub enum Cause {
     OneWay,
     /// BFD session in the tunnel.
     Bfd,
+    /// The uplink lost its carrier, is down or is gone; up when it carries again.
+    Link,
     /// The outbound SA has no sequence number left (RFC 4303 section 3.3.3).
     Exhausted,
 }

@@ -216,6 +216,9 @@ pub struct Tunnel {
     pub local: SocketAddr,
     /// Outer address and UDP port of the peer, `None` until it is heard (a responder).
     pub remote: Option<SocketAddr>,
+    /// The interface by which its packets leave, as far as it is known, at most 64 bytes: the core masks the tunnel
+    /// when that loses its carrier, goes down or is removed.
+    pub uplink: Option<String>,
     /// An authenticated packet that comes from elsewhere and is the newest of its SA moves the peer
     /// there: its address is changed by a NAT, or moves (RFC 7296 section 2.23). Without this, only
     /// an address that is not known yet is learnt, since whoever replays faster than the peer sends

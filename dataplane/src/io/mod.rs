@@ -9,6 +9,7 @@
 pub mod batch;
 pub mod heap;
 pub mod icmp;
+pub mod netlink;
 pub mod path;
 pub mod priority;
 pub mod queue;

@@ -377,7 +377,9 @@ impl Attempt<'_> {
             return Err(RejectReason::IdOutOfRange);
         }
         let taken = self.ledger.name(&settings.name).is_some_and(|holder| holder != settings.id);
-        if settings.name.is_empty() || settings.name.len() > MAX_NAME_LEN || taken {
+        let too_long = |name: &String| name.len() > MAX_NAME_LEN;
+        let uplink_too_long = settings.uplink.as_ref().is_some_and(too_long);
+        if settings.name.is_empty() || too_long(&settings.name) || uplink_too_long || taken {
             return Err(RejectReason::BadName);
         }
         let socket = (settings.local, settings.encapsulation);

@@ -34,6 +34,7 @@ fn tunnel(id: u32) -> braid_api::Tunnel {
         name: format!("t{id}"),
         local: "192.0.2.1:4500".parse().unwrap(),
         remote: Some("203.0.113.1:4500".parse().unwrap()),
+        uplink: None,
         follow_remote: false,
         encapsulation: Encapsulation::Udp,
         keepalive: false,

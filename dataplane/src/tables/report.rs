@@ -232,6 +232,7 @@ mod tests {
             name: format!("t{id}"),
             local: "192.0.2.1:4500".parse().unwrap(),
             remote: remote.map(|remote| remote.parse().unwrap()),
+            uplink: None,
             follow_remote: false,
             encapsulation: Encapsulation::Udp,
             keepalive: false,

@@ -128,10 +128,10 @@ fn the_core_acts_alone() -> Outcome {
 }
 
 /// A process that does not run until this is dropped.
-struct Stopped(Pid);
+pub(crate) struct Stopped(Pid);
 
 impl Stopped {
-    fn control(netns: &Netns) -> Result<Self> {
+    pub(crate) fn control(netns: &Netns) -> Result<Self> {
         let pid = retry_until("braid-control running", START, || {
             let processes = netns.processes().map_err(|error| error.to_string())?;
             let is_control = |pid: &i32| {

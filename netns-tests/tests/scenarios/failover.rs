@@ -1,6 +1,7 @@
 //! A tunnel cut in mid-path, silently, under a paced load of many flows in both directions: how much
 //! is lost and for how long, and that no flow of a healthy tunnel notices.
 
+use crate::bfd::Stopped;
 use crate::pair::{PROBE_INTERVAL, PROBE_MULTIPLIER, Pair, START, Setup, Side, patient};
 use crate::wires::{Ways, Wires, now};
 use braid_netns::gateway::Gateway;
@@ -18,6 +19,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("failover::one_direction_of_a_tunnel_cut", one_direction_of_a_tunnel_cut),
     ("failover::without_preemption", without_preemption),
     ("failover::a_router_says_that_the_peer_is_not_reached", a_router_says_that_the_peer_is_not_reached),
+    ("failover::a_link_is_lost_while_control_stands_still", a_link_is_lost_while_control_stands_still),
 ];
 
 /// Each way: every flow has a packet each 16 ms.
@@ -51,15 +53,50 @@ fn one_of_four_tunnels_cut() -> Outcome {
     Ok(())
 }
 
+/// The text with probes that miss nothing in ten seconds.
+fn slowly_probed(text: &str) -> String {
+    let probe = format!("{{ interval = \"{PROBE_INTERVAL}ms\", multiplier = {PROBE_MULTIPLIER} }}");
+    text.replace(&probe, "{ interval = \"1s\", multiplier = 10 }")
+}
+
+/// The core hears of its uplinks itself.
+fn a_link_is_lost_while_control_stands_still() -> Outcome {
+    let topology = Topology::builder().paths(2).build()?;
+    let pair = Pair::start_edited(&Setup::default(), topology, |_, text| slowly_probed(&text))?;
+    answers_to_probes(&pair, CUT)?;
+    let topology = &pair.topology;
+    let internet = topology.internet.as_ref().ok_or("no internet")?;
+    let origin = Instant::now();
+    let load = Paced::start(&topology.client, &topology.server, SERVER, LOAD, origin)?;
+    sleep(STAGE);
+    let control = Stopped::control(&topology.gateway_a)?;
+    let cut = origin.elapsed();
+    // The other end of the cable.
+    internet.ip("link set a0 down")?;
+    sleep(STAGE);
+    internet.ip("link set a0 up")?;
+    drop(control);
+    wait_for_state(&pair.a, "up")?;
+    let status = pair.a.status()?;
+    let tunnel = &status["tunnels"][CUT];
+    assert_eq!(
+        (&tunnel["last_failure"]["cause"], &tunnel["failovers"]),
+        (&"link".into(), &1.into()),
+        "{tunnel}"
+    );
+    // Most often none at all: the link says so itself.
+    let log = load.finish()?;
+    let excused = cut.saturating_sub(UNDER_WAY)..cut + RECOVERY;
+    let late = log.lost().into_iter().find(|packet| !excused.contains(&packet.sent));
+    assert_eq!((late, log.refused, log.damaged), (None, 0, 0), "cut at {cut:?}");
+    Ok(())
+}
+
 /// Long before the probes would have missed anything by themselves.
 fn a_router_says_that_the_peer_is_not_reached() -> Outcome {
     for (setup, family) in [(Setup::default(), 4), (Setup { outer6: Some(CUT), ..Setup::default() }, 6)] {
-        let slow = |text: String| {
-            let probe = format!("{{ interval = \"{PROBE_INTERVAL}ms\", multiplier = {PROBE_MULTIPLIER} }}");
-            text.replace(&probe, "{ interval = \"1s\", multiplier = 10 }")
-        };
         let topology = Topology::builder().paths(2).build()?;
-        let pair = Pair::start_edited(&setup, topology, |_, text| slow(text))?;
+        let pair = Pair::start_edited(&setup, topology, |_, text| slowly_probed(&text))?;
         answers_to_probes(&pair, CUT)?;
         let internet = pair.topology.internet.as_ref().ok_or("no internet")?;
         let path = &pair.topology.paths[CUT];

@@ -176,6 +176,45 @@ fn a_link_that_goes_masks_at_once_and_comes_back_after_the_hold_down() {
 }
 
 #[test]
+fn a_link_that_was_lost_for_a_moment_is_known_by_the_core_alone() {
+    let mut rig = Rig::settled();
+    rig.verdict("a", false, Cause::Link);
+    rig.control_step();
+    assert_eq!(rig.view("a"), (State::Down, "the link of its outer path is down".to_owned()));
+    rig.link("a", true);
+    rig.settle_for(5);
+    assert_eq!(rig.state("a"), Some(TunnelState::Masked));
+    rig.verdict("a", true, Cause::Link);
+    rig.settle();
+    assert_eq!(rig.state("a"), Some(TunnelState::Live));
+    // Our own look may come first, or alone: the core's times are those of the same failure.
+    let stages = Some(Stages { detected: 1_000_000, masked: 1_012_000 });
+    for (by_core, by_look) in [(1, 2), (2, 1)] {
+        for step in 1..=2 {
+            if step == by_look {
+                rig.link("a", false);
+            }
+            if step == by_core {
+                rig.verdict("a", false, Cause::Link);
+                rig.control_step();
+            }
+        }
+        let views = rig.turn.tunnels(rig.now);
+        let failure = views[0].last_failure.as_ref().unwrap();
+        assert_eq!((failure.why.cause(), failure.stages), ("link", stages));
+        rig.link("a", true);
+        rig.verdict("a", true, Cause::Link);
+        rig.settle_for(60);
+        assert_eq!(rig.state("a"), Some(TunnelState::Live));
+    }
+    rig.link("a", false);
+    rig.settle();
+    let views = rig.turn.tunnels(rig.now);
+    assert_eq!(views[0].last_failure.as_ref().unwrap().stages, None);
+    assert_eq!(views[0].failovers, 4);
+}
+
+#[test]
 fn the_highest_priority_that_is_up_carries() {
     let mut rig = Rig::settled();
     rig.reload(4);

@@ -1,0 +1,179 @@
+//! The thread that hears of interfaces that lose or regain their carrier, so that a tunnel is left at once, however
+//! busy control is.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::mpsc,
+};
+
+use super::Input;
+use crate::io::netlink;
+
+/// The thread's state.
+pub(crate) struct Uplinks {
+    socket: OwnedFd,
+    inputs: mpsc::SyncSender<Input>,
+    /// Notices were lost: how all links are is to be asked for.
+    asks: bool,
+}
+
+impl Uplinks {
+    /// Listens from now on, in the network namespace of the calling thread.
+    pub(crate) fn new(inputs: mpsc::SyncSender<Input>) -> io::Result<Self> {
+        Ok(Uplinks { socket: netlink::subscribe(netlink::LINKS)?, inputs, asks: false })
+    }
+
+    /// Runs as long as there is a liveness thread.
+    pub(crate) fn run(mut self) {
+        let mut buffer = vec![0; netlink::BUFFER_LEN];
+        loop {
+            // While another answer is under way the kernel takes no question, but there is something to read.
+            self.asks = self.asks && netlink::ask_for_links(self.socket.as_fd()).is_err();
+            netlink::wait(&self.socket);
+            match netlink::receive(self.socket.as_fd(), &mut buffer) {
+                Ok(len) => {
+                    for (name, carries) in netlink::links(&buffer[..len]) {
+                        // One that is lost would leave a tunnel masked: it waits for its place.
+                        if self.inputs.send(Input::Link { name, carries }).is_err() {
+                            return;
+                        }
+                    }
+                }
+                Err(error) => self.asks |= error.raw_os_error() == Some(libc::ENOBUFS),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use braid_api::{
+        Allowed, BootId, Cause, DfPolicy, Encapsulation, Epoch, Event, Op, Transaction, Tunnel, TunnelId,
+        Verdict,
+    };
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+    use crate::{
+        esp::Engine,
+        forward::Drops,
+        liveness::Liveness,
+        tables::Writer,
+        worker::{Notice, Notices},
+    };
+
+    fn tunnel(id: u32, uplink: &str) -> Op {
+        Op::PutTunnel(Tunnel {
+            id: TunnelId(id),
+            name: format!("t{id}"),
+            local: "192.0.2.1:4500".parse().unwrap(),
+            remote: Some("203.0.113.1:4500".parse().unwrap()),
+            uplink: Some(uplink.to_owned()),
+            follow_remote: false,
+            encapsulation: Encapsulation::Udp,
+            keepalive: false,
+            inside: Vec::new(),
+            peer_inside: Vec::new(),
+            path_mtu: 1500,
+            clamp_mtu: 1400,
+            df: DfPolicy::Honour,
+            allowed: Allowed::Routed,
+            reach: Vec::new(),
+            probe: None,
+            bfd: Vec::new(),
+        })
+    }
+
+    struct Rig {
+        writer: Writer,
+        liveness: Liveness,
+        notices: mpsc::Receiver<Notice>,
+        epoch: u64,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let writer = Writer::new(1, BootId([7; 16]), Engine::Ring, &[9; 32]);
+            let (queue, notices) = mpsc::sync_channel(64);
+            let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap();
+            let liveness = Liveness::new(
+                writer.reader(),
+                writer.states().clone(),
+                mpsc::sync_channel(1).1,
+                Notices::new(queue, Arc::new(wake)),
+                Arc::new(Drops::new(1)),
+            );
+            Rig { writer, liveness, notices, epoch: 0 }
+        }
+
+        fn apply(&mut self, ops: Vec<Op>) {
+            self.epoch += 1;
+            let tunnels = ops.iter().filter_map(|op| match op {
+                Op::PutTunnel(tunnel) => Some(tunnel.id),
+                Op::RemoveTunnel(id) => Some(*id),
+                _ => None,
+            });
+            let changed = Input::Changed(tunnels.collect());
+            self.writer.apply(Transaction { epoch: Epoch(self.epoch), ops }, 1).unwrap();
+            self.liveness.take(changed);
+        }
+
+        fn link(&mut self, name: &str, carries: bool) {
+            self.liveness.take(Input::Link { name: name.to_owned(), carries });
+        }
+
+        /// What was told since: tunnels by their numbers, and what of them.
+        fn told(&self) -> Vec<(u32, Verdict)> {
+            let told = self.notices.try_iter().map(|notice| match notice {
+                Notice::Event(Event::Liveness {
+                    tunnel,
+                    verdict,
+                    cause: Cause::Link,
+                    silent,
+                    detected,
+                    masked,
+                }) => {
+                    assert!(silent == Duration::ZERO && detected <= masked);
+                    (tunnel.0, verdict)
+                }
+                other => panic!("{other:?}"),
+            });
+            told.collect()
+        }
+
+        fn is_masked(&self, id: u32) -> bool {
+            self.writer.states().is_masked_by_core(TunnelId(id))
+        }
+    }
+
+    #[test]
+    fn tunnels_over_a_link_go_with_it_and_are_told_when_it_returns() {
+        let mut rig = Rig::new();
+        rig.apply(vec![tunnel(0, "wan0"), tunnel(1, "wan0"), tunnel(2, "wan1")]);
+        rig.apply((0..3).map(|id| Op::Unmask(TunnelId(id))).collect());
+        rig.link("wan0", true);
+        rig.link("lan0", false);
+        assert_eq!(rig.told(), []);
+        rig.link("wan0", false);
+        assert_eq!(rig.told(), [(0, Verdict::Down), (1, Verdict::Down)]);
+        assert_eq!([0, 1, 2].map(|id| rig.is_masked(id)), [true, true, false]);
+        rig.link("wan0", false);
+        assert_eq!(rig.told(), []);
+        // One leaves by another link from now on, and whether that carries nobody has said.
+        rig.apply(vec![tunnel(0, "wan0"), tunnel(1, "wan1")]);
+        assert_eq!(rig.told(), [(1, Verdict::Withdrawn)]);
+        rig.link("wan0", true);
+        assert_eq!(rig.told(), [(0, Verdict::Up)]);
+        // Only control offers it again.
+        assert!(rig.is_masked(0));
+        // What is removed has no link to lose.
+        rig.link("wan1", false);
+        assert_eq!(rig.told(), [(1, Verdict::Down), (2, Verdict::Down)]);
+        rig.apply(vec![Op::RemoveTunnel(TunnelId(2))]);
+        rig.link("wan1", true);
+        assert_eq!(rig.told(), [(1, Verdict::Up)]);
+    }
+}
