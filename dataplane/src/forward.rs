@@ -28,6 +28,7 @@ pub use outward::Departure;
 use crate::{
     counters::PerWorker,
     drop_reason::DropReason,
+    handshakes::Handshake,
     offload::coalesce::Coalescer,
     runs::Runs,
     tables::{Ticks, TunnelStates},
@@ -92,8 +93,8 @@ pub struct Forwarder {
     pub bfd_packets: Vec<BfdPacket>,
     /// IKE messages in the slot of the last arrival, for control.
     pub punted: Vec<core::ops::Range<usize>>,
-    /// WireGuard's handshake messages in the slot of the last arrival.
-    pub handshakes: Vec<core::ops::Range<usize>>,
+    /// WireGuard's handshake messages of the last arrival.
+    pub handshakes: Vec<Handshake>,
     /// For control.
     pub events: Vec<Event>,
     /// Data for the LAN is shed.
@@ -126,7 +127,7 @@ impl Forwarder {
             probe_replies: Vec::with_capacity(MAX_REPLIES),
             bfd_packets: Vec::with_capacity(MAX_REPLIES),
             punted: Vec::with_capacity(MAX_REPLIES),
-            handshakes: Vec::with_capacity(MAX_REPLIES),
+            handshakes: Vec::new(),
             events: Vec::with_capacity(MAX_REPLIES),
             overloaded: false,
             worker,

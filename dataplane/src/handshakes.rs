@@ -43,7 +43,7 @@ pub enum Input {
     /// Tunnels that came, changed or went.
     Changed(Vec<TunnelId>),
     /// A message of a handshake.
-    Message(Handshake),
+    Message(SocketAddr, Handshake),
     /// Begin one with this tunnel's peer.
     Begin(TunnelId),
     /// An outer socket.
@@ -67,12 +67,12 @@ impl Line {
     }
 
     /// Hands a message over; false when too many wait.
-    pub(crate) fn offer(&self, message: Handshake) -> bool {
+    pub(crate) fn offer(&self, local: SocketAddr, message: Handshake) -> bool {
         if self.waiting.fetch_add(1, Relaxed) >= QUEUE {
             self.waiting.fetch_sub(1, Relaxed);
             return false;
         }
-        self.inputs.send(Input::Message(message)).is_ok()
+        self.inputs.send(Input::Message(local, message)).is_ok()
     }
 
     /// What must not be lost.
@@ -85,7 +85,6 @@ impl Line {
 /// A message of a handshake, as received.
 #[derive(Debug)]
 pub struct Handshake {
-    local: SocketAddr,
     from: SocketAddr,
     bytes: [u8; MAX_HANDSHAKE],
     len: u8,
@@ -93,14 +92,15 @@ pub struct Handshake {
 
 impl Handshake {
     /// A message of at most [`MAX_HANDSHAKE`] bytes.
-    pub(crate) fn new(local: SocketAddr, from: SocketAddr, message: &[u8]) -> Self {
+    pub(crate) fn new(from: SocketAddr, message: &[u8]) -> Self {
         let mut bytes = [0; MAX_HANDSHAKE];
         let len = message.len().min(MAX_HANDSHAKE);
         bytes[..len].copy_from_slice(&message[..len]);
-        Handshake { local, from, bytes, len: len as u8 }
+        Handshake { from, bytes, len: len as u8 }
     }
 
-    fn message(&self) -> &[u8] {
+    /// The message.
+    pub fn message(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
 }
@@ -194,9 +194,9 @@ impl Handshakes {
     fn take(&mut self, input: Input) {
         match input {
             Input::Changed(tunnels) => tunnels.into_iter().for_each(|tunnel| self.refresh(tunnel)),
-            Input::Message(handshake) => {
+            Input::Message(local, handshake) => {
                 self.waiting.fetch_sub(1, Relaxed);
-                if let Err(reason) = self.handle(&handshake) {
+                if let Err(reason) = self.handle(local, &handshake) {
                     self.drops.add(OTHER_THREAD, reason as usize, 1);
                 }
             }
@@ -245,8 +245,8 @@ impl Handshakes {
         }
     }
 
-    fn handle(&mut self, handshake: &Handshake) -> Result<(), DropReason> {
-        let Handshake { local, from, .. } = *handshake;
+    fn handle(&mut self, local: SocketAddr, handshake: &Handshake) -> Result<(), DropReason> {
+        let from = handshake.from;
         let message = handshake.message();
         let mut reply = [0; MAX_HANDSHAKE];
         let peer = if message.first() == Some(&3) {

@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags};
 use crate::{
     drop_reason::DropReason,
     forward::{Arrival, Departure, Drops, Forwarder, Now, Progress, Wire},
-    handshakes::{self, Handshake},
+    handshakes,
     io::{
         batch::{Outgoing, ReceivePool, SendBatch},
         tun::{TunDevice, TunQueue},
@@ -408,7 +408,7 @@ impl Worker {
     fn receive_from(&mut self, index: usize, tables: &Tables) {
         let socket = &self.sender.sockets[index];
         let (wire, local) = (socket.wire(), socket.local);
-        let slots = match self.pool.receive(socket.fd.as_fd(), RECEIVE_LIMIT) {
+        let slots = match self.pool.receive(socket.fd.as_fd(), RECEIVE_LIMIT, wire.headroom()) {
             Ok(slots) => slots,
             Err(error) => {
                 self.sender.remove(local);
@@ -437,7 +437,7 @@ impl Worker {
                 let _ = self.probes.try_send(Input::Bfd(packet));
             }
             self.punt(slot, local, got.from);
-            self.hand_over_handshakes(slot, local, got.from);
+            self.hand_over_handshakes(local);
             for event in self.forwarder.events.drain(..) {
                 self.notices.send(Notice::Event(event));
             }
@@ -456,14 +456,12 @@ impl Worker {
     }
 
     /// Hands WireGuard's handshake messages to the thread that computes.
-    fn hand_over_handshakes(&mut self, slot: usize, local: SocketAddr, from: SocketAddr) {
-        for message in &self.forwarder.handshakes {
-            let message = Handshake::new(local, from, &self.pool.slot(slot)[message.clone()]);
-            if !self.handshakes.offer(message) {
+    fn hand_over_handshakes(&mut self, local: SocketAddr) {
+        for message in core::mem::take(&mut self.forwarder.handshakes) {
+            if !self.handshakes.offer(local, message) {
                 self.forwarder.drop(DropReason::HandshakeLoad, 1);
             }
         }
-        self.forwarder.handshakes.clear();
     }
 
     /// Writes everything that waits for the LAN.

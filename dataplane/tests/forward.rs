@@ -23,7 +23,7 @@ use braid_dataplane::{
     packet,
     runs::{HEADROOM, TAILROOM},
     tables::{Carrier, Reader, Writer},
-    wireguard::MAX_HANDSHAKE,
+    wireguard::{MAX_HANDSHAKE, OVERHEAD},
 };
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
@@ -236,7 +236,7 @@ impl Pair {
             }
             let sealed: Vec<u8> = run.pieces(buffer).flatten().copied().collect();
             let mut arrival = Arrival::new(0, sealed.len(), segment, from, 0, *wire);
-            let mut slots = Datagram(sealed);
+            let mut slots = Datagram([vec![0; wire.headroom()], sealed].concat());
             let tables = b.reader.enter();
             let progress = b.forwarder.inward(&tables, &mut slots, &mut arrival, Now::from_nanos(1));
             assert_eq!(progress, Progress::Done);
@@ -459,6 +459,37 @@ fn wireguard_is_padded_within_the_mtu_and_without_a_session_nothing_leaves() {
     let tables = reader.enter();
     let carrier = tables.tunnel(TunnelId(0)).unwrap().outbound.as_ref().unwrap();
     assert!(carrier.wireguard().unwrap().sending().is_none());
+}
+
+/// The kernel joins datagrams of equal length, whatever they are.
+#[test]
+fn a_handshake_message_is_kept_though_what_follows_is_opened_in_its_place() {
+    let mut pair = Pair::new(Protocol::WireGuard);
+    let initiation: Vec<u8> = [1, 0, 0, 0].into_iter().chain(4..MAX_HANDSHAKE as u8).collect();
+    let packet = udp(1, 0, 7, MAX_HANDSHAKE - OVERHEAD - 28).bytes;
+    let mut joined = vec![0; Wire::WireGuard.headroom()];
+    joined.extend(&initiation);
+    let tables = pair.a.reader.enter();
+    let carrier = tables.tunnel(TunnelId(0)).unwrap().outbound.as_ref().unwrap();
+    let mut session = carrier.wireguard().unwrap().sending().unwrap();
+    const DATA: usize = 40;
+    for _ in 0..DATA {
+        let mut sealed = [0; MAX_HANDSHAKE];
+        session.seal(&packet, &mut sealed).unwrap();
+        joined.extend(sealed);
+    }
+    let from = SocketAddr::from(([192, 0, 2, 1], 51_820));
+    let len = joined.len() - Wire::WireGuard.headroom();
+    let mut arrival = Arrival::new(0, len, MAX_HANDSHAKE, from, 0, Wire::WireGuard);
+    let mut slots = Datagram(joined);
+    let theirs = pair.b.reader.enter();
+    let progress = pair.b.forwarder.inward(&theirs, &mut slots, &mut arrival, Now::from_nanos(1));
+    assert_eq!(progress, Progress::Done);
+    assert_eq!(pair.b.forwarder.handshakes.iter().map(|it| it.message()).collect::<Vec<_>>(), [initiation]);
+    let opened: Vec<_> =
+        pair.b.forwarder.lan.pending().iter().map(|it| slots.bytes(it.first()).to_vec()).collect();
+    assert_eq!(pair.b.forwarder.lan.pending().iter().map(|it| it.count()).sum::<usize>(), DATA);
+    assert!(opened.iter().all(|opened| *opened == packet));
 }
 
 #[test]

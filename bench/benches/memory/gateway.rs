@@ -207,7 +207,7 @@ impl Slots for Buffers {
 impl Pool {
     pub(crate) fn new(protocol: Protocol) -> Self {
         let wire = if protocol == Protocol::WireGuard { Wire::WireGuard } else { Wire::Udp };
-        let slots = (0..BATCH).map(|_| vec![0; 65_536].into_boxed_slice()).collect();
+        let slots = (0..BATCH).map(|_| vec![0; 65_536 + wire.headroom()].into_boxed_slice()).collect();
         Pool { slots: Buffers(slots), arrivals: Vec::with_capacity(BATCH), wire }
     }
 
@@ -219,7 +219,8 @@ impl Pool {
             let slot = self.arrivals.len();
             let mut len = 0;
             for piece in run.pieces(buffer) {
-                self.slots.0[slot][len..len + piece.len()].copy_from_slice(piece);
+                let at = self.wire.headroom() + len;
+                self.slots.0[slot][at..at + piece.len()].copy_from_slice(piece);
                 len += piece.len();
             }
             self.arrivals.push(Arrival::new(slot, len, run.segment, outer(Side::Ours, 0), 0, self.wire));

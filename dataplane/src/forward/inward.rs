@@ -21,6 +21,7 @@ use crate::{
     esp::{
         NEXT_HEADER_IPV4, NEXT_HEADER_IPV6, NEXT_HEADER_NONE, OpenError, Replay, ReplayError, sa::InboundSa,
     },
+    io::batch::HEADROOM,
     offload::coalesce::{Place, Slots},
     packet::{self, Packet},
     tables::{Tables, Tunnel},
@@ -51,15 +52,23 @@ impl Wire {
             _ => Wire::Udp,
         }
     }
+
+    /// Where in a slot datagrams begin: what is before them takes what comes out where it cannot be opened in place.
+    pub fn headroom(self) -> usize {
+        match self {
+            Wire::WireGuard => HEADROOM,
+            Wire::Udp | Wire::Ike | Wire::Esp4 | Wire::Esp6 => 0,
+        }
+    }
 }
 
 /// Datagrams of equal size from one sender, and how much of them has been dealt with.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
-    /// Where they lie.
+    /// Where they lie, from [`Wire::headroom`] on.
     pub slot: usize,
-    /// Bytes in all.
-    pub len: usize,
+    /// Where they end in the slot.
+    end: usize,
     /// Bytes of each but the last.
     pub segment: usize,
     /// The sender's outer address.
@@ -72,15 +81,16 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    /// Datagrams that were just received.
+    /// Datagrams that were just received, `len` bytes in all.
     pub fn new(slot: usize, len: usize, segment: usize, from: SocketAddr, tos: u8, wire: Wire) -> Self {
-        Arrival { slot, len, segment: segment.max(1), from, tos, wire, done: 0 }
+        let start = wire.headroom();
+        Arrival { slot, end: start + len, segment: segment.max(1), from, tos, wire, done: start }
     }
 
     /// Where the next datagram lies.
     #[inline]
     pub(super) fn next(&mut self) -> Option<Range<usize>> {
-        let at = self.done..(self.done + self.segment).min(self.len);
+        let at = self.done..(self.done + self.segment).min(self.end);
         self.done = at.end;
         (!at.is_empty()).then_some(at)
     }

@@ -7,6 +7,8 @@ use braid_api::Event;
 use super::{Arrival, Forwarder, MAX_REPLIES, Now, Progress};
 use crate::{
     drop_reason::DropReason,
+    handshakes::Handshake,
+    io::batch::HEADROOM,
     offload::coalesce::Slots,
     tables::{Tables, Tunnel},
     wireguard::{Message, Peer, Receiving, message},
@@ -60,7 +62,9 @@ impl Forwarder {
             let index = match message(&slots.slot(arrival.slot)[at.clone()]) {
                 Ok(Message::Data { index }) => index,
                 Ok(Message::Handshake) if self.handshakes.len() < MAX_REPLIES => {
-                    self.handshakes.push(at);
+                    // What is opened after it may take its place.
+                    let message = &slots.slot(arrival.slot)[at];
+                    self.handshakes.push(Handshake::new(arrival.from, message));
                     continue;
                 }
                 Ok(Message::Handshake) => {
@@ -102,20 +106,27 @@ impl Forwarder {
         at: std::ops::Range<usize>,
         now: Now,
     ) -> Result<(), DropReason> {
-        let datagram = &mut slots.slot_mut(arrival.slot)[at.clone()];
-        self.sealed.clear();
-        self.sealed.extend_from_slice(datagram);
-        let opened = of.sessions.open(&self.sealed, datagram);
+        // boringtun opens from one place into another: into the place of what came before.
+        let start = at.start - HEADROOM;
+        let slot = slots.slot_mut(arrival.slot);
+        let opened = if at.len() <= HEADROOM {
+            let (before, rest) = slot.split_at_mut(at.start);
+            of.sessions.open(&rest[..at.len()], &mut before[start..start + at.len()])
+        } else {
+            self.sealed.clear();
+            self.sealed.extend_from_slice(&slot[at.clone()]);
+            of.sessions.open(&self.sealed, &mut slot[start..start + at.len()])
+        };
         of.authentic |= matches!(opened, Ok(_) | Err(DropReason::DecryptedMalformed));
         let len = match opened? {
             // Section 6.5: nothing is inside a keepalive.
             0 => return Ok(()),
             len => len,
         };
-        let packet = self.parse_opened(&slots.slot(arrival.slot)[at.start..at.start + len])?;
+        let packet = self.parse_opened(&slots.slot(arrival.slot)[start..start + len])?;
         of.packets += 1;
         of.bytes += packet.len as u64;
-        self.deliver(tables, of.tunnel, &packet, slots, arrival, at.start, now)
+        self.deliver(tables, of.tunnel, &packet, slots, arrival, start, now)
     }
 }
 

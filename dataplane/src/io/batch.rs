@@ -13,6 +13,8 @@ use crate::offload::coalesce::Slots;
 
 /// Largest datagram, or run of datagrams merged by GRO, in bytes.
 pub const SLOT_LEN: usize = 65_536;
+/// Before a datagram, if that is asked for, in bytes; more than one has on an Ethernet without jumbo frames.
+pub const HEADROOM: usize = 2048;
 /// Slots do not start at the same cache set.
 const SLOT_STRIDE: usize = SLOT_LEN + 4096 + 192;
 /// Room for TOS and `UDP_GRO`, or TOS and `UDP_SEGMENT`.
@@ -79,16 +81,21 @@ impl ReceivePool {
         self.used = 0;
     }
 
-    /// Receives what waits, at most `limit` messages; the slots that were filled, each to be asked about
-    /// with [`ReceivePool::received`].
+    /// Receives what waits, at most `limit` messages, from byte `start` of a slot on, at most [`HEADROOM`]; the slots
+    /// that were filled, each to be asked about with [`ReceivePool::received`].
     ///
     /// # Errors
     /// The socket is gone. Nothing waiting is 0.
-    pub fn receive(&mut self, socket: BorrowedFd<'_>, limit: usize) -> io::Result<core::ops::Range<usize>> {
+    pub fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        limit: usize,
+        start: usize,
+    ) -> io::Result<core::ops::Range<usize>> {
         let first = self.used;
         let count = self.free().min(limit);
         for index in first..first + count {
-            let slot = &mut self.memory[index * SLOT_STRIDE..][..SLOT_LEN];
+            let slot = &mut self.memory[index * SLOT_STRIDE + start.min(HEADROOM)..][..SLOT_LEN];
             self.vectors[index] = iovec { iov_base: slot.as_mut_ptr().cast::<c_void>(), iov_len: SLOT_LEN };
             self.names[index].len = RawAddress::EMPTY.len;
             let header: &mut msghdr = &mut self.headers[index].msg_hdr;
@@ -155,11 +162,11 @@ impl ReceivePool {
 
 impl Slots for ReceivePool {
     fn slot(&self, slot: usize) -> &[u8] {
-        &self.memory[slot * SLOT_STRIDE..][..SLOT_LEN]
+        &self.memory[slot * SLOT_STRIDE..][..SLOT_LEN + HEADROOM]
     }
 
     fn slot_mut(&mut self, slot: usize) -> &mut [u8] {
-        &mut self.memory[slot * SLOT_STRIDE..][..SLOT_LEN]
+        &mut self.memory[slot * SLOT_STRIDE..][..SLOT_LEN + HEADROOM]
     }
 }
 
@@ -391,7 +398,7 @@ mod tests {
         let mut arrived = Vec::new();
         let mut tos = Vec::new();
         while arrived.len() < 3501 {
-            for slot in pool.receive(sockets[1].as_fd(), 16).unwrap() {
+            for slot in pool.receive(sockets[1].as_fd(), 16, 0).unwrap() {
                 let got = pool.received(slot).unwrap();
                 assert!(got.segment <= 1000 && !got.truncated);
                 assert_eq!(got.from, udp::local_address(&sockets[0]).unwrap());
@@ -423,7 +430,7 @@ mod tests {
         assert_eq!(failures, 1);
         let mut pool = ReceivePool::new(4);
         while pool.free() > 2 {
-            pool.receive(sockets[1].as_fd(), 4).unwrap();
+            pool.receive(sockets[1].as_fd(), 4, 0).unwrap();
         }
         assert_eq!((pool.slot(0)[0], pool.slot(1)[0]), (b'a', b'b'));
     }
