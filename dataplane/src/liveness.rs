@@ -15,6 +15,7 @@
 mod bfd;
 pub(crate) mod link_thread;
 mod links;
+mod reports;
 mod session;
 pub(crate) mod unreachable;
 pub(crate) mod uplinks;
@@ -39,9 +40,10 @@ use crate::{
     io::batch::Outgoing,
     tables::{Carrier, Reader, Tunnel, TunnelStates},
     wireguard,
-    worker::{Notice, Notices, OuterSocket, Sender, monotonic},
+    worker::{Notices, OuterSocket, Sender, monotonic},
 };
 use bfd::{Bfd, Outcome, Vote};
+use reports::Reports;
 use session::{Death, Session, Turn};
 
 /// Cookies of echoes that were asked for have this bit; the length follows.
@@ -52,6 +54,8 @@ const MAX_ECHOES: usize = 4096;
 /// the processor. Not for ever: at full load there is always something, and it may be another tunnel's.
 const UNREAD_NANOS: u64 = 10_000_000;
 const LONGEST_SLEEP_NANOS: u64 = 3_600_000_000_000;
+/// Until verdicts that found the queue to control full are tried again.
+const RETRY_NANOS: u64 = 1_000_000;
 
 /// To the liveness thread.
 #[derive(Debug)]
@@ -85,7 +89,7 @@ pub struct Liveness {
     states: TunnelStates,
     sender: Sender,
     inputs: mpsc::Receiver<Input>,
-    notices: Notices,
+    reports: Reports,
     drops: Arc<Drops>,
     sessions: BTreeMap<TunnelId, Session>,
     due: BTreeSet<(u64, TunnelId)>,
@@ -111,7 +115,7 @@ impl Liveness {
             states,
             sender: Sender::new(false),
             inputs,
-            notices,
+            reports: Reports::new(notices),
             drops,
             sessions: BTreeMap::new(),
             due: BTreeSet::new(),
@@ -127,7 +131,8 @@ impl Liveness {
         loop {
             let now = monotonic().nanos;
             let due = self.due.first().map_or(u64::MAX, |(due, _)| *due).min(self.bfd.due());
-            let wait = due.saturating_sub(now).min(LONGEST_SLEEP_NANOS);
+            let longest = if self.reports.flush() { LONGEST_SLEEP_NANOS } else { RETRY_NANOS };
+            let wait = due.saturating_sub(now).min(longest);
             match self.inputs.recv_timeout(Duration::from_nanos(wait)) {
                 Ok(input) => self.take(input),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
@@ -276,7 +281,7 @@ impl Liveness {
             let len = (reply.cookie & u64::from(u16::MAX)) as u16;
             // Told once: a peer that answers again and again is not to keep control busy.
             if self.echoes.remove(&(reply.tunnel, len)) {
-                self.notices.send(Notice::Event(Event::Echo { tunnel: reply.tunnel, len }));
+                self.reports.tell(Event::Echo { tunnel: reply.tunnel, len });
             }
             return;
         }
@@ -331,7 +336,7 @@ impl Liveness {
         }
     }
 
-    fn died(&self, id: TunnelId, Death { cause, silent }: Death, now: u64) {
+    fn died(&mut self, id: TunnelId, Death { cause, silent }: Death, now: u64) {
         let masked = self.mask(id);
         self.report(id, Verdict::Down, cause, silent, (now, masked));
     }
@@ -343,7 +348,7 @@ impl Liveness {
     }
 
     fn report(
-        &self,
+        &mut self,
         tunnel: TunnelId,
         verdict: Verdict,
         cause: Cause,
@@ -351,7 +356,7 @@ impl Liveness {
         (detected, masked): (u64, u64),
     ) {
         let event = Event::Liveness { tunnel, verdict, cause, silent, detected, masked };
-        self.notices.send(Notice::Event(event));
+        self.reports.report(tunnel, cause, verdict, event);
     }
 
     fn probe(&mut self, tunnel: &Tunnel, cookie: u64, len: u16) {
