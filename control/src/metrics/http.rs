@@ -4,16 +4,18 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use hyper::{
     Method, Request, Response, StatusCode,
-    body::Incoming,
+    body::{Body, Bytes, Frame, Incoming, SizeHint},
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName},
     server::conn::http1,
     service::service_fn,
@@ -87,6 +89,29 @@ impl Connections {
     }
 }
 
+/// A text that all who take it at a time have in common: there may be megabytes of it, and slow readers.
+struct Text(Option<Bytes>);
+
+impl Body for Text {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|text| Ok(Frame::data(text))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.as_ref().map_or(0, Bytes::len) as u64)
+    }
+}
+
 async fn converse(stream: TcpStream, asked: Arc<AtomicBool>, scrapes: mpsc::Sender<Scrape>) {
     let service = service_fn(|request| {
         asked.store(true, Ordering::Relaxed);
@@ -99,10 +124,10 @@ async fn converse(stream: TcpStream, asked: Arc<AtomicBool>, scrapes: mpsc::Send
     let _ = timeout(PATIENCE, server.serve_connection(TokioIo::new(stream), service)).await;
 }
 
-async fn respond(request: &Request<Incoming>, scrapes: &mpsc::Sender<Scrape>) -> Response<String> {
+async fn respond(request: &Request<Incoming>, scrapes: &mpsc::Sender<Scrape>) -> Response<Text> {
     const PLAIN: &str = "text/plain; charset=utf-8";
-    let of = |status, header: (HeaderName, &'static str), body| {
-        let mut response = Response::new(body);
+    let of = |status, header: (HeaderName, &'static str), body: Bytes| {
+        let mut response = Response::new(Text(Some(body)));
         *response.status_mut() = status;
         let headers = [(CACHE_CONTROL, "no-store"), (CONTENT_TYPE, PLAIN), header];
         let headers = headers.map(|(name, value)| (name, hyper::header::HeaderValue::from_static(value)));
@@ -111,19 +136,19 @@ async fn respond(request: &Request<Incoming>, scrapes: &mpsc::Sender<Scrape>) ->
     };
     let plain = (CONTENT_TYPE, PLAIN);
     if request.uri().path() != PATH {
-        return of(StatusCode::NOT_FOUND, plain, format!("nothing is here: metrics are at {PATH}\n"));
+        return of(StatusCode::NOT_FOUND, plain, format!("nothing is here: metrics are at {PATH}\n").into());
     }
     if request.method() != Method::GET {
         let line = format!("only GET is answered at {PATH}\n");
-        return of(StatusCode::METHOD_NOT_ALLOWED, (ALLOW, "GET"), line);
+        return of(StatusCode::METHOD_NOT_ALLOWED, (ALLOW, "GET"), line.into());
     }
     match scrape(scrapes).await {
         Some(text) => of(StatusCode::OK, (CONTENT_TYPE, exposition::CONTENT_TYPE), text),
-        None => of(StatusCode::SERVICE_UNAVAILABLE, plain, "the gateway gives no answer\n".to_owned()),
+        None => of(StatusCode::SERVICE_UNAVAILABLE, plain, "the gateway gives no answer\n".into()),
     }
 }
 
-async fn scrape(scrapes: &mpsc::Sender<Scrape>) -> Option<String> {
+async fn scrape(scrapes: &mpsc::Sender<Scrape>) -> Option<Bytes> {
     let (answer, answered) = oneshot::channel();
     scrapes.send(answer).await.ok()?;
     answered.await.ok().flatten()

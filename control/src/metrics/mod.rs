@@ -18,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hyper::body::Bytes;
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::{mpsc, oneshot, watch},
@@ -44,7 +45,7 @@ const REST: u32 = 10;
 /// The way for a status.
 type Asked = oneshot::Sender<Status>;
 /// The way for a text; nothing where control gives no answer.
-type Scrape = oneshot::Sender<Option<String>>;
+type Scrape = oneshot::Sender<Option<Bytes>>;
 
 /// The endpoint, as control's loop has it.
 pub struct Metrics {
@@ -171,7 +172,7 @@ fn listen_on(listen: SocketAddr) -> io::Result<TcpListener> {
 
 /// Gives every scrape the text, a fresh one where the last is no longer.
 async fn answer(mut waiting: mpsc::Receiver<Scrape>, asked: mpsc::Sender<Asked>) {
-    let mut last: Option<(String, Instant)> = None;
+    let mut last: Option<(Bytes, Instant)> = None;
     while let Some(scrape) = waiting.recv().await {
         if scrape.is_closed() {
             continue;
@@ -179,7 +180,7 @@ async fn answer(mut waiting: mpsc::Receiver<Scrape>, asked: mpsc::Sender<Asked>)
         if last.as_ref().is_none_or(|(_, until)| *until <= Instant::now()) {
             let begun = Instant::now();
             let text = text(&asked).await;
-            last = text.map(|text| (text, Instant::now() + REST * begun.elapsed()));
+            last = text.map(|text| (text.into(), Instant::now() + REST * begun.elapsed()));
         }
         // Whoever hung up does not want to know.
         let _ = scrape.send(last.as_ref().map(|(text, _)| text.clone()));
