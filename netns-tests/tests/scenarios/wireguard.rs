@@ -36,6 +36,8 @@ pub(crate) const ALL: &[Scenario] = &[
     ("wireguard::a_peer_that_begins_anew", a_peer_that_begins_anew),
     ("wireguard::renamed_by_a_reload", renamed_by_a_reload),
     ("wireguard::rekeyed_under_load", rekeyed_under_load),
+    ("wireguard::rekeyed_by_braid_under_load", rekeyed_by_braid_under_load),
+    ("wireguard::rekeyed_by_wireguard_go_under_load", rekeyed_by_wireguard_go_under_load),
     ("wireguard::flooded_by_strangers", flooded_by_strangers),
     ("wireguard::doctor_names_what_is_wrong", doctor_names_what_is_wrong),
 ];
@@ -375,28 +377,84 @@ fn a_peer_that_begins_anew() -> Outcome {
 /// New sessions, by either side, while packets cross: none is lost, none comes twice or late.
 fn rekeyed_under_load() -> Outcome {
     let pair = pair(1, &[0], patient)?;
-    let origin = Instant::now();
-    let there = Paced::start(&pair.topology.client, &pair.topology.server, SERVER, LOAD, origin)?;
-    let back = Paced::start(&pair.topology.server, &pair.topology.client, CLIENT, LOAD, origin)?;
-    let handshakes = |gateway: &Gateway| {
-        Result::Ok(gateway.status()?["tunnels"][0]["wireguard"]["handshakes"].as_u64().unwrap_or(0))
-    };
+    pair.topology.keep_flows_in_order()?;
+    let loads = both_ways(&pair.topology)?;
     // More than boringtun keeps sessions for, several times over.
     for round in 0..100 {
         let gateway = if round % 2 == 0 { &pair.a } else { &pair.b };
         let before = handshakes(gateway)?;
         gateway.rekey("t0", false)?;
-        retry_until("another session", START, || match handshakes(gateway) {
-            Ok(now) if now > before => Ok(()),
-            Ok(now) => Err(format!("{now} handshakes")),
-            Err(error) => Err(error.to_string()),
-        })?;
+        another_session(gateway, before, START)?;
     }
-    for log in [there.finish()?, back.finish()?] {
+    unharmed(loads)
+}
+
+fn both_ways(topology: &Topology) -> Result<[Paced; 2]> {
+    let origin = Instant::now();
+    let there = Paced::start(&topology.client, &topology.server, SERVER, LOAD, origin)?;
+    Ok([there, Paced::start(&topology.server, &topology.client, CLIENT, LOAD, origin)?])
+}
+
+fn unharmed(loads: [Paced; 2]) -> Outcome {
+    for load in loads {
+        let log = load.finish()?;
         assert!(log.sent() > 200, "{}", log.sent());
         assert_eq!(log.flaw(), None);
     }
     Ok(())
+}
+
+fn handshakes(gateway: &Gateway) -> Result<u64> {
+    Ok(gateway.status()?["tunnels"][0]["wireguard"]["handshakes"].as_u64().unwrap_or(0))
+}
+
+fn another_session(gateway: &Gateway, before: u64, patience: Duration) -> Result<()> {
+    retry_until("another session", patience, || match handshakes(gateway) {
+        Ok(now) if now > before => Ok(()),
+        Ok(now) => Err(format!("{now} handshakes")),
+        Err(error) => Err(error.to_string()),
+    })
+}
+
+/// The other end takes each new session into use as the packets come.
+fn rekeyed_by_braid_under_load() -> Outcome {
+    for implementation in [Implementation::Go, Implementation::Boringtun] {
+        let topology = Topology::builder().build()?;
+        let path = &topology.paths[0];
+        let keys = Pairs::generate(&topology)?;
+        let _peer = peer(&topology, implementation, &keys, "", "")?;
+        let text = braid(&[path.a.to_string(), path.b.to_string()], &keys, "initiate", "");
+        let mut gateway = Gateway::start(&topology.gateway_a, &text)?;
+        gateway.wait_up(START)?;
+        topology.keep_flows_in_order()?;
+        let loads = both_ways(&topology)?;
+        for _ in 0..10 {
+            let before = handshakes(&gateway)?;
+            gateway.rekey("wg", false)?;
+            another_session(&gateway, before, START)?;
+            // Initiations that follow each other closely are not answered.
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        unharmed(loads)?;
+    }
+    Ok(())
+}
+
+/// After two minutes, as the protocol has it (whitepaper section 6.2).
+fn rekeyed_by_wireguard_go_under_load() -> Outcome {
+    let topology = Topology::builder().build()?;
+    let path = &topology.paths[0];
+    let keys = Pairs::generate(&topology)?;
+    let endpoint = format!("{}:{PORT}", path.a);
+    let _peer = peer(&topology, Implementation::Go, &keys, &endpoint, "PersistentKeepalive = 1\n")?;
+    let text = braid(&[path.a.to_string(), String::new()], &keys, "respond", "");
+    let mut gateway = Gateway::start(&topology.gateway_a, &text)?;
+    gateway.wait_up(START)?;
+    let before = handshakes(&gateway)?;
+    topology.keep_flows_in_order()?;
+    let loads = both_ways(&topology)?;
+    another_session(&gateway, before, Duration::from_secs(150))?;
+    unharmed(loads)
 }
 
 /// Ten thousand initiations a second with a right first MAC, from whoever has read our public key: an established
