@@ -46,7 +46,7 @@ pub const OVERHEAD: usize = HEADER + 16;
 /// The longest message of a handshake, in bytes: the initiation (section 5.4.2).
 pub const MAX_HANDSHAKE: usize = 148;
 /// Initiations and responses that are looked at in a second before their senders have to prove their address.
-const HANDSHAKES_PER_SECOND: u64 = 500;
+const HANDSHAKES_PER_SECOND: u64 = 2000;
 /// Beyond these, of one source that has proven its address; of so many sources.
 const HANDSHAKES_PER_SOURCE: u32 = 20;
 const MAX_SOURCES: usize = 4096;
