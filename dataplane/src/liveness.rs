@@ -97,8 +97,15 @@ pub struct Liveness {
     echoes: BTreeSet<(TunnelId, u16)>,
     bfd: Bfd,
     outcome: Outcome,
-    /// Tunnels that are down by their uplinks, with those.
-    without_link: BTreeMap<TunnelId, String>,
+    /// Tunnels that are down by their uplinks.
+    without_link: BTreeMap<TunnelId, Lost>,
+}
+
+/// An uplink that a tunnel has lost.
+struct Lost {
+    name: String,
+    /// It carries again, and that the way beyond it does so too is to be proven by a probe.
+    returned: bool,
 }
 
 impl Liveness {
@@ -187,9 +194,14 @@ impl Liveness {
             return;
         };
         let now = monotonic().nanos;
-        if self.without_link.get(&id).is_some_and(|lost| tunnel.settings.uplink.as_ref() != Some(lost)) {
-            self.without_link.remove(&id);
-            self.report(id, Verdict::Withdrawn, Cause::Link, Duration::ZERO, (now, now));
+        if let Some(lost) = self.without_link.get(&id) {
+            let moved = tunnel.settings.uplink.as_ref() != Some(&lost.name);
+            let unproven = lost.returned && tunnel.settings.probe.is_none();
+            if moved || unproven {
+                self.without_link.remove(&id);
+                let verdict = if moved { Verdict::Withdrawn } else { Verdict::Up };
+                self.report(id, verdict, Cause::Link, Duration::ZERO, (now, now));
+            }
         }
         self.bfd.configure(id, &tunnel.settings.bfd, now, &mut random);
         let settings = &tunnel.settings;
@@ -210,7 +222,8 @@ impl Liveness {
         let over = tables.tunnels().filter(|tunnel| tunnel.settings.uplink.as_deref() == Some(name));
         let mut masked = Vec::new();
         for id in over.map(|tunnel| tunnel.settings.id) {
-            if self.without_link.insert(id, name.to_owned()).is_none() {
+            let lost = Lost { name: name.to_owned(), returned: false };
+            if self.without_link.insert(id, lost).is_none() {
                 masked.push((id, self.mask(id)));
             }
         }
@@ -219,13 +232,27 @@ impl Liveness {
         }
     }
 
+    /// What lies beyond the link may take longer to be there: where probes are answered, one of them says so first.
     fn link_returned(&mut self, name: &str) {
         let now = monotonic().nanos;
-        let back: Vec<TunnelId> =
-            self.without_link.extract_if(.., |_, lost| lost == name).map(|(id, _)| id).collect();
-        for id in back {
-            self.report(id, Verdict::Up, Cause::Link, Duration::ZERO, (now, now));
+        let mut back = Vec::new();
+        for (id, lost) in self.without_link.iter_mut().filter(|(_, lost)| lost.name == name) {
+            match self.sessions.get_mut(id).filter(|session| session.is_up()) {
+                Some(session) => {
+                    lost.returned = true;
+                    self.due.remove(&(session.due(), *id));
+                    session.probe_at(now);
+                    self.due.insert((session.due(), *id));
+                }
+                None => back.push(*id),
+            }
         }
+        back.into_iter().for_each(|id| self.link_is_back(id, now));
+    }
+
+    fn link_is_back(&mut self, id: TunnelId, now: u64) {
+        self.without_link.remove(&id);
+        self.report(id, Verdict::Up, Cause::Link, Duration::ZERO, (now, now));
     }
 
     fn hasten(&mut self, id: TunnelId) {
@@ -294,6 +321,9 @@ impl Liveness {
         if answer.up {
             let now = monotonic().nanos;
             self.report(reply.tunnel, Verdict::Up, Cause::Probe, Duration::ZERO, (now, now));
+        }
+        if self.without_link.get(&reply.tunnel).is_some_and(|lost| lost.returned) {
+            self.link_is_back(reply.tunnel, monotonic().nanos);
         }
     }
 

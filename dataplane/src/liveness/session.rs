@@ -198,6 +198,18 @@ impl Session {
         Turn::Nothing
     }
 
+    /// Whether probes were answered, and are.
+    pub(super) fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// Sends the next probe at this moment, if there are any.
+    pub(super) fn probe_at(&mut self, now: u64) {
+        if self.probe.is_some() {
+            self.next_probe = now;
+        }
+    }
+
     /// The peer is said not to be reached: probes are sent now, and `round_trip` is waited for each.
     pub(super) fn hasten(&mut self, now: u64, round_trip: Duration) {
         // What never answered cannot be missed, and what is down cannot go down.

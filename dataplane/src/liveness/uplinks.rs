@@ -48,25 +48,30 @@ impl Uplinks {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::{net::IpAddr, sync::Arc, time::Duration};
 
     use braid_api::{
-        Allowed, BootId, Cause, DfPolicy, Encapsulation, Epoch, Event, Op, Transaction, Tunnel, TunnelId,
-        Verdict,
+        Allowed, BootId, Cause, DfPolicy, Encapsulation, Epoch, Event, Op, Probe, Transaction, Tunnel,
+        TunnelId, Verdict,
     };
     use rustix::event::{EventfdFlags, eventfd};
 
     use super::*;
     use crate::{
         esp::Engine,
-        forward::Drops,
+        forward::{Drops, ProbeReply},
         liveness::Liveness,
         tables::Writer,
-        worker::{Notice, Notices},
+        worker::{Notice, Notices, monotonic},
     };
 
     fn tunnel(id: u32, uplink: &str) -> Op {
-        Op::PutTunnel(Tunnel {
+        Op::PutTunnel(settings(id, uplink, None))
+    }
+
+    fn settings(id: u32, uplink: &str, probe: Option<Probe>) -> Tunnel {
+        let inside = |host| probe.map(|_| IpAddr::from([169, 254, 10, host])).into_iter().collect();
+        Tunnel {
             id: TunnelId(id),
             name: format!("t{id}"),
             local: "192.0.2.1:4500".parse().unwrap(),
@@ -75,16 +80,16 @@ mod tests {
             follow_remote: false,
             encapsulation: Encapsulation::Udp,
             keepalive: false,
-            inside: Vec::new(),
-            peer_inside: Vec::new(),
+            inside: inside(1),
+            peer_inside: inside(2),
             path_mtu: 1500,
             clamp_mtu: 1400,
             df: DfPolicy::Honour,
             allowed: Allowed::Routed,
             reach: Vec::new(),
-            probe: None,
+            probe,
             bfd: Vec::new(),
-        })
+        }
     }
 
     struct Rig {
@@ -92,6 +97,8 @@ mod tests {
         liveness: Liveness,
         notices: mpsc::Receiver<Notice>,
         epoch: u64,
+        /// Of the last probe.
+        sequence: u64,
     }
 
     impl Rig {
@@ -106,7 +113,7 @@ mod tests {
                 Notices::new(queue, Arc::new(wake)),
                 Arc::new(Drops::new(1)),
             );
-            Rig { writer, liveness, notices, epoch: 0 }
+            Rig { writer, liveness, notices, epoch: 0, sequence: 0 }
         }
 
         fn apply(&mut self, ops: Vec<Op>) {
@@ -121,13 +128,28 @@ mod tests {
             self.liveness.take(changed);
         }
 
+        /// The next probe is sent now, and answered.
+        fn answer(&mut self) {
+            self.sequence += 1;
+            self.liveness.fire(u64::MAX / 2);
+            let nanos = monotonic().nanos;
+            self.liveness.take(Input::Reply(ProbeReply {
+                tunnel: TunnelId(0),
+                cookie: self.sequence,
+                nanos,
+            }));
+        }
+
         fn link(&mut self, name: &str, carries: bool) {
             self.liveness.take(Input::Link { name: name.to_owned(), carries });
         }
 
-        /// What was told since: tunnels by their numbers, and what of them.
+        /// What was told since: tunnels by their numbers, and what of them; a hundred more by their probes.
         fn told(&self) -> Vec<(u32, Verdict)> {
             let told = self.notices.try_iter().map(|notice| match notice {
+                Notice::Event(Event::Liveness { tunnel, verdict, cause: Cause::Probe, .. }) => {
+                    (100 + tunnel.0, verdict)
+                }
                 Notice::Event(Event::Liveness {
                     tunnel,
                     verdict,
@@ -175,5 +197,33 @@ mod tests {
         rig.apply(vec![Op::RemoveTunnel(TunnelId(2))]);
         rig.link("wan1", true);
         assert_eq!(rig.told(), [(1, Verdict::Up)]);
+    }
+
+    #[test]
+    fn where_probes_are_answered_one_proves_that_the_way_beyond_the_link_is_back() {
+        let probe = Probe { interval: Duration::from_secs(3600), multiplier: 3 };
+        let mut rig = Rig::new();
+        rig.apply(vec![Op::PutTunnel(settings(0, "wan0", Some(probe))), Op::Unmask(TunnelId(0))]);
+        // Probes that were never answered prove nothing.
+        for carries in [false, true] {
+            rig.link("wan0", carries);
+        }
+        assert_eq!(rig.told(), [(0, Verdict::Down), (0, Verdict::Up)]);
+        rig.answer();
+        assert_eq!(rig.told(), [(100, Verdict::Up)]);
+        for carries in [false, true, false, true] {
+            rig.link("wan0", carries);
+        }
+        assert_eq!(rig.told(), [(0, Verdict::Down)]);
+        assert!(rig.liveness.due.first().is_some_and(|(due, _)| *due <= monotonic().nanos), "at once");
+        rig.answer();
+        assert_eq!(rig.told(), [(0, Verdict::Up)]);
+        // Nor do probes that are no longer asked for.
+        for carries in [false, true] {
+            rig.link("wan0", carries);
+        }
+        assert_eq!(rig.told(), [(0, Verdict::Down)]);
+        rig.apply(vec![tunnel(0, "wan0")]);
+        assert_eq!(rig.told(), [(0, Verdict::Up), (100, Verdict::Withdrawn)]);
     }
 }
