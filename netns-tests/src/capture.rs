@@ -101,15 +101,18 @@ impl Capture {
         Ok(Recorded { file: self.file, _directory: self.directory })
     }
 
-    /// Waits, for a second at most, until no more packets are being written: those still in the
+    /// Waits, for two seconds at most, until no more packets are being written: those still in the
     /// kernel's ring are lost when tcpdump ends.
     fn settle(&self) {
+        /// tcpdump may not come to a processor for a while.
+        const QUIET: u32 = 3;
         let length = || fs::metadata(&self.file).map_or(0, |metadata| metadata.len());
-        let mut before = length();
-        for _ in 0..10 {
+        let (mut before, mut quiet) = (length(), 0);
+        for _ in 0..20 {
             std::thread::sleep(Duration::from_millis(100));
             let now = length();
-            if now == before {
+            quiet = if now == before { quiet + 1 } else { 0 };
+            if quiet == QUIET {
                 return;
             }
             before = now;

@@ -6,8 +6,10 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-/// How long a datagram and its echo may take before they count as lost.
-const ROUND: Duration = Duration::from_millis(250);
+/// How long a datagram or its echo may take before it counts as lost, where another follows.
+const ROUND: Duration = Duration::from_millis(500);
+/// Where none follows.
+const LAST: Duration = Duration::from_secs(5);
 
 /// Bytes that no shift, swap or repetition leaves the same: a stream made from a seed.
 #[derive(Debug, Clone)]
@@ -71,6 +73,10 @@ impl Echo {
         for lost in 0..tries {
             Pattern::new((size as u64) << 8 | u64::from(lost)).fill(&mut sent);
             self.forget_late_ones()?;
+            let patience = if lost + 1 == tries { LAST } else { ROUND };
+            for socket in [&self.client, &self.server] {
+                socket.set_read_timeout(Some(patience)).map_err(Error::io("cannot set a timeout"))?;
+            }
             // Refused when it is known to be too big, with DF; told of an earlier one otherwise.
             if self.client.send(&sent).is_err() {
                 continue;

@@ -149,6 +149,9 @@ impl Demo<'_> {
 
     /// Paced flows in both directions while one path is cut in mid-path and restored.
     fn fail_over(&mut self) -> Result<Seen, Error> {
+        // A busy machine may have taken one for dead under load.
+        let gateways = &mut self.gateways;
+        self.stop.wait_for("all tunnels up", RETURN_LIMIT, || all_up(gateways))?;
         let capture = Capture::start(&self.topology.net, self.wires, self.marker)?;
         let origin = Instant::now();
         let paced = self.pace(origin)?;

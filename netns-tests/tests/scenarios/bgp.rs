@@ -174,11 +174,14 @@ fn frr_over_one_tunnel_like_aws() -> Outcome {
     drop(frr);
     speaker.peers[0].md5 = Some("between-us".to_owned());
     let frr = Frr::speak(netns, &speaker)?;
-    let status = until(&pair.a, "routes by t0", |status| both_ways(status, &["t0"]))?;
+    let status = until(&pair.a, "routes by t0", |status| {
+        // FRR may send back what it was told, which is not accepted.
+        let neighbor = &status["neighbors"][0];
+        both_ways(status, &["t0"]) && established(status) == 1 && neighbor["advertised"] == 2
+    })?;
     let neighbor = &status["neighbors"][0];
     assert_eq!(neighbor["address"], "169.254.10.2");
     assert_eq!(neighbor["hold_time_s"], 30);
-    // FRR may send back what it was told, which is not accepted.
     assert_eq!((neighbor["accepted"].as_u64(), neighbor["advertised"].as_u64()), (Some(2), Some(2)));
     let tunnel = &status["tunnels"][0]["bgp"];
     assert_eq!((tunnel["state"].as_str(), tunnel["advertised"].as_u64()), (Some("established"), Some(2)));
@@ -190,8 +193,12 @@ fn frr_over_one_tunnel_like_aws() -> Outcome {
         "{}",
         why.stdout
     );
-    let learned = frr.json(&format!("show bgp ipv4 unicast {NET_A} json"))?;
-    assert_eq!(learned["paths"][0]["aspath"]["string"], OURS.to_string(), "{learned}");
+    retry_until("our route at FRR", SOON, || {
+        let learned = frr.json(&format!("show bgp ipv4 unicast {NET_A} json"));
+        let learned = learned.map_err(|error| error.to_string())?;
+        let by_us = learned["paths"][0]["aspath"]["string"].as_str() == Some(OURS.to_string().as_str());
+        if by_us { Ok(()) } else { Err(learned.to_string()) }
+    })?;
     // An end that is told: the far side forgets at once, and nothing is left here.
     pair.a.process().stop(SOON)?;
     retry_until("the session ended there", Duration::from_secs(20), || {
@@ -244,7 +251,9 @@ fn bird_keeps_traffic_while_control_is_killed() -> Outcome {
     let topology = &pair.topology;
     let speaker = Speaker { graceful_restart: true, timers: (10, 30), ..far(2) };
     let mut bird = Bird::start(&topology.gateway_b, &speaker, &[])?;
-    let before = until(&pair.a, "routes by both", |status| both_ways(status, &["t0", "t1"]))?;
+    let before = until(&pair.a, "routes by both", |status| {
+        both_ways(status, &["t0", "t1"]) && established(status) == 2
+    })?;
     assert_eq!(before["neighbors"][0]["graceful_restart"], true, "{before}");
     answered(topology)?;
     let origin = Instant::now();

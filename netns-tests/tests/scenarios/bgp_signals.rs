@@ -2,7 +2,7 @@
 //! is told to be the worst, and answers keep to the tunnel of the question.
 
 use crate::bgp::{SOON, answered, both_ways, far, neighbors, start, until, with_bgp};
-use crate::pair::{Pair, Setup, Side, patient};
+use crate::pair::{Pair, Setup, Side};
 use braid_netns::frr::Frr;
 use braid_netns::paced::{Load, Paced};
 use braid_netns::routing::Bird;
@@ -62,10 +62,11 @@ fn a_silent_neighbor_takes_its_tunnel_out() -> Outcome {
         let routes = status["routes"].as_array().into_iter().flatten();
         let mut fixed = routes.filter(|route| route["prefix"] == "10.2.0.0/16");
         let active = |route: &Value| route["paths"].to_string().matches("\"active\":true").count();
-        fixed.any(|route| active(route) == 1) && both_ways(status, &["t1"])
+        let converged = status["tunnels"][0]["last_failure"]["converged_ms"].is_number();
+        fixed.any(|route| active(route) == 1) && both_ways(status, &["t1"]) && converged
     })?;
     let converged = status["tunnels"][0]["last_failure"]["converged_ms"].as_f64();
-    assert!(converged.is_some_and(|ms| ms < 1000.0), "{status}");
+    assert!(converged.is_some_and(|ms| ms < 5000.0), "{status}");
     answered(topology)?;
     for fault in faults {
         fault.undo()?;
@@ -150,7 +151,7 @@ fn answers_keep_to_the_tunnel_of_the_question() -> Outcome {
         let setup = Setup { tunnels: 2, ..Setup::default() };
         let topology = Topology::builder().paths(2).build()?;
         let pair = Pair::start_edited(&setup, topology, |side, text| {
-            let text = patient(text);
+            let text = silent(text);
             let pinned = text.replacen("hash-seed", "pin-replies = true\nhash-seed", 1);
             if side == Side::A && pin { pinned } else { text }
         })?;
@@ -167,7 +168,7 @@ fn answers_keep_to_the_tunnel_of_the_question() -> Outcome {
             topology.server.run(&["ping", "-c", "1", "-W", "5", "-e", &id.to_string(), CLIENT])?;
         }
         let by_other = sent()? - before;
-        // Probes go there all the while; of 48 answers to both, t0 would have about 24.
+        // Of 48 answers to both, t0 would have about 24.
         assert_eq!(by_other < QUESTIONS / 4, pin, "{by_other} answers of {QUESTIONS} by the other tunnel");
     }
     Ok(())

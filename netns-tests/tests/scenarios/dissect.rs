@@ -135,8 +135,9 @@ fn ike_is_read_with_the_key_log() -> Outcome {
         // The IKE SA that takes the place of the first is logged as well, and what it does can be read.
         a.rekey("t", true)?;
         retry_until("another IKE SA", START, || {
-            let rows = fs::read_to_string(&log_b).map_err(|error| error.to_string())?.lines().count();
-            if rows == 2 { Ok(()) } else { Err(format!("{rows} rows")) }
+            let rows = |log: &_| fs::read_to_string(log).map_or(0, |text| text.lines().count());
+            let rows = [rows(&log_a), rows(&log_b)];
+            if rows == [2, 2] { Ok(()) } else { Err(format!("{rows:?} rows")) }
         })?;
         let before = a.status()?["tunnels"][0]["child"]["spi_in"].clone();
         a.rekey("t", false)?;

@@ -28,7 +28,7 @@ pub(crate) const LOAD: Load = Load::told_apart(64, 2);
 pub(crate) const CUT: usize = 0;
 /// A probe's interval until the first one meets the cut, the detection time, and for a machine with
 /// two CPUs and more processes than that to come to it.
-const SLACK: Duration = Duration::from_millis(200);
+const SLACK: Duration = Duration::from_millis(600);
 pub(crate) const RECOVERY: Duration =
     Duration::from_millis(PROBE_INTERVAL * (PROBE_MULTIPLIER + 1)).saturating_add(SLACK);
 /// By how many detection times the sender into a dead direction is later than who hears nothing: the peer is

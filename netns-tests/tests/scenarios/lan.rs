@@ -203,6 +203,7 @@ fn congestion_marks_and_classes() -> Outcome {
     for outer6 in [None, Some(0)] {
         let setup = Setup { outer6, ..one_tunnel() };
         let pair = Pair::start_edited(&setup, Topology::builder().build()?, |_, text| probe_off(&text))?;
+        pair.topology.keep_flows_in_order()?;
         let internet = pair.topology.internet.as_ref().ok_or("no internet")?;
         // The families inside and outside in three of the four ways.
         let addresses: &[&str] = if outer6.is_some() { &[SERVER6] } else { &[SERVER, SERVER6] };

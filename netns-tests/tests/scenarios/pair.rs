@@ -155,6 +155,7 @@ impl Pair {
         topology: Topology,
         edit: impl Fn(Side, String) -> String,
     ) -> Result<Self> {
+        topology.keep_flows_in_order()?;
         let configured = |side| edit(side, setup.configuration(side, &topology.paths));
         let a = Gateway::start(&topology.gateway_a, &configured(Side::A))?;
         let b = Gateway::start(&topology.gateway_b, &configured(Side::B))?;

@@ -30,6 +30,7 @@ fn under_full_packets_both_ways() -> Outcome {
 /// `rekeys` of the child SA, with the load each way.
 fn rekeys_lose_nothing(rekeys: usize, load: Load) -> Outcome {
     let topology = Topology::builder().build()?;
+    topology.keep_flows_in_order()?;
     let path = &topology.paths[0];
     let mut b = start(&topology, "respond", [path.b.to_string(), path.a.to_string()], NET_A)?;
     let mut a = start(&topology, "initiate", [path.a.to_string(), path.b.to_string()], NET_B)?;

@@ -195,14 +195,17 @@ impl<'n> Counters<'n> {
 
     /// When no more packets come.
     fn settled(&self) -> Result<[Vec<u64>; 2]> {
-        let mut last = [Vec::new(), Vec::new()];
+        /// Longer than a worker is kept off a processor.
+        const QUIET: Duration = Duration::from_millis(300);
+        let (mut last, mut since) = ([Vec::new(), Vec::new()], Instant::now());
         retry_until("the last packet counted", SOON, || {
             let now = [Self::read(self.0[0]), Self::read(self.0[1])];
             let [Ok(wires), Ok(arrived)] = now else { return Err("no counters") };
             let now = [wires, arrived];
-            let same = now == last;
-            last = now;
-            if same { Ok(last.clone()) } else { Err("still counting") }
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+            if since.elapsed() >= QUIET { Ok(last.clone()) } else { Err("still counting") }
         })
     }
 }

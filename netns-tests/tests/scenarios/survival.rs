@@ -1,6 +1,7 @@
 //! A process killed under load: control, without which traffic goes on, and the core, whose
 //! counters die with it.
 
+use crate::failover::answers_to_probes;
 use crate::kernel::kill_part;
 use crate::pair::{Pair, START, Setup, Side};
 use crate::wires::Wires;
@@ -110,6 +111,9 @@ fn a_killed_core_resumes_no_manual_key() -> Outcome {
     let mut captures = Vec::new();
     for (netns, device) in [(netns, "wan0"), (netns, "wan1"), (far, "lan0")] {
         captures.push(Capture::start(netns, device, "ip or ip6", 96)?);
+    }
+    for tunnel in [0, 1] {
+        answers_to_probes(&pair, tunnel)?;
     }
     kill_part(netns, "braid-dataplane")?;
     // On the way there, its sockets may come later than its tables.

@@ -295,8 +295,9 @@ fn killed_and_back() -> Outcome {
         }
     })?;
     let took = killed.elapsed();
-    // The aim is a second; a ping that fell into it waits for one more.
-    assert!(took < Duration::from_millis(2500), "{took:?}");
+    // The aim is a second; a ping that fell into it waits for one more, and a first message that came too early is
+    // sent again after five.
+    assert!(took < Duration::from_secs(8), "{took:?}");
     Ok(())
 }
 
@@ -370,7 +371,7 @@ fn a_peer_that_begins_anew() -> Outcome {
     })?;
     // Boringtun by itself takes fifteen seconds; a first message that came too early is sent again after five.
     let took = begun.elapsed();
-    assert!(took < Duration::from_secs(9), "{took:?}");
+    assert!(took < Duration::from_secs(12), "{took:?}");
     Ok(())
 }
 
