@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod outer;
 pub mod process;
+mod shared;
 pub mod status;
 pub mod turn;
 pub mod watch;

@@ -33,9 +33,9 @@ use crate::{
     outer::{Blocked, Outer},
 };
 
-/// RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE
-/// (linux/rtnetlink.h).
-const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+/// RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, and next-hop objects,
+/// with which routes go that nobody is told of (linux/rtnetlink.h).
+const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400 | 1 << 31;
 /// Between two looks when changes come in a row; more when a look takes long.
 const MIN_GAP: Duration = Duration::from_millis(20);
 /// Share of the time that looks may take.

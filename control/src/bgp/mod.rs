@@ -245,8 +245,13 @@ impl Bgp {
         self.run_commands();
     }
 
-    /// Does a portion of the work; what of it the turn has to know, if anything.
+    /// Does a portion of the work; what of it the turn has to know, if anything. Next hops that have failed are a
+    /// portion of their own: it takes one message to leave them, and a while to choose anew for their prefixes.
     pub fn work(&mut self, now: Instant) -> Option<turn::Event> {
+        let speaker = self.speaker.as_mut().filter(|_| !self.reset);
+        if let Some(failed) = speaker.and_then(Speaker::take_failed) {
+            return Some(turn::Event::Learned(Learned { failed: Some(failed), ..Learned::default() }));
+        }
         let reset = core::mem::take(&mut self.reset);
         let mut learned = Learned { reset, ..Learned::default() };
         match &mut self.speaker {

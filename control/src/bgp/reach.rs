@@ -92,8 +92,7 @@ impl Reach {
             // A tunnel has one other end: whatever next hop is named there lies behind it.
             Place::Tunnel(name) => by_tunnel(name),
             Place::Address { interface: Some(interface), .. } => self.is_up(interface).then(|| {
-                let gateway = link_local.map_or(next_hop, IpAddr::V6);
-                Hop::Link(Link { gateway, interface: interface.clone() })
+                Hop::Link(Link { gateway: gateway(next_hop, link_local), interface: interface.clone() })
             }),
             // Several hops away: it is for others to forward there, and for us to pass on.
             Place::Address { interface: None, .. } => None,
@@ -123,6 +122,11 @@ impl Reach {
         let tunnels = shares.into_iter().map(|(name, weight)| (name, fit(weight).max(1) as u16)).collect();
         LearnedRoute { prefix: change.prefix, link, tunnels }
     }
+}
+
+/// The address on a link that stands for a next hop.
+pub(super) fn gateway(next_hop: IpAddr, link_local: Option<Ipv6Addr>) -> IpAddr {
+    link_local.map_or(next_hop, IpAddr::V6)
 }
 
 impl Resolver for Reach {

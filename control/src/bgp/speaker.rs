@@ -9,6 +9,7 @@
 //! - After a restart nothing is chosen, and no End-of-RIB is sent, before the neighbors of the life before have
 //!   said all, or until a deadline (RFC 4724 section 4.1).
 
+mod next_hops;
 mod paths;
 
 use std::{
@@ -23,6 +24,8 @@ use braid_bgp::{
     rib::{Change, Chosen, MAX_PATHS, NeighborId, Notice, Rib},
 };
 use bytes::Bytes;
+
+use next_hops::{Failed, Named};
 
 use super::{
     net::Unreached,
@@ -94,6 +97,8 @@ pub(super) struct Peer {
     pub(super) refusal: Option<Cause>,
     /// Types of the malformed attributes that the log has heard of in this session.
     malformed: BTreeSet<u8>,
+    /// The next hops that it has named.
+    named: Named,
 }
 
 /// The speaker.
@@ -130,6 +135,7 @@ pub(super) struct Speaker {
     trying: BTreeSet<String>,
     /// Which sessions are established has changed.
     pub(super) sessions_changed: bool,
+    failed: Failed,
 }
 
 impl Speaker {
@@ -158,6 +164,7 @@ impl Speaker {
             silent: BTreeMap::new(),
             trying: BTreeSet::new(),
             sessions_changed: false,
+            failed: Failed::default(),
         };
         speaker.configure(config, bgp, now);
         speaker
@@ -260,6 +267,7 @@ impl Speaker {
             unreached: None,
             refusal: None,
             malformed: BTreeSet::new(),
+            named: Named::default(),
         }
     }
 
@@ -436,6 +444,7 @@ impl Speaker {
     pub(super) fn has_work(&self, has_room: impl Fn(NeighborId) -> bool) -> bool {
         self.rib.pending()
             || self.was_deferring != self.is_deferring()
+            || self.failed.has_changed()
             || !self.changes.is_empty()
             || self.unsent.iter().any(|number| has_room(*number))
     }
@@ -454,6 +463,9 @@ impl Speaker {
                 }
             }
             self.changes.push(self.reach.route(&change));
+        }
+        if !self.rib.pending() {
+            self.failed.clear();
         }
         if !self.is_deferring() && !self.rib.pending() {
             let owing = self.peers.iter().filter(|(_, peer)| !peer.owed.is_empty());
@@ -603,9 +615,13 @@ impl Speaker {
                 let kept = if retain.is_empty() { "" } else { "; its routes are kept while it restarts" };
                 let line = format!("neighbor {} is down: {}{kept}", peer.name, describe(&cause));
                 self.said.push(Said { warning: true, line });
+                if retain.is_empty() {
+                    self.fail_next_hops(number);
+                }
             }
             Event::SweepStale(families) => self.rib.sweep_stale(number, &families),
             Event::Update(update) => {
+                self.note_next_hops(number, &update);
                 let notice = self.rib.update(number, &update);
                 self.handle_notice(number, notice, now);
             }

@@ -41,6 +41,8 @@ use zeroize::Zeroizing;
 
 pub use bfd::BfdTiming;
 pub use bgp::{Bgp, Neighbor, Place};
+/// A router on a link, as a route or a neighbor has it.
+pub use braid_api::launcher::NextHop as Link;
 pub use clients::{Client, Clients};
 pub use error::{ConfigError, Fault};
 pub(crate) use ike::core_suite;
@@ -411,15 +413,6 @@ pub struct Route {
     pub link: Option<Link>,
     /// The lower wins between origins.
     pub distance: u8,
-}
-
-/// A router on a link, which the kernel reaches without the core.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Link {
-    /// The router.
-    pub gateway: IpAddr,
-    /// The link.
-    pub interface: String,
 }
 
 impl Config {

@@ -5,17 +5,18 @@
 //! everything new, then the removals, so that a reload leaves no gap. A failure undoes what this
 //! plan did and leaves the one before in force.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use braid_api::launcher::{KernelPlan, RouteChanges};
+use braid_api::launcher::{KernelPlan, NextHop, RouteChanges};
 use braid_dataplane::io::tun::{self, OpenError, OpenedTun};
 
 use super::error::{PlanError, invalid_prefix};
 use super::layout::{Layout, SLOTS, Step, steps, table_of};
-use super::learned::{self, Learned};
+use super::learned::{self, Learned, Way};
 use super::netlink::{LinkSettings, Netlink};
 use super::run_dir::{Record, RunDir};
 use super::slot::{NamespaceLock, Slot};
@@ -54,6 +55,8 @@ pub(super) struct Kernel {
     adopted: bool,
     /// Generation of the device that the learned routes lead to.
     learned_on: u64,
+    /// Next hops that the kernel did not take: there are no routes by them.
+    missing: BTreeSet<u32>,
 }
 
 /// What an attempt has done so far.
@@ -81,6 +84,7 @@ impl Kernel {
             learned: Learned::default(),
             adopted: false,
             learned_on: 0,
+            missing: BTreeSet::new(),
         })
     }
 
@@ -144,6 +148,9 @@ impl Kernel {
     /// As [`Self::apply`], where rules have to follow.
     pub(super) fn change_routes(&mut self, dir: &RunDir, changes: RouteChanges) -> Result<(), PlanError> {
         let Some(plan) = self.plan.clone() else { return Ok(()) };
+        // What stands behind a next hop that has failed is there, and so are its rules.
+        let withdrawn = self.learned.withdraw(&changes.withdraw);
+        self.run_learned(&withdrawn);
         let known = self.learned.known_to_layout();
         let (add, remove) = self.learned.change(changes);
         self.run_learned(&add);
@@ -156,22 +163,66 @@ impl Kernel {
         result
     }
 
+    /// A link is up, or, with `None`, any may be. With a link that was down the kernel has removed its next hops and
+    /// their routes, of which control need not have heard.
+    pub(super) fn renew_next_hops(&mut self, interface: Option<&str>) {
+        let Some(slot) = self.slot.as_ref().map(Slot::number) else { return };
+        if !self.learned.has_next_hops(interface) {
+            return;
+        }
+        match self.netlink.next_hops(slot) {
+            Ok(there) => {
+                let again = self.learned.next_hops_again(interface, &there);
+                self.run_learned(&again);
+            }
+            Err(error) => tracing::error!("cannot read next hops: {error}"),
+        }
+    }
+
     fn run_learned(&mut self, steps: &[learned::Step]) {
+        for step in steps {
+            match step {
+                learned::Step::PutNextHop(id, next_hop) => self.put_next_hop(*id, next_hop),
+                learned::Step::RemoveNextHop(id) => {
+                    self.missing.remove(id);
+                    if let Err(error) = self.netlink.remove_next_hop(*id) {
+                        tracing::error!("cannot remove next hop {id}: {error}");
+                    }
+                }
+                learned::Step::Put(_) | learned::Step::Remove(_) => {}
+            }
+        }
+        let missing = |id: &u32| self.missing.contains(id);
+        let possible = |step: &&learned::Step| match step {
+            learned::Step::Put(learned::Route { way: Way::NextHop(id), .. }) => !missing(id),
+            _ => true,
+        };
+        let steps: Vec<&learned::Step> = steps.iter().filter(possible).collect();
         let index = self.device.as_ref().map_or(0, |device| device.index);
-        let refused = match self.netlink.run_learned(steps, index) {
+        let refused = match self.netlink.run_learned(&steps, index) {
             Ok(refused) => refused,
             Err(error) => {
                 tracing::error!("cannot change learned routes: {error}");
                 return;
             }
         };
-        if let Some((step, error)) = refused.first() {
-            let (learned::Step::Put(route) | learned::Step::Remove(route)) = step;
+        if let Some((route, error)) = refused.first() {
             let more = match refused.len() {
                 1 => String::new(),
                 count => format!(" (and {} more)", count - 1),
             };
             tracing::warn!("the kernel refuses a learned route to {}: {error}{more}", route.prefix);
+        }
+    }
+
+    fn put_next_hop(&mut self, id: u32, next_hop: &NextHop) {
+        let NextHop { gateway, interface } = next_hop;
+        match self.netlink.put_next_hop(id, next_hop) {
+            Ok(()) => drop(self.missing.remove(&id)),
+            Err(error) => {
+                self.missing.insert(id);
+                tracing::warn!("the kernel refuses {gateway} on {interface} as a next hop: {error}");
+            }
         }
     }
 
@@ -289,11 +340,12 @@ impl Kernel {
         let ipv6 = sysctl::has_ipv6();
         let slot = self.claim_and_set_sysctls(dir, plan, attempt)?;
         if !std::mem::replace(&mut self.adopted, true) {
+            // Nobody knows whether what they lead to still forwards.
+            for id in self.netlink.next_hops(slot).map_err(kernel("reading next hops"))? {
+                self.netlink.remove_next_hop(id).map_err(kernel("removing next hops"))?;
+            }
             let left = self.netlink.learned_unreachable(slot).map_err(kernel("reading learned routes"))?;
             self.learned.adopt(slot, left);
-            // Nobody knows whether what they lead to still forwards.
-            let links = self.netlink.learned_links(slot).map_err(kernel("reading learned routes"))?;
-            self.run_learned(&links);
         }
         let (before, after) = self.learned.relocate(slot, plan);
         let index = self.device.as_ref().map_or(0, |device| device.index);
@@ -355,7 +407,7 @@ impl Kernel {
     /// any, are all wanted by this plan as well: those of others protect others.
     fn claim_slot(&mut self, plan: &KernelPlan) -> Result<u8, PlanError> {
         let found = self.netlink.unreachable().map_err(kernel("reading routes"))?;
-        let wanted: std::collections::BTreeSet<_> = Layout::of(plan, 0, true).unreachable().collect();
+        let wanted: BTreeSet<_> = Layout::of(plan, 0, true).unreachable().collect();
         let fits = |slot: u8| found.iter().all(|(s, prefix)| *s != slot || wanted.contains(prefix));
         let candidates = self.record.slot.into_iter().chain((0..SLOTS).filter(|slot| fits(*slot)));
         let slot = Slot::claim(candidates).map_err(kernel("taking a slot"))?.ok_or(PlanError::TooMany)?;

@@ -9,29 +9,34 @@
 //! packets too, so that it lives in table main, and in the slot's table as well, should rules lead there.
 //!
 //! A way over a link goes before every way into the device, the plan's too: whoever learns has compared them. What
-//! stands behind carries the traffic as soon as the link's route goes.
+//! stands behind it, the device and the `unreachable` of a route that has tunnels as well, is in the kernel all the
+//! while, and carries the traffic as soon as the link's route goes.
 //!
-//! All routes into tunnels lead to one device, so that moving prefixes from tunnel to tunnel changes nothing here:
-//! next-hop objects would save nothing.
+//! Ways over links are next-hop objects of the kernel ([`super::next_hop`]), one for each gateway, link and what
+//! stands behind: the kernel removes all routes by an object together with it, so that a link or a router that fails
+//! costs one message, however many prefixes it had. Ways into the device need none: all lead to one device, and
+//! moving prefixes from tunnel to tunnel changes nothing here.
 //!
-//! Not done: a learned route that others remove stays away until it changes.
+//! Not done: a learned route that others remove stays away until it changes, and a next hop until its link does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
-use braid_api::launcher::{KernelPlan, LearnedVia, RouteChanges};
+use braid_api::launcher::{IntoDevice, KernelPlan, LearnedVia, NextHop, RouteChanges};
 use ipnet::IpNet;
 
 use super::error::invalid_prefix;
 use super::layout::{DEVICE_METRIC, MAIN, SLOTS, WORST_METRIC, table_of};
+use super::next_hop;
+use crate::shared::Shared;
 
 /// Routing protocol number of learned routes.
 pub const PROTOCOL: u8 = 0xB2;
 
 /// The metric of a slot's learned routes into the device: behind those of all plans.
-fn metric(slot: u8) -> u32 {
+pub(super) fn metric(slot: u8) -> u32 {
     DEVICE_METRIC + u32::from(SLOTS) + u32::from(slot)
 }
 
@@ -41,7 +46,7 @@ pub(super) fn link_metric(slot: u8) -> u32 {
 }
 
 /// The metric of the `unreachable` behind each.
-fn unreachable_metric(slot: u8) -> u32 {
+pub(super) fn unreachable_metric(slot: u8) -> u32 {
     WORST_METRIC - u32::from(SLOTS) - u32::from(slot)
 }
 
@@ -52,18 +57,18 @@ pub(super) fn slot_of_metric(metric: u32) -> Option<u8> {
 }
 
 /// Where a kernel route leads.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Way {
     /// An ICMP error.
     Unreachable,
-    /// As learned.
-    Via(LearnedVia),
-    /// Over a link, in a run that was killed.
-    Left,
+    /// Into the device.
+    Device(IntoDevice),
+    /// By the next-hop object of this number.
+    NextHop(u32),
 }
 
 /// A kernel route.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Route {
     /// Destination.
     pub(super) prefix: IpNet,
@@ -75,9 +80,19 @@ pub(super) struct Route {
     pub(super) way: Way,
 }
 
+impl Route {
+    fn is_in_place_of(&self, other: &Route) -> bool {
+        (self.table, self.metric) == (other.table, other.metric)
+    }
+}
+
 /// A change of the kernel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Step {
+    /// Makes a next-hop object of this number.
+    PutNextHop(u32, NextHop),
+    /// Removes it, and all routes by it.
+    RemoveNextHop(u32),
     /// Creates or replaces.
     Put(Route),
     /// Removes.
@@ -86,7 +101,7 @@ pub(super) enum Step {
 
 #[derive(Clone, Copy, Debug)]
 struct Held {
-    /// Index into [`Learned::vias`]; [`STALE`] for one of a run that was killed.
+    /// Number in [`Learned::vias`]; [`STALE`] for one of a run that was killed.
     via: u16,
     /// Put by the present life of control.
     fresh: bool,
@@ -99,7 +114,8 @@ const STALE: u16 = u16::MAX;
 #[derive(Debug, Default)]
 pub(super) struct Learned {
     routes: BTreeMap<IpNet, Held>,
-    vias: Vec<LearnedVia>,
+    /// One whose next hop was withdrawn has no link any more, for all routes that hold it.
+    vias: Shared<LearnedVia>,
     peers: BTreeSet<IpAddr>,
     protect: BTreeSet<IpNet>,
     slot: u8,
@@ -119,20 +135,29 @@ impl Learned {
         self.routes.values_mut().for_each(|held| held.fresh = false);
     }
 
-    /// Takes changes in: steps that add, then steps that remove.
+    /// These next hops have failed: steps that take them from all routes, at no cost for each.
+    pub(super) fn withdraw(&mut self, failed: &[NextHop]) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for (index, via) in self.vias.iter_mut() {
+            if via.link.take_if(|link| failed.contains(link)).is_some() {
+                steps.push(Step::RemoveNextHop(next_hop::id(self.slot, index as u16)));
+            }
+        }
+        steps
+    }
+
+    /// Takes changes in, but for [`Learned::withdraw`]: steps that add, then steps that remove.
     pub(super) fn change(&mut self, changes: RouteChanges) -> (Vec<Step>, Vec<Step>) {
         let (mut add, mut remove) = (Vec::new(), Vec::new());
         for put in changes.put {
             let prefix = put.prefix.trunc();
-            let is_whole = |interface: &str| !interface.is_empty();
-            let usable = match &put.via {
-                LearnedVia::Device { source } => {
-                    source.is_none_or(|source| source.is_ipv4() == prefix.addr().is_ipv4())
-                }
-                LearnedVia::Gateway { interface, .. } => is_whole(interface),
-            };
+            let LearnedVia { link, device } = &put.via;
+            let is_own_family = |source: IpAddr| source.is_ipv4() == prefix.addr().is_ipv4();
+            let usable = (link.is_some() || device.is_some())
+                && link.as_ref().is_none_or(|link| !link.interface.is_empty())
+                && device.and_then(|device| device.source).is_none_or(is_own_family);
             if usable && invalid_prefix(&prefix).is_none() {
-                self.put(prefix, put.via, &mut add, &mut remove);
+                self.put(prefix, &put.via, &mut add, &mut remove);
             }
         }
         for prefix in changes.remove {
@@ -144,67 +169,66 @@ impl Learned {
                 self.remove(prefix, &mut remove);
             }
         }
+        remove.extend(self.remove_unused());
         (add, remove)
     }
 
-    fn put(&mut self, prefix: IpNet, via: LearnedVia, add: &mut Vec<Step>, remove: &mut Vec<Step>) {
-        let Some(index) = self.via_index(&via) else { return };
-        let captured = self.is_captured(&prefix);
-        let held = Held { via: index, fresh: true, captured };
-        let before = self.routes.insert(prefix, held);
-        match before {
-            Some(before) if before.via == index && before.captured == captured => return,
-            Some(before) => {
-                // In the same place it is replaced; what has no place any more goes.
-                let kept = self.held_routes(prefix, held);
-                let gone = self.held_routes(prefix, before).into_iter();
-                let same_place = |a: &Route, b: &Route| (a.table, a.metric) == (b.table, b.metric);
-                remove.extend(
-                    gone.filter(|gone| !kept.iter().any(|kept| same_place(kept, gone))).map(Step::Remove),
-                );
-            }
-            None => {}
+    fn put(&mut self, prefix: IpNet, via: &LearnedVia, add: &mut Vec<Step>, remove: &mut Vec<Step>) {
+        let (index, is_new) = self.vias.take(via);
+        let Some(number) = u16::try_from(index).ok().filter(|number| *number != STALE) else {
+            // There are few; more than fit are refused.
+            self.vias.release(index);
+            return;
+        };
+        if let Some(link) = via.link.as_ref().filter(|_| is_new) {
+            add.push(Step::PutNextHop(self.id(number), link.clone()));
         }
-        add.extend(self.held_routes(prefix, held).into_iter().map(Step::Put));
+        let held = Held { via: number, fresh: true, captured: self.is_captured(&prefix) };
+        let before = self.routes.insert(prefix, held);
+        let had = before.map_or_else(Vec::new, |before| self.held_routes(prefix, before));
+        let has = self.held_routes(prefix, held);
+        // In the same place it is replaced; what has no place any more goes.
+        let gone = had.iter().rev().filter(|gone| !has.iter().any(|kept| kept.is_in_place_of(gone)));
+        remove.extend(gone.copied().map(Step::Remove));
+        add.extend(has.into_iter().filter(|route| !had.contains(route)).map(Step::Put));
+        if let Some(before) = before {
+            self.vias.release(before.via.into());
+        }
     }
 
     fn remove(&mut self, prefix: IpNet, remove: &mut Vec<Step>) {
         if let Some(held) = self.routes.remove(&prefix) {
             // The way first: what protects goes last.
             remove.extend(self.held_routes(prefix, held).into_iter().rev().map(Step::Remove));
+            self.vias.release(held.via.into());
         }
     }
 
-    /// The kernel routes of a prefix: what protects, then the way.
+    /// Steps that remove the next hops that no route has any more.
+    fn remove_unused(&mut self) -> Vec<Step> {
+        let slot = self.slot;
+        let unused = self.vias.free_unused().into_iter().filter(|(_, via)| via.link.is_some());
+        unused.map(|(index, _)| Step::RemoveNextHop(next_hop::id(slot, index as u16))).collect()
+    }
+
+    /// The kernel routes of a prefix: what protects, then the ways, the best one last.
     fn held_routes(&self, prefix: IpNet, held: Held) -> Vec<Route> {
         let captured = held.captured.then(|| table_of(self.slot));
         let table = captured.unwrap_or(MAIN);
         let unreachable =
             Route { prefix, table, metric: unreachable_metric(self.slot), way: Way::Unreachable };
-        let metric = metric(self.slot);
-        match self.vias.get(usize::from(held.via)) {
-            Some(via @ LearnedVia::Device { .. }) => {
-                vec![unreachable, Route { prefix, table, metric, way: Way::Via(via.clone()) }]
-            }
-            Some(via @ LearnedVia::Gateway { .. }) => {
-                let metric = link_metric(self.slot);
-                let route = |table| Route { prefix, table, metric, way: Way::Via(via.clone()) };
-                captured.into_iter().chain([MAIN]).map(route).collect()
-            }
-            None => vec![unreachable],
+        let Some(via) = self.vias.get(held.via.into()) else { return vec![unreachable] };
+        let mut routes = Vec::with_capacity(4);
+        if let Some(device) = via.device {
+            let metric = metric(self.slot);
+            routes.extend([unreachable, Route { prefix, table, metric, way: Way::Device(device) }]);
         }
-    }
-
-    /// There are few; more than fit are refused.
-    fn via_index(&mut self, via: &LearnedVia) -> Option<u16> {
-        let index = match self.vias.iter().position(|other| other == via) {
-            Some(index) => index,
-            None => {
-                self.vias.push(via.clone());
-                self.vias.len() - 1
-            }
-        };
-        u16::try_from(index).ok().filter(|index| *index != STALE)
+        if via.link.is_some() {
+            let way = Way::NextHop(self.id(held.via));
+            let route = |table| Route { prefix, table, metric: link_metric(self.slot), way };
+            routes.extend(captured.into_iter().chain([MAIN]).map(route));
+        }
+        routes
     }
 
     fn is_captured(&self, prefix: &IpNet) -> bool {
@@ -251,10 +275,8 @@ impl Learned {
         known.extend(self.protect.iter().flat_map(|net| wider_or_equal(*net)));
         let source = |prefix: IpNet| {
             let held = self.routes.get(&prefix)?;
-            match self.vias.get(usize::from(held.via))? {
-                LearnedVia::Device { source } => Some((prefix, *source)),
-                LearnedVia::Gateway { .. } => None,
-            }
+            let device = self.vias.get(held.via.into())?.device?;
+            Some((prefix, device.source))
         };
         known.into_iter().filter_map(source).collect()
     }
@@ -265,12 +287,47 @@ impl Learned {
         all.map(Step::Put).collect()
     }
 
+    /// Whether there are next hops on this link; `None`: on any.
+    pub(super) fn has_next_hops(&self, interface: Option<&str>) -> bool {
+        self.next_hops(interface).next().is_some()
+    }
+
+    /// Steps that make the next hops on this link, or on any, again, with their routes; those in `there` have stayed.
+    pub(super) fn next_hops_again(&self, interface: Option<&str>, there: &BTreeSet<u32>) -> Vec<Step> {
+        let lost = self.next_hops(interface).filter(|(number, _)| !there.contains(&self.id(*number)));
+        let lost: BTreeMap<u16, &NextHop> = lost.collect();
+        if lost.is_empty() {
+            return Vec::new();
+        }
+        let again = |(number, link): (&u16, &&NextHop)| Step::PutNextHop(self.id(*number), (*link).clone());
+        let routes = self.routes.iter().filter(|(_, held)| lost.contains_key(&held.via));
+        let routes = routes.flat_map(|(prefix, held)| self.held_routes(*prefix, *held));
+        let over_links = routes.filter(|route| matches!(route.way, Way::NextHop(_)));
+        lost.iter().map(again).chain(over_links.map(Step::Put)).collect()
+    }
+
+    fn next_hops(&self, interface: Option<&str>) -> impl Iterator<Item = (u16, &NextHop)> {
+        let all = self.vias.iter().filter_map(|(index, via)| Some((index as u16, via.link.as_ref()?)));
+        all.filter(move |(_, link)| interface.is_none_or(|interface| link.interface == interface))
+    }
+
+    fn id(&self, number: u16) -> u32 {
+        next_hop::id(self.slot, number)
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.routes.is_empty() && self.vias.iter().next().is_none()
+    }
+
     /// Steps that remove all of them.
     pub(super) fn clear(&mut self) -> Vec<Step> {
-        let mut steps = Vec::new();
+        let links: Vec<NextHop> = self.next_hops(None).map(|(_, link)| link.clone()).collect();
+        let mut steps = self.withdraw(&links);
         for prefix in self.routes.keys().copied().collect::<Vec<_>>() {
             self.remove(prefix, &mut steps);
         }
+        self.vias.free_unused();
         steps
     }
 }
@@ -278,179 +335,4 @@ impl Learned {
 fn wider_or_equal(net: IpNet) -> impl Iterator<Item = IpNet> {
     let lengths = 0..=net.prefix_len();
     lengths.filter_map(move |len| IpNet::new(net.addr(), len).ok()).map(|net| net.trunc())
-}
-
-#[cfg(test)]
-mod tests {
-    use braid_api::launcher::RoutePut;
-
-    use super::*;
-
-    fn net(text: &str) -> IpNet {
-        text.parse().unwrap()
-    }
-
-    fn device() -> LearnedVia {
-        LearnedVia::Device { source: None }
-    }
-
-    fn gateway() -> LearnedVia {
-        LearnedVia::Gateway { gateway: "10.1.0.254".parse().unwrap(), interface: "lan0".to_owned() }
-    }
-
-    fn put(prefix: &str, via: LearnedVia) -> RouteChanges {
-        let put = vec![RoutePut { prefix: net(prefix), via }];
-        RouteChanges { put, ..RouteChanges::default() }
-    }
-
-    fn plan(peers: &[&str]) -> KernelPlan {
-        let peers = peers.iter().map(|peer| peer.parse().unwrap()).collect();
-        KernelPlan { peers, ..KernelPlan::default() }
-    }
-
-    /// The kernel, as far as it matters: routes by place.
-    #[derive(Default, PartialEq, Debug)]
-    struct Kernel(BTreeMap<(IpNet, u32, u32), Way>);
-
-    impl Kernel {
-        fn run(&mut self, steps: impl IntoIterator<Item = Step>) {
-            for step in steps {
-                match step {
-                    Step::Put(route) => {
-                        self.0.insert((route.prefix, route.table, route.metric), route.way);
-                    }
-                    Step::Remove(route) => {
-                        let removed = self.0.remove(&(route.prefix, route.table, route.metric));
-                        assert!(removed.is_some(), "{route:?} was not there");
-                    }
-                }
-            }
-        }
-
-        /// Tables and ways of a prefix, best metric first.
-        fn ways(&self, prefix: &str) -> Vec<(u32, Way)> {
-            let of = self.0.iter().filter(|((other, ..), _)| *other == net(prefix));
-            let mut found: Vec<_> =
-                of.map(|((_, table, metric), way)| (*metric, *table, way.clone())).collect();
-            found.sort_by_key(|(metric, ..)| *metric);
-            found.into_iter().map(|(_, table, way)| (table, way)).collect()
-        }
-    }
-
-    fn apply(learned: &mut Learned, kernel: &mut Kernel, changes: RouteChanges) {
-        let (add, remove) = learned.change(changes);
-        kernel.run(add);
-        kernel.run(remove);
-    }
-
-    #[test]
-    fn a_route_into_the_device_has_an_unreachable_behind_it() {
-        let (mut learned, mut kernel) = (Learned::default(), Kernel::default());
-        learned.relocate(3, &plan(&[]));
-        apply(&mut learned, &mut kernel, put("10.2.0.0/16", device()));
-        assert_eq!(kernel.ways("10.2.0.0/16"), [(MAIN, Way::Via(device())), (MAIN, Way::Unreachable)]);
-        assert_eq!(learned.change(put("10.2.0.0/16", device())), (Vec::new(), Vec::new()));
-        apply(&mut learned, &mut kernel, put("10.2.0.0/16", gateway()));
-        assert_eq!(kernel.ways("10.2.0.0/16"), [(MAIN, Way::Via(gateway()))]);
-        let remove = RouteChanges { remove: vec![net("10.2.0.0/16")], ..RouteChanges::default() };
-        apply(&mut learned, &mut kernel, remove);
-        assert_eq!(kernel, Kernel::default());
-        assert_eq!(learned.routes.len(), 0);
-    }
-
-    #[test]
-    fn what_is_not_put_again_is_swept() {
-        let (mut learned, mut kernel) = (Learned::default(), Kernel::default());
-        learned.relocate(0, &plan(&[]));
-        for prefix in ["10.2.0.0/16", "10.3.0.0/16"] {
-            apply(&mut learned, &mut kernel, put(prefix, device()));
-        }
-        learned.handle_new_control();
-        apply(&mut learned, &mut kernel, put("10.3.0.0/16", device()));
-        assert_eq!(kernel.ways("10.2.0.0/16").len(), 2);
-        apply(&mut learned, &mut kernel, RouteChanges { sweep: true, ..RouteChanges::default() });
-        assert_eq!((kernel.ways("10.2.0.0/16").len(), kernel.ways("10.3.0.0/16").len()), (0, 2));
-        kernel.run(learned.clear());
-        assert_eq!(kernel, Kernel::default());
-    }
-
-    #[test]
-    fn what_a_killed_run_left_goes_with_the_sweep_or_is_taken_over() {
-        let mut learned = Learned::default();
-        learned.relocate(2, &plan(&[]));
-        learned.adopt(2, [(net("10.2.0.0/16"), false), (net("10.3.0.0/16"), false)]);
-        let mut kernel = Kernel::default();
-        kernel.run(learned.again());
-        apply(&mut learned, &mut kernel, put("10.3.0.0/16", device()));
-        apply(&mut learned, &mut kernel, RouteChanges { sweep: true, ..RouteChanges::default() });
-        assert_eq!(kernel.ways("10.2.0.0/16"), []);
-        assert_eq!(kernel.ways("10.3.0.0/16").len(), 2);
-        assert_eq!(slot_of_metric(unreachable_metric(2)), Some(2));
-        assert_eq!(slot_of_metric(WORST_METRIC), None);
-        assert_eq!(slot_of_metric(metric(2)), None);
-        for slot in 0..SLOTS {
-            assert!(0 < link_metric(slot) && link_metric(slot) < DEVICE_METRIC);
-            assert!((DEVICE_METRIC + u32::from(SLOTS)..).contains(&metric(slot)));
-        }
-    }
-
-    #[test]
-    fn a_route_that_covers_a_peer_leaves_table_main_and_comes_back() {
-        let (mut learned, mut kernel) = (Learned::default(), Kernel::default());
-        learned.relocate(1, &plan(&["203.0.113.1"]));
-        for prefix in ["203.0.112.0/21", "0.0.0.0/0", "10.0.0.0/8", "::/0"] {
-            apply(&mut learned, &mut kernel, put(prefix, device()));
-        }
-        let table = |kernel: &Kernel, prefix: &str| kernel.ways(prefix)[0].0;
-        assert_eq!(table(&kernel, "203.0.112.0/21"), table_of(1));
-        assert_eq!(table(&kernel, "0.0.0.0/0"), table_of(1));
-        assert_eq!(table(&kernel, "::/0"), table_of(1));
-        assert_eq!(table(&kernel, "10.0.0.0/8"), MAIN);
-        let known: Vec<_> = learned.known_to_layout().into_keys().collect();
-        assert_eq!(known, [net("0.0.0.0/0"), net("203.0.112.0/21"), net("::/0")]);
-        // The peer moves: another prefix covers it.
-        let (before, after) = learned.relocate(1, &plan(&["10.9.9.9"]));
-        kernel.run(before);
-        kernel.run(after);
-        assert_eq!(table(&kernel, "203.0.112.0/21"), MAIN);
-        assert_eq!(table(&kernel, "10.0.0.0/8"), table_of(1));
-        assert_eq!(kernel.0.len(), 8);
-        // A default route over a link is one for outer packets too, and where rules lead it is as well.
-        apply(&mut learned, &mut kernel, put("0.0.0.0/0", gateway()));
-        let over = Way::Via(gateway());
-        assert_eq!(kernel.ways("0.0.0.0/0"), [(MAIN, over.clone()), (table_of(1), over.clone())]);
-        // So is one to what begins to cover a peer, and it leaves no trace.
-        apply(&mut learned, &mut kernel, put("10.3.0.0/16", gateway()));
-        assert_eq!(kernel.ways("10.3.0.0/16"), [(MAIN, over.clone())]);
-        for (peer, ways) in [("10.3.4.5", 2), ("10.9.9.9", 1)] {
-            let (before, after) = learned.relocate(1, &plan(&[peer]));
-            kernel.run(before);
-            kernel.run(after);
-            assert_eq!(kernel.ways("10.3.0.0/16").len(), ways, "{peer}");
-        }
-        kernel.run(learned.clear());
-        assert_eq!(kernel, Kernel::default());
-    }
-
-    #[test]
-    fn what_covers_a_protected_prefix_is_known_to_the_layout() {
-        let (mut learned, mut kernel) = (Learned::default(), Kernel::default());
-        let plan = KernelPlan { protect: vec![net("10.2.0.0/16")], ..plan(&[]) };
-        learned.relocate(0, &plan);
-        for prefix in ["10.0.0.0/8", "10.2.3.0/24", "10.3.0.0/16"] {
-            apply(&mut learned, &mut kernel, put(prefix, device()));
-        }
-        assert_eq!(learned.known_to_layout().into_keys().collect::<Vec<_>>(), [net("10.0.0.0/8")]);
-    }
-
-    #[test]
-    fn nonsense_is_not_taken() {
-        let mut learned = Learned::default();
-        learned.relocate(0, &plan(&[]));
-        let v6 = LearnedVia::Device { source: Some("fd00::1".parse().unwrap()) };
-        for (prefix, via) in [("224.0.0.0/4", device()), ("127.0.0.0/8", device()), ("10.0.0.0/8", v6)] {
-            assert_eq!(learned.change(put(prefix, via)), (Vec::new(), Vec::new()), "{prefix}");
-        }
-        assert_eq!(learned.routes.len(), 0);
-    }
 }

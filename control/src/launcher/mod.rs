@@ -20,7 +20,10 @@ mod error;
 mod kernel;
 mod layout;
 mod learned;
+#[cfg(test)]
+mod learned_tests;
 mod netlink;
+mod next_hop;
 mod process;
 mod run_dir;
 mod slot;
@@ -43,6 +46,7 @@ use std::time::{Duration, Instant};
 use braid_api::launcher::{
     FromClient, KernelPlan, LAUNCHER_SOCKET, PUNT_SOCKET, TABLES_SOCKET, ToControl, ToCoreProcess,
 };
+use braid_dataplane::io::netlink as netlink_notices;
 use rustix::net::SocketType;
 use rustix::process::Signal;
 use tokio::io::Interest;
@@ -64,6 +68,8 @@ const EXIT_USAGE: u8 = 2;
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 /// Between two repairs of the kernel's state.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
+/// Multicast groups by their bits: links, and the addresses of both families.
+const LINKS_AND_ADDRESSES: u32 = netlink_notices::LINKS | (1 << 4) | (1 << 8);
 /// Deaths of a process before the first plan is in force after which there is no point.
 const MAX_EARLY_DEATHS: u32 = 10;
 
@@ -123,6 +129,8 @@ enum Event {
     HandedOver,
     /// Something of ours may be missing in the kernel.
     Missing,
+    /// A link is up, or, with `None`, any may be, or has another address.
+    LinkUp(Option<String>),
     /// Time to look.
     Repair,
 }
@@ -157,6 +165,7 @@ struct Launcher {
     ready: bool,
     watches_slot: bool,
     missing: Option<watch::Pending>,
+    watches_links: bool,
     last_repair: Option<Instant>,
 }
 
@@ -196,6 +205,7 @@ async fn launch(mut args: RunArgs) -> Result<u8, StartError> {
         ready: false,
         watches_slot: false,
         missing: None,
+        watches_links: false,
         last_repair: None,
     };
     let mut outcome = launcher.start(Role::Core).and_then(|()| launcher.start(Role::Control)).map(|()| None);
@@ -296,6 +306,7 @@ impl Launcher {
             }
             Event::HandedOver => self.kernel.inherit(&self.dir),
             Event::Missing => self.repair_later(),
+            Event::LinkUp(interface) => self.kernel.renew_next_hops(interface.as_deref()),
             Event::Repair => self.repair().await,
         }
         Ok(None)
@@ -363,6 +374,7 @@ impl Launcher {
         }
         self.watch_slot();
         self.watch_kernel();
+        self.watch_links();
         self.owes_done = true;
         self.supply_core().await;
     }
@@ -397,6 +409,36 @@ impl Launcher {
             Ok(pending) => self.missing = Some(pending),
             Err(error) => tracing::warn!("cannot watch routes and rules: {error}"),
         }
+    }
+
+    /// Apart from [`watch`]: a link that comes back has next hops put back at once, and needs no look at the plan.
+    fn watch_links(&mut self) {
+        if core::mem::replace(&mut self.watches_links, true) {
+            return;
+        }
+        let subscribed = netlink_notices::subscribe(LINKS_AND_ADDRESSES);
+        let socket = match subscribed.and_then(|socket| UnixDatagram::from_std(socket.into())) {
+            Ok(socket) => socket,
+            Err(error) => return tracing::warn!("cannot watch links: {error}"),
+        };
+        let events = self.events.clone();
+        tokio::task::spawn_local(async move {
+            let mut buffer = vec![0; netlink_notices::BUFFER_LEN];
+            while socket.readable().await.is_ok() {
+                let receive = || netlink_notices::receive(socket.as_fd(), &mut buffer);
+                let up = match socket.try_io(Interest::READABLE, receive) {
+                    Ok(len) => links_up(&buffer[..len]),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Vec::new(),
+                    // More was said than the socket holds.
+                    Err(_) => vec![None],
+                };
+                for interface in up {
+                    if events.send(Event::LinkUp(interface)).is_err() {
+                        return;
+                    }
+                }
+            }
+        });
     }
 
     /// At most once in [`REPAIR_INTERVAL`]: another program may remove again what we put back.
@@ -536,6 +578,16 @@ impl Launcher {
                 None => return,
             }
         }
+    }
+}
+
+/// What a notice of links or addresses says for [`Event::LinkUp`].
+fn links_up(datagram: &[u8]) -> Vec<Option<String>> {
+    let links = netlink_notices::links(datagram);
+    match links.is_empty() {
+        // Of an address.
+        true => vec![None],
+        false => links.into_iter().filter(|(_, carries)| *carries).map(|(name, _)| Some(name)).collect(),
     }
 }
 

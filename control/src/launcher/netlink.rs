@@ -4,15 +4,15 @@
 //! interleave with. Dumps ask the kernel to filter (`NETLINK_GET_STRICT_CHK`), so that a table of
 //! a million foreign routes is not copied.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
-use braid_api::launcher::LearnedVia;
+use braid_api::launcher::{IntoDevice, NextHop};
 use ipnet::IpNet;
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
@@ -24,7 +24,8 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::layout::{Action, Layout, MAIN, PROTOCOL, Route, Rule, Step, Via, slot_of_metric};
-use super::learned;
+use super::learned::{self, Way};
+use super::next_hop::NextHopMessage;
 
 /// Messages sent at once: the answers to as many that fail must fit a socket's buffer.
 const AT_ONCE: usize = 96;
@@ -213,80 +214,84 @@ impl Netlink {
         Ok(found.map(|found| (found.route.prefix, found.route.table != MAIN)).collect())
     }
 
-    /// Steps that remove a slot's routes over links.
+    /// The numbers of a slot's next-hop objects.
     ///
     /// # Errors
     /// What the kernel said.
-    pub(super) fn learned_links(&mut self, slot: u8) -> io::Result<Vec<learned::Step>> {
-        let metric = learned::link_metric(slot);
-        let found = self.routes(learned::PROTOCOL)?.into_iter().map(|found| found.route);
-        let left = found.filter(|route| route.via == Via::Device && route.metric == metric);
-        let remove = |Route { prefix, table, metric, .. }| {
-            learned::Step::Remove(learned::Route { prefix, table, metric, way: learned::Way::Left })
-        };
-        Ok(left.map(remove).collect())
+    pub(super) fn next_hops(&mut self, slot: u8) -> io::Result<BTreeSet<u32>> {
+        let found = self.dump(NextHopMessage::list())?;
+        Ok(found.iter().filter_map(|message| message.id_in(slot)).collect())
     }
 
-    /// Makes many changes; yields those that the kernel refused, but for removals of what was gone already.
+    /// Makes a next-hop object; one that is there is an error, since it may be another's.
+    ///
+    /// # Errors
+    /// The link is not there or down, the gateway is not on it, or what else the kernel said.
+    pub(super) fn put_next_hop(&mut self, id: u32, next_hop: &NextHop) -> io::Result<()> {
+        let link = self.link(&next_hop.interface)?.ok_or(rustix::io::Errno::NODEV)?;
+        let message = NextHopMessage::new(id, link.index, next_hop.gateway);
+        self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    /// Removes a next-hop object, and all routes by it. One that is gone, as with its link, is no error.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(super) fn remove_next_hop(&mut self, id: u32) -> io::Result<()> {
+        match self.request(NextHopMessage::remove(id), NLM_F_ACK) {
+            Err(error) if is(&error, rustix::io::Errno::NOENT) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Puts and removes many routes; yields those that the kernel refused, but for removals of what was gone already.
+    /// Other steps are passed over.
     ///
     /// # Errors
     /// Netlink itself failed.
     pub(super) fn run_learned<'s>(
         &mut self,
-        steps: &'s [learned::Step],
+        steps: &[&'s learned::Step],
         device: u32,
-    ) -> io::Result<Vec<(&'s learned::Step, io::Error)>> {
+    ) -> io::Result<Vec<(&'s learned::Route, io::Error)>> {
         use rustix::io::Errno;
-        let mut links = BTreeMap::new();
+        let change = |step: &&'s learned::Step| match *step {
+            learned::Step::Put(route) => Some((route, true)),
+            learned::Step::Remove(route) => Some((route, false)),
+            learned::Step::PutNextHop(..) | learned::Step::RemoveNextHop(_) => None,
+        };
+        let changes: Vec<(&learned::Route, bool)> = steps.iter().filter_map(change).collect();
         let mut refused = Vec::new();
-        for steps in steps.chunks(AT_ONCE) {
-            let mut bytes = Vec::with_capacity(steps.len() * 80);
+        for changes in changes.chunks(AT_ONCE) {
+            let mut bytes = Vec::with_capacity(changes.len() * 80);
             let first = self.sequence.wrapping_add(1);
-            for (at, step) in steps.iter().enumerate() {
-                let (learned::Step::Put(route) | learned::Step::Remove(route)) = step;
-                let link = self.link_of(route, device, &mut links)?;
-                let message = learned_message(route, link);
-                let (message, flags) = match step {
-                    learned::Step::Put(_) => {
+            for (at, (route, is_put)) in changes.iter().enumerate() {
+                let (message, flags) = match is_put {
+                    true => {
+                        let message = learned_message(route, Some(device));
                         (RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
                     }
-                    learned::Step::Remove(_) => (RouteNetlinkMessage::DelRoute(message), 0),
+                    false => (RouteNetlinkMessage::DelRoute(learned_message(route, None)), 0),
                 };
-                let last = if at + 1 == steps.len() { NLM_F_ACK } else { 0 };
+                let last = if at + 1 == changes.len() { NLM_F_ACK } else { 0 };
                 self.append(&mut bytes, message, flags | last);
             }
             self.socket.send(&bytes, 0)?;
             for (at, error) in self.outcomes(first)? {
-                let Some(step) = steps.get(at) else { continue };
+                let Some((route, is_put)) = changes.get(at) else { continue };
                 let gone = [Errno::SRCH, Errno::NOENT, Errno::NODEV].iter().any(|n| is(&error, *n));
-                if !(gone && matches!(step, learned::Step::Remove(_))) {
-                    refused.push((step, error));
+                if *is_put || !gone {
+                    refused.push((*route, error));
                 }
             }
         }
         Ok(refused)
     }
 
-    /// Zero, which the kernel refuses, for a link that is not there.
-    fn link_of(
-        &self,
-        route: &learned::Route,
-        device: u32,
-        links: &mut BTreeMap<String, u32>,
-    ) -> io::Result<u32> {
-        let learned::Way::Via(LearnedVia::Gateway { interface, .. }) = &route.way else { return Ok(device) };
-        if let Some(index) = links.get(interface) {
-            return Ok(*index);
-        }
-        // By a socket of its own: between messages that are not sent yet, numbers have to stay in order.
-        let index = Netlink::open()?.link(interface)?.map_or(0, |link| link.index);
-        links.insert(interface.clone(), index);
-        Ok(index)
-    }
-
-    fn append(&mut self, bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) {
+    fn append<M: NetlinkSerializable>(&mut self, bytes: &mut Vec<u8>, message: M, flags: u16) {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut request = NetlinkMessage::from(message);
+        let mut request =
+            NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message));
         request.header.flags = NLM_F_REQUEST | flags;
         request.header.sequence_number = self.sequence;
         request.finalize();
@@ -355,7 +360,10 @@ impl Netlink {
         Ok(found)
     }
 
-    fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    fn dump<M>(&mut self, message: M) -> io::Result<Vec<M>>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
         match self.request(message, NLM_F_DUMP) {
             // A kernel without this family has nothing of it.
             Err(e) if is(&e, rustix::io::Errno::AFNOSUPPORT) || is(&e, rustix::io::Errno::OPNOTSUPP) => {
@@ -367,14 +375,12 @@ impl Netlink {
 
     /// Sends one request and reads to the end of its answer: a `Done`, an error or
     /// acknowledgement, or, when neither is asked for, the one message.
-    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | flags;
-        request.header.sequence_number = self.sequence;
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
+    fn request<M>(&mut self, message: M, flags: u16) -> io::Result<Vec<M>>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        let mut bytes = Vec::new();
+        self.append(&mut bytes, message, flags);
         self.socket.send(&bytes, 0)?;
         let mut answers = Vec::new();
         let mut buffer: Vec<u8> = Vec::with_capacity(BUFFER_LEN);
@@ -392,9 +398,14 @@ impl Netlink {
     }
 
     /// Reads one datagram; true at the end of the answer.
-    fn take(&self, mut rest: &[u8], flags: u16, answers: &mut Vec<RouteNetlinkMessage>) -> io::Result<bool> {
+    fn take<M: NetlinkDeserializable>(
+        &self,
+        mut rest: &[u8],
+        flags: u16,
+        answers: &mut Vec<M>,
+    ) -> io::Result<bool> {
         while !rest.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+            let message = NetlinkMessage::<M>::deserialize(rest)
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
             let len = usize::try_from(message.header.length).unwrap_or(usize::MAX);
             rest = rest.get(len.next_multiple_of(4).max(16)..).unwrap_or_default();
@@ -466,14 +477,15 @@ fn route_message(route: &Route, device: u32) -> RouteMessage {
     message
 }
 
-fn learned_message(route: &learned::Route, link: u32) -> RouteMessage {
+/// With `device`, its index, the route to be put; without, as much of it as tells which one is to be removed.
+fn learned_message(route: &learned::Route, device: Option<u32>) -> RouteMessage {
     let mut message = RouteMessage::default();
     let kind = match route.way {
-        learned::Way::Unreachable => RouteType::Unreachable,
-        learned::Way::Via(_) | learned::Way::Left => RouteType::Unicast,
+        Way::Unreachable => RouteType::Unreachable,
+        Way::Device(_) | Way::NextHop(_) => RouteType::Unicast,
     };
-    let scope = match (&route.way, route.prefix) {
-        (learned::Way::Via(LearnedVia::Device { .. }), IpNet::V4(_)) => RouteScope::Link,
+    let scope = match (route.way, route.prefix) {
+        (Way::Device(_), IpNet::V4(_)) => RouteScope::Link,
         _ => RouteScope::Universe,
     };
     message.header = RouteHeader {
@@ -491,18 +503,14 @@ fn learned_message(route: &learned::Route, link: u32) -> RouteMessage {
     }
     attributes.push(RouteAttribute::Table(route.table));
     attributes.push(RouteAttribute::Priority(route.metric));
-    match &route.way {
-        learned::Way::Unreachable | learned::Way::Left => {}
-        learned::Way::Via(via) => {
-            attributes.push(RouteAttribute::Oif(link));
-            match via {
-                LearnedVia::Device { source } => attributes
-                    .extend(source.map(|source| RouteAttribute::PrefSource(RouteAddress::from(source)))),
-                LearnedVia::Gateway { gateway, .. } => {
-                    attributes.push(RouteAttribute::Gateway(RouteAddress::from(*gateway)));
-                }
-            }
+    match (route.way, device) {
+        (Way::Device(IntoDevice { source }), Some(device)) => {
+            attributes.push(RouteAttribute::Oif(device));
+            attributes.extend(source.map(|source| RouteAttribute::PrefSource(RouteAddress::from(source))));
         }
+        (Way::NextHop(id), Some(_)) => attributes.push(RouteAttribute::NhId(id)),
+        // The metric tells ours from all others of the prefix.
+        (Way::Unreachable, _) | (_, None) => {}
     }
     message
 }

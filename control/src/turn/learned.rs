@@ -3,13 +3,15 @@
 //! They are kept apart from what the configuration says, since there may be a million of them: a change costs
 //! what has changed. Prefixes with equal ways share a *set*, whose tunnels are a group of the core.
 //!
-//! A way over a link is the kernel's alone, by a route that goes before those into the device; the core has the
-//! tunnels behind it all the while, so that nothing waits for it when the link goes, and what the other end still
-//! sends by a tunnel is accepted. Links of the configuration's routes go the same way.
+//! A way over a link is the kernel's alone, by a route that goes before those into the device; the core and the
+//! kernel have the tunnels behind it all the while, so that nothing waits for them when the link goes, and what the
+//! other end still sends by a tunnel is accepted. Links of the configuration's routes go the same way. A link or a
+//! router on it that has failed is withdrawn by one message to the launcher, before BGP has looked at a single
+//! prefix; what it then says of each is in the kernel already.
 //!
 //! Invariants:
 //! - A prefix whose entry differs from what the core or the kernel has of it is in the queue for that, or on its
-//!   way.
+//!   way. That a next hop is withdrawn makes no difference: neither side has it any more.
 //! - A group is wanted as long as a set needs it, and removed only after the core has no route into it.
 //! - What an earlier life of control had learned stays in the core and in the kernel until [`Learned::complete`]
 //!   and all that is learned now is there.
@@ -19,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use braid_api::{
     BfdLink, GroupId, Op, Target,
-    launcher::{LearnedVia, RouteChanges, RoutePut},
+    launcher::{IntoDevice, LearnedVia, RouteChanges, RoutePut},
 };
 use ipnet::IpNet;
 
@@ -27,10 +29,11 @@ use super::{Effect, Turn};
 use crate::{
     config::{Config, Link},
     mirror::Beside,
+    shared::Shared,
 };
 
 /// Routes in one message to the launcher, which does nothing else meanwhile.
-const MAX_KERNEL: usize = 2048;
+pub(super) const MAX_KERNEL: usize = 1536;
 /// Routes in one transaction.
 const MAX_CORE: usize = 8192;
 
@@ -61,6 +64,9 @@ pub struct Learned {
     pub silent: Option<BTreeMap<String, Duration>>,
     /// The BFD sessions with neighbors outside the tunnels, if that has changed.
     pub bfd_links: Option<Vec<BfdLink>>,
+    /// Routers on links that nobody names as next hops any more, while BGP has not chosen anew for all their
+    /// prefixes; if that has changed.
+    pub failed: Option<BTreeSet<Link>>,
 }
 
 /// Ways that prefixes share.
@@ -89,7 +95,7 @@ struct Entry {
     wanted: SetId,
     /// A group that the core has it in or is about to, or [`NONE`].
     core: u32,
-    /// Index into [`Table::vias`] that the kernel has or is about to, or [`NONE`].
+    /// Number in [`Table::vias`] of what the kernel has or is about to, or [`NONE`].
     kernel: u32,
     in_core_queue: bool,
     in_kernel_queue: bool,
@@ -100,6 +106,12 @@ impl Entry {
         Entry { wanted: NONE, core: NONE, kernel: NONE, in_core_queue: false, in_kernel_queue: false };
 }
 
+/// What the kernel is to have: a link, the device, or both.
+struct Way<'t> {
+    link: Option<&'t Link>,
+    device: bool,
+}
+
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -107,13 +119,16 @@ pub(super) struct Table {
     sets: Vec<Set>,
     by_ways: BTreeMap<Ways, SetId>,
     free: Vec<SetId>,
-    vias: Vec<LearnedVia>,
+    /// A next hop that was withdrawn is taken out of those that have it.
+    pub(super) vias: Shared<LearnedVia>,
+    /// Next hops that the launcher is to be told of.
+    withdrawn: BTreeSet<Link>,
     /// How many routes the core has into each group.
     held: BTreeMap<GroupId, usize>,
     for_core: VecDeque<IpNet>,
     for_kernel: VecDeque<IpNet>,
-    /// A message is with the launcher.
-    kernel_busy: bool,
+    /// Messages that are with the launcher.
+    in_flight: u32,
     /// What an earlier life left may go.
     complete: bool,
     swept_kernel: bool,
@@ -121,6 +136,10 @@ pub(super) struct Table {
     configured: BTreeMap<IpNet, u8>,
     /// The configuration's links that are up: each prefix's of lowest distance.
     links: BTreeMap<IpNet, (u8, Link)>,
+    /// Links that are up.
+    pub(super) up: BTreeSet<String>,
+    /// As [`Learned::failed`].
+    failed: BTreeSet<Link>,
     distance: u8,
     /// Sets have come or gone, or a prefix that the configuration has too: the tables are to be built anew.
     needs_build: bool,
@@ -140,15 +159,18 @@ impl Table {
             sets: Vec::new(),
             by_ways: BTreeMap::new(),
             free: Vec::new(),
-            vias: Vec::new(),
+            vias: Shared::default(),
+            withdrawn: BTreeSet::new(),
             held: BTreeMap::new(),
             for_core: VecDeque::new(),
             for_kernel: VecDeque::new(),
-            kernel_busy: false,
+            in_flight: 0,
             complete: false,
             swept_kernel: false,
             configured: BTreeMap::new(),
             links: BTreeMap::new(),
+            up: BTreeSet::new(),
+            failed: BTreeSet::new(),
             distance: u8::MAX,
             needs_build: false,
         }
@@ -167,7 +189,7 @@ impl Table {
         self.requeue();
     }
 
-    /// The configuration's routes by these links are in use, and no others.
+    /// These links are up, and no others.
     pub(super) fn set_links(&mut self, config: &Config, up: &BTreeSet<String>) {
         let mut links: BTreeMap<IpNet, (u8, Link)> = BTreeMap::new();
         for route in &config.routes {
@@ -187,6 +209,48 @@ impl Table {
                 self.routes.entry(prefix).or_insert(Entry::NEW);
                 self.queue(prefix);
             }
+        }
+        let before = core::mem::replace(&mut self.up, up.clone());
+        let is_lost = |interface: &String| before.contains(interface) && !up.contains(interface);
+        self.withdraw(|link| is_lost(&link.interface));
+        self.requeue_by(|link| up.contains(&link.interface) && !before.contains(&link.interface));
+    }
+
+    /// These routers are named as next hops no more, and no others.
+    pub(super) fn set_failed(&mut self, failed: BTreeSet<Link>) {
+        let before = core::mem::replace(&mut self.failed, failed.clone());
+        let is_lost = |link: &Link| failed.contains(link) && !before.contains(link);
+        self.withdraw(is_lost);
+        // They are the configuration's no less.
+        let configured = self.links.iter().filter(|(_, (_, link))| is_lost(link));
+        for prefix in configured.map(|(prefix, _)| *prefix).collect::<Vec<_>>() {
+            self.queue(prefix);
+        }
+        self.requeue_by(|link| before.contains(link) && !failed.contains(link));
+    }
+
+    /// Whether a learned way over a link may be used.
+    fn is_usable(&self, link: &Link) -> bool {
+        self.up.contains(&link.interface) && !self.failed.contains(link)
+    }
+
+    /// The launcher is to take these next hops from all routes.
+    fn withdraw(&mut self, is_lost: impl Fn(&Link) -> bool) {
+        let links = self.vias.iter_mut().map(|(_, via)| &mut via.link);
+        self.withdrawn.extend(links.filter_map(|link| link.take_if(|link| is_lost(link))));
+    }
+
+    /// Learned ways by these links may be used again, where BGP has not chosen others meanwhile.
+    fn requeue_by(&mut self, concerned: impl Fn(&Link) -> bool) {
+        let is_by = |set: &Set| set.ways.link.as_ref().is_some_and(&concerned);
+        if !self.sets.iter().any(is_by) {
+            return;
+        }
+        let sets = &self.sets;
+        let routes =
+            self.routes.iter().filter(|(_, entry)| sets.get(entry.wanted as usize).is_some_and(is_by));
+        for prefix in routes.map(|(prefix, _)| *prefix).collect::<Vec<_>>() {
+            self.queue(prefix);
         }
     }
 
@@ -364,82 +428,87 @@ impl Table {
         }
     }
 
-    /// The next message for the launcher, if it is not busy. `source` is that of our own traffic, by family.
+    /// The next message for the launcher, if it is not busy; what is withdrawn goes at once, and alone. `source` is
+    /// that of our own traffic, by family.
     pub(super) fn kernel_message(
         &mut self,
         source: impl Fn(bool) -> Option<core::net::IpAddr>,
     ) -> Option<RouteChanges> {
-        if self.kernel_busy {
-            return None;
-        }
         let mut message = RouteChanges::default();
+        while message.withdraw.len() < MAX_KERNEL
+            && let Some(link) = self.withdrawn.pop_first()
+        {
+            message.withdraw.push(link);
+        }
+        if message.withdraw.is_empty() {
+            if self.in_flight > 0 {
+                return None;
+            }
+            self.fill(&mut message, source);
+        }
+        let something = message != RouteChanges::default();
+        self.in_flight += u32::from(something);
+        something.then_some(message)
+    }
+
+    fn fill(&mut self, message: &mut RouteChanges, source: impl Fn(bool) -> Option<core::net::IpAddr>) {
         while message.put.len() + message.remove.len() < MAX_KERNEL
             && let Some(prefix) = self.for_kernel.pop_front()
         {
             let Some(mut entry) = self.routes.get(&prefix).copied() else { continue };
             entry.in_kernel_queue = false;
-            let via = self.way(&prefix, &entry).map(|way| match way {
-                Some(Link { gateway, interface }) => {
-                    LearnedVia::Gateway { gateway: *gateway, interface: interface.clone() }
-                }
-                None => LearnedVia::Device { source: source(prefix.addr().is_ipv4()) },
+            let wanted = self.way(&prefix, &entry).map(|way| LearnedVia {
+                link: way.link.cloned(),
+                device: way.device.then(|| IntoDevice { source: source(prefix.addr().is_ipv4()) }),
             });
-            let wanted = via.as_ref().map_or(NONE, |via| self.via_index(via));
-            if wanted != entry.kernel {
-                match via {
+            if wanted.as_ref() != self.vias.get(entry.kernel as usize) {
+                let taken = wanted.as_ref().map_or(NONE, |via| self.vias.take(via).0 as u32);
+                self.vias.release(entry.kernel as usize);
+                entry.kernel = taken;
+                match wanted {
                     Some(via) => message.put.push(RoutePut { prefix, via }),
                     None => message.remove.push(prefix),
                 }
-                entry.kernel = wanted;
             }
             self.put(prefix, entry);
         }
+        self.vias.free_unused();
         if self.complete && self.for_kernel.is_empty() && !self.swept_kernel {
             self.swept_kernel = true;
             message.sweep = true;
         }
-        let something = message.sweep || !message.put.is_empty() || !message.remove.is_empty();
-        self.kernel_busy = something;
-        something.then_some(message)
     }
 
-    /// What the kernel is to have of a prefix from here: a link, or the device; the plan has what the
-    /// configuration sends there.
-    fn way(&self, prefix: &IpNet, entry: &Entry) -> Option<Option<&Link>> {
+    /// What the kernel is to have of a prefix from here; the plan has what the configuration sends into the device.
+    fn way(&self, prefix: &IpNet, entry: &Entry) -> Option<Way<'_>> {
         let ways = self.sets.get(entry.wanted as usize).map(|set| &set.ways);
         let by_tunnels = self.configured.get(prefix).copied();
-        if let Some((distance, link)) = self.links.get(prefix)
-            && by_tunnels.is_none_or(|other| *distance <= other)
-            && (ways.is_none() || *distance <= self.distance)
-        {
-            return Some(Some(link));
-        }
-        let ways = ways?;
-        match &ways.link {
-            Some(link) if self.owner(prefix) == Owner::Bgp => Some(Some(link)),
-            Some(_) | None => (!ways.tunnels.is_empty()).then_some(None),
-        }
+        let configured = self.links.get(prefix).filter(|(distance, _)| {
+            by_tunnels.is_none_or(|other| *distance <= other)
+                && (ways.is_none() || *distance <= self.distance)
+        });
+        let learned = ways.and_then(|ways| ways.link.as_ref());
+        let learned = learned.filter(|link| self.owner(prefix) == Owner::Bgp && self.is_usable(link));
+        let link = configured.map(|(_, link)| link).or(learned);
+        let device = ways.is_some_and(|ways| !ways.tunnels.is_empty());
+        (link.is_some() || device).then_some(Way { link, device })
     }
 
-    /// There are few of them.
-    fn via_index(&mut self, via: &LearnedVia) -> u32 {
-        let known = self.vias.iter().position(|other| other == via);
-        known.unwrap_or_else(|| {
-            self.vias.push(via.clone());
-            self.vias.len() - 1
-        }) as u32
+    /// The link by which the kernel takes a prefix.
+    fn link(&self, prefix: &IpNet, entry: &Entry) -> Option<&Link> {
+        self.way(prefix, entry)?.link
     }
 
     /// The launcher has done it.
     pub(super) fn kernel_done(&mut self) {
-        self.kernel_busy = false;
+        self.in_flight = self.in_flight.saturating_sub(1);
     }
 
     /// Every prefix that BGP decides about, with its link and its group; whether the kernel takes the link.
     pub(super) fn view(&self) -> impl Iterator<Item = (IpNet, Option<(&Link, bool)>, Option<GroupId>)> {
         self.routes.iter().filter_map(|(prefix, entry)| {
             let set = self.sets.get(entry.wanted as usize)?;
-            let taken = self.way(prefix, entry).flatten();
+            let taken = self.link(prefix, entry);
             let link = set.ways.link.as_ref().map(|link| (link, taken == Some(link)));
             (self.owner(prefix) == Owner::Bgp).then_some((*prefix, link, set.group))
         })
@@ -447,12 +516,12 @@ impl Table {
 
     /// Whether the kernel takes a link of the configuration, or one that was learned, before the tunnels.
     pub(super) fn has_link(&self, prefix: &IpNet) -> bool {
-        self.routes.get(prefix).is_some_and(|entry| matches!(self.way(prefix, entry), Some(Some(_))))
+        self.routes.get(prefix).is_some_and(|entry| self.link(prefix, entry).is_some())
     }
 
     /// Whether the kernel takes this link of the configuration.
     pub(super) fn takes_link(&self, prefix: &IpNet, link: &Link) -> bool {
-        self.routes.get(prefix).is_some_and(|entry| self.way(prefix, entry) == Some(Some(link)))
+        self.routes.get(prefix).is_some_and(|entry| self.link(prefix, entry) == Some(link))
     }
 }
 
@@ -474,6 +543,10 @@ impl Turn {
     pub(super) fn handle_learned(&mut self, learned: Learned, now: Duration) {
         if learned.reset {
             self.learned.forget();
+            self.learned.set_failed(BTreeSet::new());
+        }
+        if let Some(failed) = learned.failed {
+            self.learned.set_failed(failed);
         }
         for route in learned.routes {
             self.learned.learn(route);

@@ -1,9 +1,16 @@
 //! Routes that BGP has learned, through the shipped turn into the core's shipped tables.
 
-use braid_api::{Target, launcher::LearnedVia};
+use braid_api::{
+    Target,
+    launcher::{LearnedVia, RouteChanges},
+};
 use ipnet::IpNet;
 
-use super::{tests::Rig, *};
+use super::{
+    learned::{MAX_KERNEL, Table},
+    tests::Rig,
+    *,
+};
 use crate::config::Link;
 
 const BGP: &str = "[bgp]\nasn = 65010\nrouter-id = \"10.1.0.1\"\n";
@@ -137,10 +144,10 @@ const DIRECT: &str = "10.9.0.1 on dx0";
 
 /// Where the kernel sends a prefix beside the plan.
 fn kernel(rig: &Rig, prefix: &str) -> Option<String> {
-    Some(match rig.kernel.get(&net(prefix))? {
-        LearnedVia::Device { .. } => "device".to_owned(),
-        LearnedVia::Gateway { gateway, interface } => format!("{gateway} on {interface}"),
-    })
+    let LearnedVia { link, device } = rig.kernel.get(&net(prefix))?;
+    let link = link.as_ref().map(|Link { gateway, interface }| format!("{gateway} on {interface}"));
+    let ways = link.into_iter().chain(device.map(|_| "device".to_owned()));
+    Some(ways.collect::<Vec<_>>().join(", then "))
 }
 
 fn links(rig: &mut Rig, up: &[&str]) {
@@ -215,16 +222,23 @@ fn a_link_waits_behind_what_has_a_lower_distance() {
     assert_eq!(kernel(&rig, "10.2.0.0/16").as_deref(), Some(DIRECT));
 }
 
+/// The router of [`DIRECT`], and routes by it before tunnels.
+fn direct() -> Link {
+    Link { gateway: "10.9.0.1".parse().unwrap(), interface: "dx0".to_owned() }
+}
+
+fn over(prefix: &str, tunnels: &[(&str, u16)]) -> LearnedRoute {
+    LearnedRoute { link: Some(direct()), ..by(prefix, tunnels) }
+}
+
+const BEFORE_TUNNELS: &str = "10.9.0.1 on dx0, then device";
+
 #[test]
-fn behind_a_learned_link_the_core_has_the_tunnels() {
+fn behind_a_learned_link_core_and_kernel_have_the_tunnels() {
     let mut rig = with_links(BGP, &[]);
-    let link = Link { gateway: "10.9.0.1".parse().unwrap(), interface: "dx0".to_owned() };
-    let over = |prefix: &str, tunnels: &[(&str, u16)]| LearnedRoute {
-        link: Some(link.clone()),
-        ..by(prefix, tunnels)
-    };
+    links(&mut rig, &["dx0"]);
     learn(&mut rig, vec![over("10.8.0.0/16", &[("a", 1), ("b", 3)])], true);
-    assert_eq!(kernel(&rig, "10.8.0.0/16").as_deref(), Some(DIRECT));
+    assert_eq!(kernel(&rig, "10.8.0.0/16").as_deref(), Some(BEFORE_TUNNELS));
     assert_eq!(ways(&rig, "10.8.0.0/16"), two([1, 3]));
     let idle = |name: &str| (name.to_owned(), false);
     assert_eq!(shown(&rig, "10.8.0.0/16"), [("dx0".to_owned(), true), idle("a"), idle("b")]);
@@ -232,13 +246,135 @@ fn behind_a_learned_link_the_core_has_the_tunnels() {
     learn(&mut rig, vec![by("10.8.0.0/16", &[("a", 1), ("b", 3)])], true);
     assert_eq!(kernel(&rig, "10.8.0.0/16").as_deref(), Some("device"));
     assert_eq!(ways(&rig, "10.8.0.0/16"), two([1, 3]));
-    // A learned link goes before tunnels of the configuration that are farther.
+    // A learned link goes before tunnels of the configuration that are farther, whose kernel route is the plan's.
     let configured = ways(&rig, "10.2.0.0/16");
     learn(&mut rig, vec![over("10.2.0.0/16", &[])], true);
     assert_eq!(kernel(&rig, "10.2.0.0/16").as_deref(), Some(DIRECT));
     assert_eq!(ways(&rig, "10.2.0.0/16"), configured);
     learn(&mut rig, vec![by("10.2.0.0/16", &[])], true);
     assert_eq!(kernel(&rig, "10.2.0.0/16"), None);
+}
+
+fn fail(rig: &mut Rig, failed: impl IntoIterator<Item = Link>) {
+    let failed = Some(failed.into_iter().collect());
+    rig.event(Event::Learned(Learned { failed, ..Learned::default() }));
+    rig.settle();
+}
+
+/// What the launcher was told since the last time.
+fn told(rig: &mut Rig) -> Vec<RouteChanges> {
+    core::mem::take(&mut rig.kernel_messages)
+}
+
+fn withdrawn() -> RouteChanges {
+    RouteChanges { withdraw: vec![direct()], ..RouteChanges::default() }
+}
+
+#[test]
+fn a_link_that_fails_is_one_message_and_what_bgp_says_after_it_none() {
+    let mut rig = with_links(BGP, &[]);
+    let loses: [fn(&mut Rig); 2] = [|rig| links(rig, &[]), |rig| fail(rig, [direct()])];
+    for lose in loses {
+        links(&mut rig, &["dx0"]);
+        learn(&mut rig, vec![over("10.8.0.0/16", &[("a", 1)]), over("10.9.0.0/16", &[])], true);
+        told(&mut rig);
+        lose(&mut rig);
+        assert_eq!(told(&mut rig), [withdrawn()]);
+        assert_eq!(kernel(&rig, "10.8.0.0/16").as_deref(), Some("device"));
+        assert_eq!(kernel(&rig, "10.9.0.0/16").as_deref(), Some(""));
+        assert_eq!(shown(&rig, "10.8.0.0/16"), [("dx0".to_owned(), false), ("a".to_owned(), true)]);
+        // BGP has looked at them.
+        learn(&mut rig, vec![by("10.8.0.0/16", &[("a", 1)]), by("10.9.0.0/16", &[])], true);
+        let only = told(&mut rig);
+        assert_eq!((only.len(), &only[0].put, &only[0].remove), (1, &vec![], &vec![net("10.9.0.0/16")]));
+        fail(&mut rig, None);
+        links(&mut rig, &["dx0"]);
+        assert_eq!(told(&mut rig), []);
+    }
+}
+
+#[test]
+fn a_link_that_is_back_before_bgp_has_looked_gets_its_routes_back() {
+    let mut rig = with_links(BGP, &[]);
+    let flaps: [fn(&mut Rig, bool); 2] =
+        [|rig, up| links(rig, if up { &["dx0"] } else { &[] }), |rig, up| fail(rig, (!up).then(direct))];
+    links(&mut rig, &["dx0"]);
+    learn(&mut rig, vec![over("10.8.0.0/16", &[("a", 1)]), over("10.9.0.0/16", &[])], true);
+    for flap in flaps {
+        told(&mut rig);
+        flap(&mut rig, false);
+        // Something else has it looked at: it is not put back over a link that is down.
+        rig.reload(0);
+        rig.settle();
+        assert_eq!(kernel(&rig, "10.8.0.0/16").as_deref(), Some("device"));
+        flap(&mut rig, true);
+        assert_eq!(kernel(&rig, "10.8.0.0/16").as_deref(), Some(BEFORE_TUNNELS));
+        assert_eq!(kernel(&rig, "10.9.0.0/16").as_deref(), Some(DIRECT));
+    }
+}
+
+#[test]
+fn what_an_earlier_speaker_said_of_a_router_is_void() {
+    let mut rig = with_links(BGP, &[]);
+    links(&mut rig, &["dx0"]);
+    learn(&mut rig, vec![over("10.8.0.0/16", &[("a", 1)])], true);
+    fail(&mut rig, [direct()]);
+    rig.event(Event::Learned(Learned { reset: true, ..Learned::default() }));
+    rig.settle();
+    assert_eq!(kernel(&rig, "10.8.0.0/16"), None);
+    learn(&mut rig, vec![over("10.8.0.0/16", &[("a", 1)])], true);
+    assert_eq!(kernel(&rig, "10.8.0.0/16").as_deref(), Some(BEFORE_TUNNELS));
+}
+
+#[test]
+fn the_configurations_route_by_a_router_outlives_its_bgp() {
+    let mut rig = with_links(BGP, &[("dx0", 5)]);
+    links(&mut rig, &["dx0"]);
+    learn(&mut rig, vec![over("10.8.0.0/16", &[])], true);
+    fail(&mut rig, [direct()]);
+    assert_eq!(kernel(&rig, "10.8.0.0/16").as_deref(), Some(""));
+    assert_eq!(kernel(&rig, "10.2.0.0/16").as_deref(), Some(DIRECT));
+    links(&mut rig, &[]);
+    assert_eq!(kernel(&rig, "10.2.0.0/16"), None);
+}
+
+#[test]
+fn a_withdrawal_waits_for_no_other_message_and_ways_that_nobody_has_are_forgotten() {
+    let mut table = Table::new();
+    table.up = ["dx0".to_owned()].into();
+    table.learn(over("10.8.0.0/16", &[("a", 1)]));
+    table.learn(over("10.9.0.0/16", &[]));
+    assert_eq!(table.kernel_message(|_| None).unwrap().put.len(), 2);
+    for _ in 0..10 {
+        // The launcher is busy all the while.
+        table.set_failed([direct()].into());
+        assert_eq!(table.kernel_message(|_| None), Some(withdrawn()));
+        table.set_failed(BTreeSet::new());
+        assert_eq!(table.kernel_message(|_| None), None);
+        table.kernel_done();
+        assert_eq!(table.kernel_message(|_| None), None);
+        table.kernel_done();
+        assert_eq!(table.kernel_message(|_| None).unwrap().put.len(), 2);
+    }
+    assert!(table.vias.iter().count() <= 2);
+}
+
+#[test]
+fn a_message_of_the_longest_routes_fits() {
+    let interface = "a-link-of-15-ch".to_owned();
+    let address: IpAddr = "2001:db8::ffff".parse().unwrap();
+    let mut table = Table::new();
+    table.up = [interface.clone()].into();
+    for index in 0..2 * MAX_KERNEL {
+        let prefix =
+            IpNet::new((0x2001_0db8_u128 << 96 | (index as u128) << 64).to_be_bytes().into(), 64).unwrap();
+        let link = Some(Link { gateway: address, interface: interface.clone() });
+        table.learn(LearnedRoute { prefix, link, ..by("::/0", &[("a", 1)]) });
+    }
+    let changes = table.kernel_message(|_| Some(address)).unwrap();
+    assert_eq!(changes.put.len(), MAX_KERNEL);
+    let message = braid_api::encode(&braid_api::launcher::FromClient::Routes(changes)).unwrap();
+    assert!(message.len() < braid_api::launcher::MAX_MESSAGE_LEN, "{} bytes", message.len());
 }
 
 fn fall_silent(rig: &mut Rig, tunnels: &[&str]) {

@@ -12,7 +12,7 @@ use std::{
 
 use braid_api::{
     BootId, Cause, Direction, Event as CoreEvent, Op, Transaction, TunnelId, TunnelState, Verdict,
-    launcher::{KernelPlan, LearnedVia},
+    launcher::{KernelPlan, LearnedVia, RouteChanges},
 };
 use braid_dataplane::{esp::Engine, tables::Writer};
 use proptest::prelude::*;
@@ -98,6 +98,8 @@ pub(super) struct Rig {
     notes: Vec<Note>,
     /// What the kernel has of learned routes.
     pub(super) kernel: BTreeMap<ipnet::IpNet, LearnedVia>,
+    /// What the launcher was told of them.
+    pub(super) kernel_messages: Vec<RouteChanges>,
     pub(super) swept: bool,
     exited: Option<String>,
     variant: usize,
@@ -144,6 +146,7 @@ impl Rig {
             replies: Vec::new(),
             notes: Vec::new(),
             kernel: BTreeMap::new(),
+            kernel_messages: Vec::new(),
             swept: false,
             exited: None,
             variant,
@@ -177,7 +180,7 @@ impl Rig {
         let effects = self.turn.take_effects();
         let ranks: Vec<u8> = effects.iter().map(Effect::rank).collect();
         assert!(ranks.is_sorted(), "effects leave in their order: {effects:?}");
-        let mut routes_done = false;
+        let mut routes_done = 0;
         for effect in effects {
             match effect {
                 Effect::Remember | Effect::RememberLater => self.disk = self.turn.memory().clone(),
@@ -192,10 +195,14 @@ impl Rig {
                     self.plans += 1;
                 }
                 Effect::Routes(changes) => {
+                    for via in self.kernel.values_mut() {
+                        via.link.take_if(|link| changes.withdraw.contains(link));
+                    }
+                    self.kernel_messages.push(changes.clone());
                     self.kernel.extend(changes.put.into_iter().map(|put| (put.prefix, put.via)));
                     self.kernel.retain(|prefix, _| !changes.remove.contains(prefix));
                     self.swept |= changes.sweep;
-                    routes_done = true;
+                    routes_done += 1;
                 }
                 Effect::QueryStats => {
                     if let Some(core) = self.core.as_ref().filter(|_| self.connected) {
@@ -212,7 +219,7 @@ impl Rig {
                 Effect::Exit { message } => self.exited = Some(message),
             }
         }
-        if routes_done {
+        for _ in 0..routes_done {
             self.event(Event::RoutesDone);
         }
     }

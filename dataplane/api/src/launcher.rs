@@ -126,6 +126,9 @@ pub struct KernelPlan {
 /// sweeps.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct RouteChanges {
+    /// Next hops that have failed: before anything else all routes lose them at once, and what stands behind
+    /// carries.
+    pub withdraw: Vec<NextHop>,
     /// New, or with another way.
     pub put: Vec<RoutePut>,
     /// Gone.
@@ -143,21 +146,29 @@ pub struct RoutePut {
     pub via: LearnedVia,
 }
 
-/// Where a learned route leads.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-pub enum LearnedVia {
-    /// Into the device; behind it the launcher puts an `unreachable` of worst metric.
-    Device {
-        /// Preferred source of the gateway's own traffic.
-        source: Option<IpAddr>,
-    },
+/// Where a learned route leads: over a link, into the device, or both; then the link goes before.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
+pub struct LearnedVia {
     /// To a router on a link.
-    Gateway {
-        /// The router.
-        gateway: IpAddr,
-        /// The link.
-        interface: String,
-    },
+    pub link: Option<NextHop>,
+    /// Into the device, behind the link if there is one.
+    pub device: Option<IntoDevice>,
+}
+
+/// A router on a link, which the kernel reaches without the core.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct NextHop {
+    /// The router.
+    pub gateway: IpAddr,
+    /// The link.
+    pub interface: String,
+}
+
+/// A way into the device; behind it the launcher puts an `unreachable` of worst metric.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct IntoDevice {
+    /// Preferred source of the gateway's own traffic.
+    pub source: Option<IpAddr>,
 }
 
 /// A kernel route into the device.
