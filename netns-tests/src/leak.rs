@@ -15,17 +15,18 @@ const SWITCHES: [(&str, &[&str]); 2] = [
     ),
     ("net/ipv6/conf", &["forwarding", "accept_ra", "disable_ipv6", "addr_gen_mode", "accept_dad"]),
 ];
-const LISTS: [(&str, &[&str]); 7] = [
+const LISTS: [(&str, &[&str]); 8] = [
     ("device", &["ip", "-o", "link", "show"]),
     ("address", &["ip", "-o", "addr", "show"]),
     ("route", &["ip", "-4", "-o", "route", "show", "table", "all"]),
     ("route6", &["ip", "-6", "-o", "route", "show", "table", "all"]),
+    ("nexthop", &["ip", "-o", "nexthop", "show"]),
     ("rule", &["ip", "-4", "rule", "show"]),
     ("rule6", &["ip", "-6", "rule", "show"]),
     ("nftables", &["nft", "-s", "list", "ruleset"]),
 ];
 
-/// Devices, addresses, routes, rules, nftables rules, sysctls and processes of one namespace at
+/// Devices, addresses, routes, next hops, rules, nftables rules, sysctls and processes of one namespace at
 /// one moment, one text line each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State(BTreeSet<String>);
@@ -100,6 +101,10 @@ fn entry(kind: &str, line: &str) -> Option<String> {
             if let Some(at) = words.iter().position(|word| *word == "expires") {
                 words.drain(at..(at + 2).min(words.len()));
             }
+            words.join(" ")
+        }
+        "nexthop" => {
+            words.retain(|word| !["linkdown", "dead"].contains(word));
             words.join(" ")
         }
         _ => words.join(" "),

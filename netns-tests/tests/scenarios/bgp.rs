@@ -98,7 +98,8 @@ pub(crate) fn until(gateway: &Gateway, what: &str, is: impl Fn(&Value) -> bool) 
         if is(&status) {
             return Ok(status);
         }
-        Err(format!("neighbors {}, routes {}", status["neighbors"], status["routes"]))
+        let routes: String = status["routes"].to_string().chars().take(4000).collect();
+        Err(format!("neighbors {}, routes {routes}", status["neighbors"]))
     })
 }
 

@@ -3,14 +3,14 @@
 //! The gateways share a link `dx0` besides the outer paths. What goes over it is plain by the user's own choice.
 
 use crate::bgp::{OURS, SOON, THEIRS, established, far, far_with_bgp, neighbors, until, with_bgp};
-use crate::kernel::kill_part;
+use crate::kernel::{kill_part, signal_part};
 use crate::pair::{Pair, Setup, Side, patient};
 use braid_netns::capture::{Capture, Packet};
 use braid_netns::fault::cut;
 use braid_netns::frr::Frr;
 use braid_netns::gateway::Gateway;
 use braid_netns::paced::{Load, Paced};
-use braid_netns::routing::Peer;
+use braid_netns::routing::{Bird, Peer};
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, NET_A, NET_B, SERVER};
 use braid_netns::traffic::{Pings, ping};
@@ -24,6 +24,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("direct::a_router_on_a_link_before_tunnels", a_router_on_a_link_before_tunnels),
     ("direct::bfd_on_a_link_with_frr", bfd_on_a_link_with_frr),
     ("direct::bfd_on_a_link_between_two_gateways", bfd_on_a_link_between_two_gateways),
+    ("direct::many_prefixes_leave_a_link_as_one", many_prefixes_leave_a_link_as_one),
 ];
 
 const LINK: &str = "dx0";
@@ -104,6 +105,21 @@ fn over_links(netns: &Netns) -> Result<Vec<String>> {
     Ok(text.lines().filter(|line| line.contains(&format!("dev {LINK}"))).map(str::to_owned).collect())
 }
 
+/// Its next-hop objects.
+fn next_hops(netns: &Netns) -> Result<Vec<String>> {
+    Ok(netns.ip("-o nexthop show proto 178")?.lines().map(str::to_owned).collect())
+}
+
+/// Waits until so many routes go over the link.
+fn until_over_links(netns: &Netns, count: usize) -> Outcome {
+    retry_until(&format!("{count} routes over the link"), SOON, || match over_links(netns) {
+        Ok(found) if found.len() == count => Ok(()),
+        Ok(found) => Err(found.len().to_string()),
+        Err(error) => Err(error.to_string()),
+    })
+    .map_err(Into::into)
+}
+
 /// The link is lost under load and comes back: the loss costs what it takes to hear of it, the return nothing.
 fn lost_and_back(pair: &Pair, tunnels: &[&str], on_link: impl Fn(&Value) -> bool) -> Outcome {
     let topology = &pair.topology;
@@ -163,7 +179,9 @@ fn a_static_route_over_a_link() -> Outcome {
         let log = load.finish()?;
         assert_eq!((log.lost(), log.refused, log.damaged), (Vec::new(), 0, 0), "of {}", log.sent());
     }
-    assert_eq!(over_links(&pair.topology.gateway_a)?.len(), 1);
+    let both =
+        |netns: &Netns| Ok::<_, braid_netns::Error>((over_links(netns)?.len(), next_hops(netns)?.len()));
+    assert_eq!(both(&pair.topology.gateway_a)?, (1, 1));
     // What a gateway that was killed leaves, the next one removes, and a clean end leaves nothing.
     pair.a.process().signal(Signal::SIGKILL);
     pair.a.process().wait(SOON)?;
@@ -173,19 +191,16 @@ fn a_static_route_over_a_link() -> Outcome {
         Ok(left) => Err(format!("{left:?}")),
         Err(error) => Err(error.to_string()),
     })?;
-    assert_eq!(over_links(netns)?.len(), 1);
+    assert_eq!(both(netns)?, (1, 1));
     let mut next = Gateway::start(netns, &plain)?;
     until(&next, "its plan", |status| status["core"] == true)?;
-    retry_until("nothing over the link", SOON, || match over_links(netns) {
-        Ok(left) if left.is_empty() => Ok(()),
-        Ok(left) => Err(left.join(", ")),
-        Err(error) => Err(error.to_string()),
-    })?;
+    until_over_links(netns, 0)?;
+    assert_eq!(both(netns)?, (0, 0));
     next.write_configuration(&behind_link(&plain, NET_B, FAR))?;
     assert!(next.braid(&["reload"])?.status.success());
     until(&next, "the link to carry", on_link)?;
     next.process().stop(SOON)?;
-    assert_eq!(over_links(netns)?, Vec::<String>::new());
+    assert_eq!(both(netns)?, (0, 0));
     Ok(())
 }
 
@@ -334,4 +349,89 @@ fn bfd_on_a_link_between_two_gateways() -> Outcome {
     vanishes_and_back(&pair, loads(&pair.topology, origin)?.into(), origin)?;
     until(&pair.b, "the link to carry", ready(NET_A))?;
     crosses_by(&pair.topology, LINK, Some("braid0"))
+}
+
+/// A full table over the link, with the tunnel behind it, and the load to one of the last prefixes in it.
+fn many_prefixes_leave_a_link_as_one() -> Outcome {
+    const MANY: usize = 20_000;
+    const LATE: &str = "198.18.0.0/24";
+    const LATE_HOST: &str = "198.18.0.1";
+    let bgp = format!("{}{}", neighbors(1, ""), watched_neighbor(FAR, THEIRS));
+    let setup = Setup { tunnels: 1, ..Setup::default() };
+    let mut pair = Pair::start_edited(&setup, topology(1)?, |side, text| match side {
+        Side::A => with_bgp(patient(text), &bgp),
+        Side::B => behind_link(&patient(text), NET_A, NEAR),
+    })?;
+    let (netns, far_netns) = (pair.topology.gateway_a.clone(), pair.topology.gateway_b.clone());
+    pair.topology.server.ip(&format!("address add {LATE_HOST}/32 dev lo"))?;
+    far_netns.ip(&format!("route add {LATE} via {SERVER}"))?;
+    let bfdd = format!(
+        "bfd\n peer {NEAR} local-address {FAR} interface {LINK}\n  detect-multiplier 3\n  \
+         receive-interval 50\n  transmit-interval 50\n !\n!\n"
+    );
+    let _frr = Frr::start(&far_netns, &[("bfdd", &bfdd)])?;
+    let mut speaker = far(1);
+    let on_link = Peer { address: NEAR.to_owned(), local: FAR.to_owned(), ..speaker.peers[0].clone() };
+    speaker.peers.push(on_link);
+    let route = |index: usize| format!("{}.{}.{}.0/24", 11 + (index >> 16), (index >> 8) & 255, index & 255);
+    let routes: Vec<String> = (0..MANY).map(route).chain([LATE.to_owned()]).collect();
+    let _bird = Bird::start(&far_netns, &speaker, &routes)?;
+    let all = MANY + 2;
+    let on_link = |status: &Value| {
+        let accepted = |index: usize| status["neighbors"][index]["accepted"].as_u64();
+        // The tunnel has an IPv6 prefix as well.
+        let told = (accepted(0), accepted(1)) == (Some(all as u64 + 1), Some(all as u64));
+        told && carries(status, NET_B) == [LINK] && bfd_of_link(status)["state"] == "up"
+    };
+    until(&pair.a, "the link to carry", on_link)?;
+    until_over_links(&netns, all)?;
+    // All of them have the device behind them.
+    let behind = || netns.ip("-4 route show proto 178 dev braid0").map(|text| text.lines().count());
+    assert_eq!((behind()?, next_hops(&netns)?.len()), (all, 1));
+    let origin = Instant::now();
+    let load = Paced::start(&pair.topology.client, &pair.topology.server, LATE_HOST, LOAD, origin)?;
+    let changes = netns.spawn(&["ip", "-4", "monitor", "route"])?;
+    let faults = [cut(&netns, &[LINK])?, cut(&far_netns, &[LINK])?];
+    let lost_at = origin.elapsed();
+    retry_until("the next hop gone", SOON, || match next_hops(&netns) {
+        Ok(left) if left.is_empty() => Ok(()),
+        Ok(left) => Err(left.join(", ")),
+        Err(error) => Err(error.to_string()),
+    })?;
+    // All at once, and what stands behind was not touched.
+    assert_eq!((over_links(&netns)?.len(), behind()?), (0, all));
+    until(&pair.a, "the tunnel to carry", |status| carries(status, NET_B) == ["t0"])?;
+    retry_until("all flows by the tunnel", SOON, || {
+        (origin.elapsed() > lost_at + MOVED).then_some(()).ok_or("not yet")
+    })?;
+    let resumed = load.finish()?.resumed(lost_at);
+    assert_eq!(resumed.len(), LOAD.flows, "every flow goes on");
+    let slowest = resumed.iter().map(|(_, at)| *at - lost_at).max().unwrap_or_default();
+    assert!(slowest < MOVED, "the slowest flow came back after {slowest:?}");
+    assert_eq!((over_links(&netns)?.len(), behind()?), (0, all));
+    // Of what BGP has said of each prefix since, the kernel was told nothing.
+    let told = changes.stdout();
+    assert!(told.lines().count() < MANY / 100, "{}", told.lines().count());
+    // The link is back: nothing is lost.
+    let load = Paced::start(&pair.topology.client, &pair.topology.server, LATE_HOST, LOAD, Instant::now())?;
+    for fault in faults {
+        fault.undo()?;
+    }
+    until(&pair.a, "the link to carry again", on_link)?;
+    until_over_links(&netns, all)?;
+    let log = load.finish()?;
+    assert_eq!((log.lost(), log.refused, log.damaged), (Vec::new(), 0, 0), "of {}", log.sent());
+    // Each of them is put back by itself.
+    assert!(changes.stdout().lines().count() > MANY / 2);
+    // The link is down for a moment that control knows nothing of.
+    signal_part(&netns, "braid-control", Signal::SIGSTOP)?;
+    netns.ip(&format!("link set {LINK} down"))?;
+    assert_eq!((over_links(&netns)?.len(), next_hops(&netns)?.len()), (0, 0));
+    netns.ip(&format!("link set {LINK} up"))?;
+    until_over_links(&netns, all)?;
+    signal_part(&netns, "braid-control", Signal::SIGCONT)?;
+    until(&pair.a, "the link to carry still", on_link)?;
+    pair.a.process().stop(SOON)?;
+    assert_eq!((netns.ip("route show table all proto 178")?.trim(), next_hops(&netns)?.len()), ("", 0));
+    Ok(())
 }

@@ -84,14 +84,20 @@ fn wait_for(netns: &Netns, wanted: &State) -> Result<()> {
     })
 }
 
-/// Kills one of a gateway's processes and waits until the launcher has started another.
-pub(crate) fn kill_part(netns: &Netns, name: &str) -> Result<()> {
+/// Signals one of a gateway's processes; its process id.
+pub(crate) fn signal_part(netns: &Netns, name: &str, signal: Signal) -> Result<i32> {
     let pid = poll_until(&format!("{name} running"), SOON, || {
         netns.processes().ok()?.into_iter().find(|pid| {
             fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(name))
         })
     })?;
-    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    let _ = kill(Pid::from_raw(pid), signal);
+    Ok(pid)
+}
+
+/// Kills one of a gateway's processes and waits until the launcher has started another.
+pub(crate) fn kill_part(netns: &Netns, name: &str) -> Result<()> {
+    let pid = signal_part(netns, name, Signal::SIGKILL)?;
     poll_until(&format!("{name} started again"), SOON, || {
         let others = netns.processes().ok()?.into_iter().filter(|other| *other != pid);
         others

@@ -140,11 +140,14 @@ fn leak_check_finds_leaks() -> Outcome {
     netns.ip("link add d0 type bridge")?;
     netns.ip("link set d0 up")?;
     netns.ip("route add 203.0.113.0/24 dev d0")?;
+    netns.ip("nexthop add id 7 via 203.0.113.1 dev d0")?;
     netns.sysctl("net/ipv4/ip_forward", "1")?;
     netns.nft("add table inet leak")?;
     let _sleeper = netns.spawn(&["sleep", "60"])?;
     let changes = before.changes(&State::of(&netns)?).join("\n");
-    for kind in ["device d0", "route 203.0.113.0/24", "forwarding = 1", "table inet leak", "process"] {
+    let kinds =
+        ["device d0", "route 203.0.113.0/24", "nexthop id 7", "forwarding = 1", "table inet leak", "process"];
+    for kind in kinds {
         assert!(changes.contains(kind), "{kind} not in\n{changes}");
     }
     let found = check.left_over()?.join("\n");
