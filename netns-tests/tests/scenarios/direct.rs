@@ -34,7 +34,7 @@ const FAR: &str = "10.9.0.2";
 const LOAD: Load = Load::told_apart(64, 2);
 const FEW: Pings = Pings { count: 5, interval: Duration::from_millis(20), size: 56, df: false };
 /// From the loss of a link to the last flow on a tunnel; far more than it takes.
-const MOVED: Duration = Duration::from_secs(1);
+const MOVED: Duration = Duration::from_secs(3);
 
 /// The standard network, with the link.
 fn topology(paths: usize) -> Result<Topology> {
