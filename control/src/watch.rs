@@ -66,6 +66,7 @@ pub struct Watch {
     sequence: u32,
     /// A netlink socket; tokio has no type for it, but waits for any socket alike.
     notices: UnixDatagram,
+    receiver: netlink::Receiver,
     /// The device, whose own changes say nothing about outer paths.
     device: String,
     next_look: Instant,
@@ -91,7 +92,16 @@ impl Watch {
         let notices = netlink::subscribe(GROUPS)?;
         netlink::ignore_device_routes(notices.as_fd(), LEARNED_PROTOCOL)?;
         let notices = UnixDatagram::from_std(notices.into())?;
-        Ok(Watch { socket, sequence: 0, notices, device, next_look: Instant::now(), changed: false })
+        let receiver = netlink::Receiver::default();
+        Ok(Watch {
+            socket,
+            sequence: 0,
+            notices,
+            receiver,
+            device,
+            next_look: Instant::now(),
+            changed: false,
+        })
     }
 
     /// Waits until something may have changed.
@@ -104,19 +114,16 @@ impl Watch {
             // The buffer is made once there is something to read: this is called for every event of any kind.
             let ready = self.notices.readable().await;
             let mut buffer = vec![0; netlink::BUFFER_LEN];
-            let receive = || self.receive(&mut buffer);
-            let received = ready.and_then(|()| self.notices.try_io(Interest::READABLE, receive));
+            let (notices, receiver) = (&self.notices, &mut self.receiver);
+            let receive = || receiver.receive(notices.as_fd(), &mut buffer);
+            let received = ready.and_then(|()| notices.try_io(Interest::READABLE, receive));
             self.changed = match received {
-                Ok(len) => concerns_outer_paths(buffer.get(..len).unwrap_or_default(), &self.device),
+                Ok(Some(len)) => concerns_outer_paths(buffer.get(..len).unwrap_or_default(), &self.device),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
                 // Notices were lost: look.
-                Err(_) => true,
+                Ok(None) | Err(_) => true,
             };
         }
-    }
-
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        netlink::receive(self.notices.as_fd(), buffer)
     }
 
     /// Looks at the outer paths of these tunnels now. `resolved` are addresses of names.
@@ -149,7 +156,7 @@ impl Watch {
         const MAX_DRAINED: usize = 10_000;
         let mut buffer = vec![0; netlink::BUFFER_LEN];
         for _ in 0..MAX_DRAINED {
-            match self.receive(&mut buffer) {
+            match self.receiver.receive(self.notices.as_fd(), &mut buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Ok(_) | Err(_) => {}
             }

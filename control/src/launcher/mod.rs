@@ -424,13 +424,14 @@ impl Launcher {
         let events = self.events.clone();
         tokio::task::spawn_local(async move {
             let mut buffer = vec![0; netlink_notices::BUFFER_LEN];
+            let mut receiver = netlink_notices::Receiver::default();
             while socket.readable().await.is_ok() {
-                let receive = || netlink_notices::receive(socket.as_fd(), &mut buffer);
+                let receive = || receiver.receive(socket.as_fd(), &mut buffer);
                 let up = match socket.try_io(Interest::READABLE, receive) {
-                    Ok(len) => links_up(&buffer[..len]),
+                    Ok(Some(len)) => links_up(&buffer[..len]),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => Vec::new(),
-                    // More was said than the socket holds.
-                    Err(_) => vec![None],
+                    // Notices were lost.
+                    Ok(None) | Err(_) => vec![None],
                 };
                 for interface in up {
                     if events.send(Event::LinkUp(interface)).is_err() {

@@ -53,13 +53,14 @@ pub(super) fn start(mut notice: impl FnMut() -> bool + Send + 'static) -> io::Re
     let flag = Arc::clone(&pending.0);
     thread::Builder::new().name("kernel-watch".to_owned()).spawn(move || {
         let mut buffer = vec![0; netlink::BUFFER_LEN];
+        let mut receiver = netlink::Receiver::default();
         loop {
-            netlink::wait(&socket);
-            let concerns = match netlink::receive(socket.as_fd(), &mut buffer) {
-                Ok(len) => may_concern_us(&buffer[..len]),
+            netlink::wait(&socket, None);
+            let concerns = match receiver.receive(socket.as_fd(), &mut buffer) {
+                Ok(Some(len)) => may_concern_us(&buffer[..len]),
+                // What was lost may have been about us.
+                Ok(None) => true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
-                // More was said than the socket holds; it may have been about us.
-                Err(error) if super::netlink::is(&error, rustix::io::Errno::NOBUFS) => true,
                 Err(error) => {
                     tracing::warn!("cannot watch routes and rules any more: {error}");
                     return;

@@ -3,9 +3,14 @@
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
-use rustix::net::{RecvFlags, SendFlags, netlink};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::Errno,
+    net::{RecvFlags, SendFlags, netlink},
+};
 
 use super::sockopt;
 
@@ -16,6 +21,7 @@ pub const BUFFER_LEN: usize = 64 * 1024;
 
 /// `struct nlmsghdr`.
 const HEADER_LEN: usize = 16;
+const NLMSG_ERROR: u16 = 2;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
@@ -42,12 +48,29 @@ pub fn subscribe(groups: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// The next datagram.
-///
-/// # Errors
-/// `WouldBlock` where there is none; `ENOBUFS` where more was said than the socket holds.
-pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    Ok(rustix::net::recv(socket, buffer, RecvFlags::DONTWAIT)?.0)
+/// Reads notices. Of a socket that is full the kernel drops all that come until the last has been read
+/// (`netlink_overrun`, `netlink_rcv_wake`).
+#[derive(Debug, Default)]
+pub struct Receiver {
+    lost: bool,
+}
+
+impl Receiver {
+    /// The length of the next datagram; `None` where notices were lost, once none can be lost any more: whoever looks
+    /// at all there is now will hear of what changes after it.
+    ///
+    /// # Errors
+    /// `WouldBlock` where there is nothing to read; the socket is broken.
+    pub fn receive(&mut self, socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match rustix::net::recv(socket, &mut *buffer, RecvFlags::DONTWAIT) {
+                Ok((len, _)) => return Ok(Some(len)),
+                Err(Errno::NOBUFS) => self.lost = true,
+                Err(Errno::WOULDBLOCK) if core::mem::take(&mut self.lost) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
 }
 
 /// Lets the kernel keep notices of routes of this protocol to itself unless they lead over a link, by a gateway or a
@@ -104,10 +127,10 @@ fn device_routes_filter(protocol: u8) -> [libc::sock_filter; 15] {
     ]
 }
 
-/// Asks for all links, which come like notices.
+/// Asks for all links, which come like notices, without an acknowledgement.
 ///
 /// # Errors
-/// The kernel does not take it, as while another such answer is under way.
+/// The kernel does not take it. It may also answer that it does not ([`is_refusal`]).
 pub fn ask_for_links(socket: BorrowedFd<'_>) -> io::Result<()> {
     let mut request = [0; HEADER_LEN + LINK_LEN];
     request[..4].copy_from_slice(&((HEADER_LEN + LINK_LEN) as u32).to_ne_bytes());
@@ -136,6 +159,13 @@ pub fn links(mut datagram: &[u8]) -> Vec<(String, bool)> {
     links
 }
 
+/// Whether a datagram is an answer that a question was not taken (`NLMSG_ERROR`), as while an answer to another is
+/// under way.
+pub fn is_refusal(datagram: &[u8]) -> bool {
+    let kind = datagram.get(4..6).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes);
+    kind == Some(NLMSG_ERROR)
+}
+
 fn carries(body: &[u8]) -> bool {
     let flags = body.get(8..12).and_then(|flags| flags.try_into().ok()).map_or(0, u32::from_ne_bytes);
     flags & (IFF_UP | IFF_RUNNING) == IFF_UP | IFF_RUNNING
@@ -155,10 +185,23 @@ fn name(body: &[u8]) -> Option<String> {
     None
 }
 
-/// Waits until there is something to read, or a signal comes.
-pub fn wait(socket: &OwnedFd) {
-    let mut polled = [rustix::event::PollFd::new(socket, rustix::event::PollFlags::IN)];
-    let _ = rustix::event::poll(&mut polled, None);
+/// Waits until there is something to read, so long at most, or until a signal comes.
+pub fn wait(socket: &OwnedFd, longest: Option<Duration>) {
+    let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
+    let _ = rustix::event::poll(&mut [PollFd::new(socket, PollFlags::IN)], longest.as_ref());
+}
+
+/// Asks what the kernel does not know: refusals fill a socket as notices do, and anybody can have them sent.
+#[cfg(test)]
+pub(crate) fn ask_in_vain(socket: &OwnedFd, times: u32) {
+    let mut question = [0; HEADER_LEN];
+    question[..4].copy_from_slice(&(HEADER_LEN as u32).to_ne_bytes());
+    question[4..6].copy_from_slice(&u16::MAX.to_ne_bytes());
+    question[6..8].copy_from_slice(&(libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    for _ in 0..times {
+        let kernel = netlink::SocketAddrNetlink::new(0, 0);
+        rustix::net::sendto(socket, &question, SendFlags::DONTWAIT, &kernel).unwrap();
+    }
 }
 
 #[cfg(test)]
@@ -220,10 +263,40 @@ mod tests {
     fn the_kernel_answers_with_its_links() {
         let socket = subscribe(LINKS).unwrap();
         ask_for_links(socket.as_fd()).unwrap();
-        wait(&socket);
+        wait(&socket, None);
         let mut buffer = vec![0; BUFFER_LEN];
-        let len = receive(socket.as_fd(), &mut buffer).unwrap();
+        let len = Receiver::default().receive(socket.as_fd(), &mut buffer).unwrap().unwrap();
         assert!(links(&buffer[..len]).iter().any(|(name, _)| name == "lo"));
+    }
+
+    #[test]
+    fn that_notices_were_lost_is_told_once_when_no_more_can_be() {
+        let socket = subscribe(LINKS).unwrap();
+        let mut receiver = Receiver::default();
+        let mut buffer = vec![0; BUFFER_LEN];
+        for _ in 0..2 {
+            ask_in_vain(&socket, 10_000);
+            let mut read = 0;
+            while let Some(len) = receiver.receive(socket.as_fd(), &mut buffer).unwrap() {
+                // Notices of the machine's own links may be among them.
+                read += u32::from(is_refusal(&buffer[..len]));
+            }
+            assert!((1..10_000).contains(&read), "{read}");
+            // A socket that is not full takes an answer again.
+            ask_for_links(socket.as_fd()).unwrap();
+            let mut read = Vec::new();
+            while let Ok(len) = receiver.receive(socket.as_fd(), &mut buffer) {
+                read.extend(links(&buffer[..len.expect("told once")]));
+            }
+            assert!(read.iter().any(|(name, _)| name == "lo"));
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_known() {
+        assert!(is_refusal(&message(NLMSG_ERROR, &(-libc::EBUSY).to_ne_bytes())));
+        assert!(!is_refusal(&link(RTM_NEWLINK, IFF_UP, "wan0")));
+        assert!((0..6).all(|len| !is_refusal(&vec![2; len])));
     }
 
     /// What the kernel's filter lets through, by a pair of sockets that take any bytes.
@@ -247,7 +320,8 @@ mod tests {
             // A socket says that nobody takes what its peer's filter drops.
             let _ = rustix::net::send(&from, bytes, SendFlags::DONTWAIT);
             let mut buffer = [0; 256];
-            receive(to.as_fd(), &mut buffer).is_ok_and(|len| buffer[..len] == *bytes)
+            let received = Receiver::default().receive(to.as_fd(), &mut buffer);
+            received.is_ok_and(|len| buffer[..len.unwrap()] == *bytes)
         };
         for kind in [RTM_NEWROUTE, RTM_DELROUTE] {
             assert!(!is_heard(&message(kind, &route(0xb2, &[1, 4, 15]))));

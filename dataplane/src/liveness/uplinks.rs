@@ -5,44 +5,61 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     sync::mpsc,
+    time::Duration,
 };
 
 use super::Input;
-use crate::io::netlink;
+use crate::{io::netlink, worker::monotonic};
+
+/// Until the kernel is asked again what it did not answer.
+const RETRY_NANOS: u64 = 100_000_000;
 
 /// The thread's state.
 pub(crate) struct Uplinks {
     socket: OwnedFd,
+    notices: netlink::Receiver,
     inputs: mpsc::SyncSender<Input>,
-    /// Notices were lost: how all links are is to be asked for.
-    asks: bool,
+    /// When to ask how all links are, since notices were lost: in monotonic nanoseconds.
+    asks_at: Option<u64>,
 }
 
 impl Uplinks {
     /// Listens from now on, in the network namespace of the calling thread.
     pub(crate) fn new(inputs: mpsc::SyncSender<Input>) -> io::Result<Self> {
-        Ok(Uplinks { socket: netlink::subscribe(netlink::LINKS)?, inputs, asks: false })
+        let socket = netlink::subscribe(netlink::LINKS)?;
+        Ok(Uplinks { socket, notices: netlink::Receiver::default(), inputs, asks_at: None })
     }
 
     /// Runs as long as there is a liveness thread.
     pub(crate) fn run(mut self) {
         let mut buffer = vec![0; netlink::BUFFER_LEN];
         loop {
-            // While another answer is under way the kernel takes no question, but there is something to read.
-            self.asks = self.asks && netlink::ask_for_links(self.socket.as_fd()).is_err();
-            netlink::wait(&self.socket);
-            match netlink::receive(self.socket.as_fd(), &mut buffer) {
-                Ok(len) => {
-                    for (name, carries) in netlink::links(&buffer[..len]) {
+            match self.notices.receive(self.socket.as_fd(), &mut buffer) {
+                Ok(Some(len)) => {
+                    let datagram = &buffer[..len];
+                    for (name, carries) in netlink::links(datagram) {
                         // One that is lost would leave a tunnel masked: it waits for its place.
                         if self.inputs.send(Input::Link { name, carries }).is_err() {
                             return;
                         }
                     }
+                    if netlink::is_refusal(datagram) {
+                        self.asks_at = Some(monotonic().nanos + RETRY_NANOS);
+                    }
                 }
-                Err(error) => self.asks |= error.raw_os_error() == Some(libc::ENOBUFS),
+                Ok(None) => self.asks_at = Some(monotonic().nanos),
+                Err(_) => self.wait(),
             }
         }
+    }
+
+    fn wait(&mut self) {
+        let now = monotonic().nanos;
+        if self.asks_at.is_some_and(|at| at <= now) {
+            let refused = netlink::ask_for_links(self.socket.as_fd()).is_err();
+            self.asks_at = refused.then_some(now + RETRY_NANOS);
+        }
+        netlink::wait(&self.socket, self.asks_at.map(|at| Duration::from_nanos(at.saturating_sub(now))));
     }
 }
 
@@ -169,6 +186,34 @@ mod tests {
         fn is_masked(&self, id: u32) -> bool {
             self.writer.states().is_masked_by_core(TunnelId(id))
         }
+    }
+
+    #[test]
+    fn the_kernel_is_asked_where_notices_were_lost_or_a_question_was_not_taken() {
+        for questions in [1, 10_000] {
+            let (inputs, received) = mpsc::sync_channel(64);
+            let uplinks = Uplinks::new(inputs).unwrap();
+            netlink::ask_in_vain(&uplinks.socket, questions);
+            std::thread::spawn(move || uplinks.run());
+            let mut patience = received.iter().take(64);
+            assert!(patience.any(|input| matches!(input, Input::Link { name, .. } if name == "lo")));
+        }
+    }
+
+    #[test]
+    fn what_control_unmasks_before_it_knows_is_masked_again() {
+        let mut rig = Rig::new();
+        rig.apply(vec![tunnel(0, "wan0"), tunnel(1, "wan0"), tunnel(2, "wan1")]);
+        rig.apply((0..3).map(|id| Op::Unmask(TunnelId(id))).collect());
+        rig.link("wan0", false);
+        assert_eq!(rig.told(), [(0, Verdict::Down), (1, Verdict::Down)]);
+        rig.apply(vec![Op::Unmask(TunnelId(1))]);
+        assert_eq!(rig.told(), [(1, Verdict::Down)]);
+        assert_eq!([0, 1, 2].map(|id| rig.is_masked(id)), [true, true, false]);
+        rig.link("wan0", true);
+        assert_eq!(rig.told(), [(0, Verdict::Up), (1, Verdict::Up)]);
+        rig.apply(vec![Op::Unmask(TunnelId(1))]);
+        assert_eq!((rig.told(), rig.is_masked(1)), (vec![], false));
     }
 
     #[test]
