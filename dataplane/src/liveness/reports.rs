@@ -31,7 +31,9 @@ impl Reports {
 
     /// Reports an [`Event::Liveness`] of this tunnel and signal, now or as soon as there is room.
     pub(super) fn report(&mut self, tunnel: TunnelId, cause: Cause, verdict: Verdict, event: Event) {
-        let key = (tunnel, cause);
+        // That a way is dead in one direction is a verdict of its probes.
+        let signal = if cause == Cause::OneWay { Cause::Probe } else { cause };
+        let key = (tunnel, signal);
         if !self.waiting.contains_key(&key) && self.notices.send(Notice::Event(event.clone())) {
             return;
         }
@@ -79,7 +81,11 @@ mod tests {
     }
 
     fn report(reports: &mut Reports, tunnel: u32, verdict: Verdict) {
-        let (tunnel, cause) = (TunnelId(tunnel), Cause::Link);
+        report_by(Cause::Link, reports, tunnel, verdict);
+    }
+
+    fn report_by(cause: Cause, reports: &mut Reports, tunnel: u32, verdict: Verdict) {
+        let tunnel = TunnelId(tunnel);
         let silent = Duration::ZERO;
         let event = Event::Liveness { tunnel, verdict, cause, silent, detected: 0, masked: 0 };
         reports.report(tunnel, cause, verdict, event);
@@ -107,6 +113,20 @@ mod tests {
         assert_eq!(heard(&notices), [(2, Down), (2, Up)]);
         assert!(reports.flush());
         assert_eq!(heard(&notices), [(3, Down)]);
+    }
+
+    #[test]
+    fn verdicts_of_one_signal_by_two_causes_do_not_overtake() {
+        use Verdict::{Down, Up};
+        let (mut reports, notices) = reports();
+        for (cause, tunnel, verdict) in
+            [(Cause::Link, 0, Down), (Cause::Link, 1, Down), (Cause::OneWay, 7, Down), (Cause::Probe, 7, Up)]
+        {
+            report_by(cause, &mut reports, tunnel, verdict);
+        }
+        assert_eq!(heard(&notices).len(), ROOM);
+        assert!(reports.flush());
+        assert_eq!(heard(&notices), [(7, Down), (7, Up)]);
     }
 
     #[test]
