@@ -223,11 +223,15 @@ pub struct Health {
     exhausted: bool,
     /// BGP alone was against it at the last look.
     by_neighbor: bool,
+    /// The core's view of the link alone is against it since the signals agreed last.
+    by_link: bool,
     /// Whether the signals agreed at the last look.
     agreed: bool,
     failures: u32,
     last_failure: Option<Duration>,
     held_until: Option<Duration>,
+    /// [`Self::held_until`] before the last failure.
+    held_before: Option<Duration>,
 }
 
 impl Health {
@@ -242,10 +246,12 @@ impl Health {
             neighbor: None,
             exhausted: false,
             by_neighbor: false,
+            by_link: false,
             agreed: true,
             failures: 0,
             last_failure: None,
             held_until: None,
+            held_before: None,
         }
     }
 
@@ -310,6 +316,18 @@ impl Health {
             Cause::Link => self.link = Signal::Unheard,
             Cause::Exhausted => self.exhausted = false,
         }
+        let by_link = self.by_link;
+        self.weigh(now);
+        // It leaves by another link, which has not failed.
+        if cause == Cause::Link && by_link && self.agreed {
+            self.held_until = self.held_before;
+        }
+    }
+
+    /// A connection to the core begins, which may have spoken of the link when nobody listened. It does so again where
+    /// the link is lost and the tunnel is offered.
+    pub fn handle_hello(&mut self, now: Duration) {
+        self.link = Signal::Unheard;
         self.weigh(now);
     }
 
@@ -355,12 +373,15 @@ impl Health {
                 let again = self.last_failure.is_some_and(|last| now.saturating_sub(last) < FORGIVEN_AFTER);
                 self.failures = if again { self.failures.saturating_add(1) } else { 1 };
                 self.last_failure = Some(now);
-                self.held_until = None;
+                self.held_before = self.held_until.take();
             }
             // It could not flap faster than in the hold time.
             (false, true) => self.held_until = (!self.by_neighbor).then(|| now + self.hold()),
             (true, true) | (false, false) => {}
         }
+        let link_is_down = matches!(self.link, Signal::Down { .. });
+        let others = self.exhausted || self.blocked.is_some() || self.is_silent() || self.neighbor.is_some();
+        self.by_link = (self.agreed || self.by_link) && link_is_down && !others;
         self.by_neighbor = matches!(objection, Some(Obstacle::NeighborSilent { .. }));
         self.agreed = agree;
     }
@@ -459,6 +480,39 @@ mod tests {
         health.handle_liveness(true, Cause::Link, ms(0), ms(13));
         assert_eq!(health.obstacle(ms(14)).unwrap().cause(), "hold-down");
         assert_eq!((health.failures(), health.obstacle(ms(13) + BASE)), (1, None));
+    }
+
+    #[test]
+    fn a_tunnel_that_leaves_by_another_link_does_not_wait_for_the_one_that_was_lost() {
+        let mut health = Health::new(BASE);
+        let lost_and_left = |health: &mut Health, now| {
+            health.handle_liveness(false, Cause::Link, ms(0), now);
+            assert_eq!(health.obstacle(now).unwrap().cause(), "link");
+            health.handle_withdrawn(Cause::Link, now + ms(1));
+        };
+        lost_and_left(&mut health, ms(10));
+        assert_eq!((health.obstacle(ms(11)), health.failures()), (None, 1));
+        // It goes on waiting for what it waited for before.
+        health.handle_liveness(false, Cause::Probe, ms(900), ms(1000));
+        health.handle_liveness(true, Cause::Probe, ms(0), ms(2000));
+        lost_and_left(&mut health, ms(2010));
+        assert_eq!(health.deadline(), Some(ms(2000) + 2 * BASE));
+        assert_eq!(health.obstacle(ms(2000) + 2 * BASE), None);
+        // What spoke as well has failed with its own right.
+        health.handle_liveness(false, Cause::Link, ms(0), ms(9000));
+        health.handle_liveness(false, Cause::Probe, ms(900), ms(9900));
+        health.handle_liveness(true, Cause::Probe, ms(0), ms(9910));
+        health.handle_withdrawn(Cause::Link, ms(9911));
+        assert_eq!(health.obstacle(ms(9912)).unwrap().cause(), "hold-down");
+    }
+
+    #[test]
+    fn of_a_link_nothing_is_known_after_a_hello() {
+        let mut health = Health::new(BASE);
+        health.handle_liveness(false, Cause::Link, ms(0), ms(10));
+        health.handle_hello(ms(20));
+        assert_eq!(health.obstacle(ms(21)).unwrap().cause(), "hold-down");
+        assert_eq!(health.obstacle(ms(20) + BASE), None);
     }
 
     #[test]

@@ -60,7 +60,7 @@ const RETRY_NANOS: u64 = 1_000_000;
 /// To the liveness thread.
 #[derive(Debug)]
 pub enum Input {
-    /// Tunnels that came, changed or went.
+    /// Tunnels that came, changed or went with a transaction, of which each is told.
     Changed(Vec<TunnelId>),
     /// A probe came back.
     Reply(ProbeReply),
@@ -156,7 +156,10 @@ impl Liveness {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Changed(tunnels) => tunnels.into_iter().for_each(|tunnel| self.refresh(tunnel)),
+            Input::Changed(tunnels) => {
+                tunnels.into_iter().for_each(|tunnel| self.refresh(tunnel));
+                self.mask_again();
+            }
             Input::Reply(reply) => self.heard(reply),
             Input::Bfd(packet) => {
                 if self.bfd.handle_packet(monotonic().nanos, &packet).is_err() {
@@ -228,6 +231,17 @@ impl Liveness {
             }
         }
         for (id, masked) in masked {
+            self.report(id, Verdict::Down, Cause::Link, Duration::ZERO, (now, masked));
+        }
+    }
+
+    /// Control may have unmasked before it knew of a lost link, or have been told when nobody listened.
+    fn mask_again(&mut self) {
+        let now = monotonic().nanos;
+        let lost = self.without_link.keys().copied();
+        let unmasked: Vec<TunnelId> = lost.filter(|id| !self.states.is_masked(*id)).collect();
+        for id in unmasked {
+            let masked = self.mask(id);
             self.report(id, Verdict::Down, Cause::Link, Duration::ZERO, (now, masked));
         }
     }

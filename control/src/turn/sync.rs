@@ -153,6 +153,7 @@ impl Turn {
             runtime.offer = Offer::Masked;
             runtime.draining = false;
             runtime.unexplained = false;
+            runtime.health.handle_hello(now);
             if before != Some(hello.boot) {
                 runtime.health.handle_new_core(now);
                 runtime.heard_from = None;

@@ -215,6 +215,17 @@ fn a_link_that_was_lost_for_a_moment_is_known_by_the_core_alone() {
 }
 
 #[test]
+fn a_link_that_returned_when_nobody_listened_is_not_waited_for() {
+    let mut rig = Rig::settled();
+    rig.verdict("a", false, Cause::Link);
+    rig.settle_for(5);
+    assert_eq!(rig.state("a"), Some(TunnelState::Masked));
+    rig.disconnect(true);
+    rig.settle();
+    assert_eq!(rig.state("a"), Some(TunnelState::Live));
+}
+
+#[test]
 fn the_highest_priority_that_is_up_carries() {
     let mut rig = Rig::settled();
     rig.reload(4);
