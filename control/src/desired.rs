@@ -91,6 +91,8 @@ pub struct WireGuardSpec {
     pub keepalive: Option<u16>,
     /// We begin.
     pub initiate: bool,
+    /// We begin once, with a core that is new; of no account later.
+    pub begin: bool,
 }
 
 impl PartialEq for WireGuardSpec {
@@ -119,6 +121,8 @@ pub struct Circumstances<'a> {
     pub refused: &'a BTreeSet<usize>,
     /// By tunnel name.
     pub negotiated: &'a BTreeMap<String, Negotiated>,
+    /// Where the last core heard WireGuard's peers that have no address in the configuration, by tunnel name.
+    pub found: &'a BTreeMap<String, SocketAddr>,
     /// Names of tunnels that stand behind all others.
     pub yielding: &'a BTreeMap<String, i32>,
     /// Groups for what BGP has learned: tunnels by name, with their shares.
@@ -172,6 +176,8 @@ pub fn build(config: &Config, circumstances: &Circumstances<'_>) -> Desired {
         if let Some(negotiated) = circumstances.negotiated.get(&tunnel.name) {
             negotiated.apply(&mut entry);
         }
+        let found = circumstances.found.get(&tunnel.name).copied().filter(|_| tunnel.remote.is_none());
+        entry.remote = entry.remote.or(found);
         tables.tunnels.insert(id, entry);
         if let Keys::Manual(manual) = &tunnel.keys {
             for (direction, spec) in sa_specs(index, tunnel, manual, circumstances.keys) {
@@ -180,7 +186,8 @@ pub fn build(config: &Config, circumstances: &Circumstances<'_>) -> Desired {
         }
         if let Keys::WireGuard(wireguard) = &tunnel.keys {
             let initiate = tunnel.role == config::Role::Initiate;
-            tables.wireguard.insert(id, wireguard_spec(index, wireguard, initiate, circumstances.keys));
+            let spec = wireguard_spec(index, wireguard, circumstances.keys);
+            tables.wireguard.insert(id, WireGuardSpec { initiate, begin: found.is_some(), ..spec });
         }
         let peers = tunnel.peer_inside.iter().map(|peer| (IpNet::from(*peer), Target::Tunnel(id)));
         tables.routes.extend(peers);
@@ -361,19 +368,15 @@ fn sa_specs(
     ]
 }
 
-fn wireguard_spec(
-    index: usize,
-    wireguard: &config::WireGuard,
-    initiate: bool,
-    keys: &KeyRecord,
-) -> WireGuardSpec {
+fn wireguard_spec(index: usize, wireguard: &config::WireGuard, keys: &KeyRecord) -> WireGuardSpec {
     let digest = |secret: &Secret| keys.digest(Suite::ChaCha20Poly1305, secret.expose());
     WireGuardSpec {
         index,
         peer: wireguard.peer_public_key,
         digests: (digest(&wireguard.private_key), wireguard.preshared_key.as_ref().map(digest)),
         keepalive: wireguard.keepalive,
-        initiate,
+        initiate: false,
+        begin: false,
     }
 }
 

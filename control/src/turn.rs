@@ -125,6 +125,8 @@ pub struct Turn {
     next_rebuild: Duration,
     /// What IKE has settled, by tunnel name.
     negotiated: BTreeMap<String, Negotiated>,
+    /// Where the last core heard WireGuard's peers that have no address in the configuration, by tunnel name.
+    found: BTreeMap<String, SocketAddr>,
     /// What BGP has learned.
     learned: learned::Table,
     /// Links of routes and neighbors that are up.
@@ -253,6 +255,7 @@ impl Turn {
             needs_rebuild: false,
             next_rebuild: Duration::ZERO,
             negotiated: BTreeMap::new(),
+            found: BTreeMap::new(),
             learned: learned::Table::new(),
             links: BTreeSet::new(),
             bfd: bfd::Sessions::default(),
@@ -459,6 +462,7 @@ impl Turn {
         self.memory.outer.retain(|name, _| by_name.contains_key(name));
         self.memory.drained.retain(|name| by_name.contains_key(name));
         self.memory.yielding.retain(|name, _| by_name.contains_key(name));
+        self.found.retain(|name, _| by_name.contains_key(name));
         self.learned.configure(&config);
         self.learned.set_links(&config, &self.links);
         self.offer_changes += 1;
@@ -481,6 +485,7 @@ impl Turn {
                 numbers: &self.numbers,
                 refused: &refused,
                 negotiated: &self.negotiated,
+                found: &self.found,
                 yielding: &self.memory.yielding,
                 learned: &learned,
             },

@@ -276,7 +276,7 @@ impl Identities {
             check,
             tunn: Mutex::new(tunn),
             up: AtomicBool::new(false),
-            wanted: AtomicBool::new(false),
+            wanted: AtomicBool::new(settings.begin),
             initiated: AtomicBool::new(false),
             unanswered: AtomicU32::new(0),
             handshakes: AtomicU64::new(0),

@@ -26,6 +26,7 @@ fn settings(ours: u8, peer: u8, preshared: Option<u8>) -> WireGuard {
         preshared_key: preshared.map(|byte| SecretKey::new(vec![byte; 32])),
         keepalive: None,
         initiate: false,
+        begin: false,
     }
 }
 
@@ -272,6 +273,15 @@ fn a_tunnel_that_is_to_have_a_session_asks_for_it_as_long_as_it_is_reachable() {
 }
 
 #[test]
+fn a_tunnel_that_is_to_begin_does_so_once() {
+    let settings = WireGuard { begin: true, ..settings(1, 2, None) };
+    let a = Identities::new(0).make(&settings, [0; 16], [1; 16], |_| false).unwrap();
+    let mut out = [0; MAX_HANDSHAKE];
+    assert_eq!(a.handle_timeout(true, &mut out), MAX_HANDSHAKE);
+    assert_eq!(a.handle_timeout(true, &mut out), 0);
+}
+
+#[test]
 fn indexes_are_unique_and_identities_shared() {
     let identities = Identities::new(0x00FF_FFFF);
     let make = |ours: u8, theirs| {
@@ -314,14 +324,4 @@ proptest::proptest! {
             Err(_) => {}
         }
     }
-}
-
-#[test]
-fn zz_sizes() {
-    eprintln!("peer {} tunn {}", size_of::<Peer>(), size_of::<Tunn>());
-    eprintln!(
-        "tunnel {} live {}",
-        size_of::<crate::tables::Tunnel>(),
-        size_of::<crate::tables::TunnelLive>()
-    );
 }

@@ -63,6 +63,7 @@ fn keys(side: Side, peer: Side, tunnel: TunnelId) -> Op {
         preshared_key: None,
         keepalive: None,
         initiate: false,
+        begin: false,
     })
 }
 

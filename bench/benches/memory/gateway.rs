@@ -314,6 +314,7 @@ fn keys(side: Side, tunnel: TunnelId) -> Op {
         preshared_key: None,
         keepalive: None,
         initiate: false,
+        begin: false,
     })
 }
 

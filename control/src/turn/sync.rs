@@ -149,14 +149,17 @@ impl Turn {
         let adopted = adopted.len();
         let exhausted: BTreeSet<TunnelId> =
             hello.sas.iter().filter(|sa| sa.stopped).map(|sa| sa.tunnel).collect();
-        for runtime in &mut self.tunnels {
+        for (tunnel, runtime) in self.config.tunnels.iter().zip(&mut self.tunnels) {
             runtime.offer = Offer::Masked;
             runtime.draining = false;
             runtime.unexplained = false;
             runtime.health.handle_hello(now);
             if before != Some(hello.boot) {
                 runtime.health.handle_new_core(now);
-                runtime.heard_from = None;
+                let remote = runtime.heard_from.take();
+                if let Some(remote) = remote.filter(|_| tunnel.wireguard().is_some()) {
+                    self.found.insert(tunnel.name.clone(), remote);
+                }
             }
             runtime.ike = IkeState::default();
             runtime.session = Session::Unknown;
@@ -654,6 +657,7 @@ fn wireguard(config: &Config, tunnel: TunnelId, spec: &WireGuardSpec) -> WireGua
         preshared_key: keys.and_then(|keys| keys.preshared_key.as_ref()).map(material),
         keepalive: spec.keepalive,
         initiate: spec.initiate,
+        begin: spec.begin,
     }
 }
 

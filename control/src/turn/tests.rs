@@ -907,3 +907,43 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_new_core_is_told_where_the_last_one_heard_peers_without_an_address() {
+    let tunnel = |name: &str, fill: char, more: &str| {
+        let key = |fill: char| format!("{}=", fill.to_string().repeat(43));
+        format!(
+            "[[tunnel]]\nname = \"{name}\"\ntype = \"wireguard\"\nlocal = \"192.0.2.9\"\n{more}\
+             role = \"respond\"\ninside = \"10.8.0.{}/32\"\n[tunnel.wireguard]\nprivate-key = \"{}\"\n\
+             peer-public-key = \"{}\"\n",
+            fill as u8 - b'A',
+            key('E'),
+            key(fill),
+        )
+    };
+    let more = [tunnel("road", 'I', ""), tunnel("site", 'M', "remote = \"203.0.113.9\"\n")].concat();
+    let mut rig = Rig::with_text(&more);
+    rig.settle_for(5);
+    let remote: SocketAddr = "198.51.100.7:4711".parse().unwrap();
+    let of_site: SocketAddr = "203.0.113.9:51820".parse().unwrap();
+    for name in ["road", "site"] {
+        let tunnel = rig.id(name).unwrap();
+        rig.event(Event::Core(CoreEvent::EndpointMoved { tunnel, remote }));
+    }
+    for _ in 0..2 {
+        rig.kill_core();
+        rig.finish_plan(true);
+        rig.connect();
+        let ops =
+            |rig: &Rig| rig.to_core.iter().flat_map(|sent| &sent.ops).map(|op| format!("{op:?}")).collect();
+        let ops: Vec<String> = ops(&rig);
+        let begin = ops.iter().filter(|op| op.contains("PutWireGuard")).map(|op| op.contains("begin: true"));
+        assert_eq!(begin.collect::<Vec<_>>(), [true, false], "{ops:?}");
+        rig.settle_for(5);
+        let remotes = ["road", "site"].map(|name| {
+            let mut reader = rig.core.as_ref().unwrap().reader();
+            reader.enter().tunnel(rig.id(name).unwrap()).unwrap().live.remote()
+        });
+        assert_eq!(remotes, [Some(remote), Some(of_site)]);
+    }
+}

@@ -44,4 +44,4 @@ pub use secret::SecretKey;
 pub use suite::Suite;
 
 /// Version of everything in this crate; a difference refuses the connection.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;

@@ -308,6 +308,9 @@ pub struct WireGuard {
     /// A session is made whenever there is none, for as long as the peer's address is known; else only when there
     /// is something to send.
     pub initiate: bool,
+    /// A session is made at once, but only once: the peer may have one with the core before this one, and would not
+    /// notice for long that it is gone. Of no account for keys that are there.
+    pub begin: bool,
 }
 
 /// A member of a group.

@@ -14,6 +14,7 @@ fn wireguard(id: u32, private: u8, peer: u8) -> Op {
         preshared_key: None,
         keepalive: None,
         initiate: false,
+        begin: false,
     })
 }
 

@@ -1,5 +1,6 @@
 //! People on the road: `braid client`, and what Debian's wireguard-go makes of the configurations it prints.
 
+use crate::kernel::kill_part;
 use crate::pair::START;
 use braid_netns::gateway::Gateway;
 use braid_netns::runner::{Outcome, Scenario};
@@ -9,8 +10,12 @@ use braid_netns::wireguard::{Implementation, Keys, MTU, Wireguard};
 use braid_netns::{Netns, Ran, Result, Topology, retry_until};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-pub(crate) const ALL: &[Scenario] = &[("clients::come_and_go", come_and_go)];
+pub(crate) const ALL: &[Scenario] = &[
+    ("clients::come_and_go", come_and_go),
+    ("clients::a_new_core_calls_those_of_the_last", a_new_core_calls_those_of_the_last),
+];
 
 /// Where they call from.
 const ROAD: [&str; 2] = ["203.0.113.1", "203.0.113.2"];
@@ -98,6 +103,44 @@ fn come_and_go() -> Outcome {
     assert_eq!(ping(&road, SERVER, &Pings::default())?.rtt_ms.len(), 0, "a removed client is still let in");
     let unknown = client(&hub, &["remove", "alice"])?;
     assert_eq!((unknown.status.code(), unknown.stderr.contains("there is none")), (Some(1), true));
+    Ok(())
+}
+
+/// A client that only sends would notice after fifteen seconds (whitepaper section 6.5) that the gateway has lost its
+/// session, and the gateway has no address of it.
+fn a_new_core_calls_those_of_the_last() -> Outcome {
+    let topology = Topology::builder().build()?;
+    let key = Keys::generate(&topology.gateway_a)?.private;
+    let text = format!(
+        "[gateway]\nname = \"hub\"\nsource = \"{GATEWAY_A}\"\n\
+         [clients]\nnetwork = \"10.8.0.0/24\"\nlocal = \"{}\"\nprivate-key = \"{key}\"\n\
+         reach = [\"{NET_A}\"]\nkeepalive = \"off\"\n",
+        topology.paths[0].a,
+    );
+    let mut hub = Gateway::start(&topology.gateway_a, &text)?;
+    let road = road(&topology)?;
+    let alice = added(&hub, "alice")?;
+    let _connected = connect(&road, &alice)?;
+    let answered = || {
+        let one = Pings { count: 1, ..Pings::default() };
+        match ping(&road, CLIENT, &one) {
+            Ok(result) if !result.rtt_ms.is_empty() => Ok(()),
+            Ok(_) => Err("no answer".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    };
+    retry_until("the first answer", START, answered)?;
+    // The core says so within a second.
+    hub.process().wait_for_output("tunnel alice: the peer is now at", START)?;
+    for _ in 0..2 {
+        kill_part(&topology.gateway_a, "braid-dataplane")?;
+        let killed = Instant::now();
+        retry_until("traffic after the core's death", START, answered)?;
+        // The aim is a second; a ping that fell into it waits for one more, and a message that came too early is sent
+        // again after five.
+        let took = killed.elapsed();
+        assert!(took < Duration::from_secs(8), "{took:?}");
+    }
     Ok(())
 }
 
