@@ -19,6 +19,7 @@ mod reports;
 mod session;
 pub(crate) mod unreachable;
 pub(crate) mod uplinks;
+mod voters;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -190,7 +190,7 @@ fn what_is_put_again_goes_on_and_another_interval_is_agreed_on() {
     let mut pair = Pair::new(&[false]);
     pair.run(3000 * MS);
     let key = Key { tunnel: TUNNEL, v6: false };
-    let before = pair.sides[0].bfd.sessions.get(&key).unwrap().discriminator();
+    let before = pair.sides[0].bfd.voters.get(&key).unwrap().1.discriminator();
     let wanted = session(1, false);
     pair.sides[0].configure(&[wanted], pair.now);
     pair.run(4000 * MS);
@@ -199,7 +199,7 @@ fn what_is_put_again_goes_on_and_another_interval_is_agreed_on() {
     let stats = pair.sides.each_ref().map(|side| side.bfd.stats(key).unwrap());
     assert_eq!(stats.map(|stats| stats.interval), [4 * INTERVAL; 2]);
     assert_eq!(stats.map(|stats| stats.detection), [3 * 4 * INTERVAL, 5 * 4 * INTERVAL]);
-    assert_eq!(pair.sides[0].bfd.sessions.get(&key).unwrap().discriminator(), before);
+    assert_eq!(pair.sides[0].bfd.voters.get(&key).unwrap().1.discriminator(), before);
     for side in &pair.sides {
         assert_eq!(side.verdicts(), [Verdict::Up]);
     }
@@ -250,7 +250,7 @@ fn one_family_that_is_down_takes_the_tunnel_out_and_both_bring_it_back() {
     pair.run(3000 * MS);
     assert_eq!(pair.sides[0].verdicts(), [Verdict::Up]);
     // The other end gives one of them up without a word.
-    pair.sides[1].bfd.remove(Key { tunnel: TUNNEL, v6: true });
+    pair.sides[1].bfd.voters.remove(Key { tunnel: TUNNEL, v6: true });
     for side in &mut pair.sides {
         // Packets for a session that is gone are refused: here they are not even delivered.
         side.heard = None;
@@ -283,7 +283,7 @@ fn a_packet_from_further_away_is_discarded() {
     let key = Key { tunnel: TUNNEL, v6: false };
     let mut random = || 1;
     let mut outcome = Outcome::default();
-    pair.sides[1].bfd.sessions.disable(&key);
+    pair.sides[1].bfd.voters.leave(key, pair.now);
     pair.sides[1].bfd.drain(pair.now, &mut random, &mut outcome);
     let packet = pair.sides[1].carry(key, &outcome.packets[0].1).expect("of the session");
     let mut far = packet;

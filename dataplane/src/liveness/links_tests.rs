@@ -2,6 +2,11 @@
 
 use std::net::Ipv4Addr;
 
+use std::time::Duration;
+
+use braid_api::Verdict;
+use braid_bfd::packet::LENGTH;
+
 use super::*;
 
 const MS: u64 = 1_000_000;
