@@ -6,7 +6,7 @@
 //! many routes change.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -52,29 +52,34 @@ pub(super) fn start(mut notice: impl FnMut() -> bool + Send + 'static) -> io::Re
     let pending = Pending::default();
     let flag = Arc::clone(&pending.0);
     thread::Builder::new().name("kernel-watch".to_owned()).spawn(move || {
-        let mut buffer = vec![0; netlink::BUFFER_LEN];
-        let mut receiver = netlink::Receiver::default();
-        loop {
-            netlink::wait(&socket, None);
-            let concerns = match receiver.receive(socket.as_fd(), &mut buffer) {
-                Ok(Some(len)) => may_concern_us(&buffer[..len]),
-                // What was lost may have been about us.
-                Ok(None) => true,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
-                Err(error) => {
-                    tracing::warn!("cannot watch routes and rules any more: {error}");
-                    return;
-                }
-            };
-            if concerns && !flag.swap(true, Ordering::SeqCst) {
-                thread::sleep(SETTLE);
-                if !notice() {
-                    return;
-                }
-            }
+        if let Err(error) = watch(&socket, &flag, &mut notice) {
+            tracing::warn!("cannot watch routes and rules any more: {error}");
         }
     })?;
     Ok(pending)
+}
+
+fn watch(socket: &OwnedFd, flag: &AtomicBool, notice: &mut impl FnMut() -> bool) -> io::Result<()> {
+    let mut buffer = vec![0; netlink::BUFFER_LEN];
+    let mut receiver = netlink::Receiver::default();
+    loop {
+        let concerns = match receiver.receive(socket.as_fd(), &mut buffer) {
+            Ok(Some(len)) => may_concern_us(&buffer[..len]),
+            // What was lost may have been about us.
+            Ok(None) => true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                netlink::wait(socket, None);
+                false
+            }
+            Err(error) => return Err(error),
+        };
+        if concerns && !flag.swap(true, Ordering::SeqCst) {
+            thread::sleep(SETTLE);
+            if !notice() {
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// Whether a datagram of notifications tells of a removal that may be ours.
@@ -109,6 +114,8 @@ fn is_tun_down(body: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     fn message(kind: u16, body: &[u8]) -> Vec<u8> {
@@ -119,6 +126,21 @@ mod tests {
         bytes.extend(body);
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes
+    }
+
+    #[test]
+    fn notices_that_were_lost_are_told_of() {
+        use rustix::net::{SendFlags, netlink::SocketAddrNetlink, sendto};
+        let socket = netlink::subscribe(GROUPS).unwrap();
+        // The kernel refuses each, and refusals fill the socket as notices do.
+        let mut question = message(u16::MAX, &[]);
+        question[6] = 1; // NLM_F_REQUEST
+        for _ in 0..10_000 {
+            sendto(&socket, &question, SendFlags::DONTWAIT, &SocketAddrNetlink::new(0, 0)).unwrap();
+        }
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || watch(&socket, &AtomicBool::new(false), &mut || tell.send(()).is_err()));
+        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(()));
     }
 
     #[test]
