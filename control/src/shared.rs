@@ -1,8 +1,16 @@
 //! Values that many share, known by small numbers.
 
+use std::collections::BTreeMap;
+
 /// Values, each with how often it is used. The numbers of those that are used no more are given again.
 #[derive(Debug)]
-pub(crate) struct Shared<T>(Vec<Slot<T>>);
+pub(crate) struct Shared<T> {
+    slots: Vec<Slot<T>>,
+    numbers: BTreeMap<T, usize>,
+    free: Vec<usize>,
+    /// Numbers that were used no more at some time since [`Shared::free_unused`].
+    unused: Vec<usize>,
+}
 
 #[derive(Debug)]
 struct Slot<T> {
@@ -13,56 +21,89 @@ struct Slot<T> {
 
 impl<T> Default for Shared<T> {
     fn default() -> Self {
-        Shared(Vec::new())
+        Shared { slots: Vec::new(), numbers: BTreeMap::new(), free: Vec::new(), unused: Vec::new() }
     }
 }
 
-impl<T: Clone + PartialEq> Shared<T> {
-    /// One use more of a value: its number, and whether that is new. There are few of them.
+impl<T: Clone + Ord> Shared<T> {
+    /// One use more of a value: its number, and whether that is new.
     pub(crate) fn take(&mut self, value: &T) -> (usize, bool) {
-        let slots = &mut self.0;
-        if let Some(index) = slots.iter().position(|slot| slot.value.as_ref() == Some(value)) {
-            slots[index].uses += 1;
+        if let Some(&index) = self.numbers.get(value) {
+            self.slots[index].uses += 1;
             return (index, false);
         }
         let slot = Slot { value: Some(value.clone()), uses: 1 };
-        match slots.iter().position(|slot| slot.value.is_none()) {
+        let index = match self.free.pop() {
             Some(index) => {
-                slots[index] = slot;
-                (index, true)
+                self.slots[index] = slot;
+                index
             }
             None => {
-                slots.push(slot);
-                (slots.len() - 1, true)
+                self.slots.push(slot);
+                self.slots.len() - 1
             }
-        }
+        };
+        self.numbers.insert(value.clone(), index);
+        (index, true)
     }
 
     /// One use less. A number that is not used any more is free only with [`Shared::free_unused`], until when its
     /// value may be taken again.
     pub(crate) fn release(&mut self, index: usize) {
-        if let Some(slot) = self.0.get_mut(index) {
+        if let Some(slot) = self.slots.get_mut(index) {
             slot.uses -= 1;
+            if slot.uses == 0 {
+                self.unused.push(index);
+            }
         }
     }
 
     /// Frees the numbers of values that are not used, and yields both.
     pub(crate) fn free_unused(&mut self) -> Vec<(usize, T)> {
-        let unused = self.0.iter_mut().enumerate().filter(|(_, slot)| slot.uses == 0);
-        unused.filter_map(|(index, slot)| Some((index, slot.value.take()?))).collect()
+        let mut freed = Vec::new();
+        for index in core::mem::take(&mut self.unused) {
+            let slot = &mut self.slots[index];
+            let Some(value) = slot.value.take_if(|_| slot.uses == 0) else { continue };
+            if self.numbers.get(&value) == Some(&index) {
+                self.numbers.remove(&value);
+            }
+            self.free.push(index);
+            freed.push((index, value));
+        }
+        freed
+    }
+
+    /// How many values have a number.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// The number of a value, if it has one.
+    pub(crate) fn number(&self, value: &T) -> Option<usize> {
+        self.numbers.get(value).copied()
     }
 
     pub(crate) fn get(&self, index: usize) -> Option<&T> {
-        self.0.get(index)?.value.as_ref()
+        self.slots.get(index)?.value.as_ref()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
-        self.0.iter().enumerate().filter_map(|(index, slot)| Some((index, slot.value.as_ref()?)))
+        self.slots.iter().enumerate().filter_map(|(index, slot)| Some((index, slot.value.as_ref()?)))
     }
 
-    /// Values may be changed in place, for all who use them; two may become equal.
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut T)> {
-        self.0.iter_mut().enumerate().filter_map(|(index, slot)| Some((index, slot.value.as_mut()?)))
+    /// Changes values in place, for all who use them; `change` says whether it did. Two may become equal.
+    pub(crate) fn change(&mut self, mut change: impl FnMut(usize, &mut T) -> bool) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let Some(value) = &mut slot.value else { continue };
+            let before = value.clone();
+            if !change(index, value) {
+                continue;
+            }
+            if self.numbers.get(&before) == Some(&index) {
+                self.numbers.remove(&before);
+            }
+            self.numbers.entry(value.clone()).or_insert(index);
+        }
     }
 }
 
@@ -83,11 +124,29 @@ mod tests {
         // Not yet free.
         assert_eq!((shared.take(&"c"), shared.take(&"a")), ((2, true), (0, false)));
         shared.release(0);
-        assert_eq!((shared.free_unused(), shared.get(0)), (vec![(0, "a")], None));
-        assert_eq!((shared.take(&"d"), shared.get(0)), ((0, true), Some(&"d")));
-        for (_, value) in shared.iter_mut() {
-            *value = "e";
+        assert_eq!((shared.free_unused(), shared.get(0), shared.len()), (vec![(0, "a")], None, 2));
+        assert_eq!((shared.take(&"d"), shared.get(0), shared.number(&"a")), ((0, true), Some(&"d"), None));
+    }
+
+    #[test]
+    fn values_that_became_equal_are_freed_one_by_one() {
+        let mut shared = Shared::default();
+        for value in ["a", "b", "c"] {
+            shared.take(&value);
         }
-        assert_eq!((shared.take(&"e"), shared.iter().count()), ((0, false), 3));
+        shared.change(|index, value| {
+            let concerned = index != 2;
+            if concerned {
+                *value = "d";
+            }
+            concerned
+        });
+        let numbers = ["a", "b", "c", "d"].map(|value| shared.number(&value));
+        assert_eq!(numbers, [None, None, Some(2), Some(0)]);
+        shared.release(0);
+        assert_eq!((shared.free_unused(), shared.number(&"d"), shared.len()), (vec![(0, "d")], None, 2));
+        shared.release(1);
+        assert_eq!((shared.take(&"d"), shared.free_unused()), ((0, true), vec![(1, "d")]));
+        assert_eq!(shared.number(&"d"), Some(0));
     }
 }

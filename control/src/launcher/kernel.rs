@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use braid_api::launcher::{KernelPlan, NextHop, RouteChanges};
 use braid_dataplane::io::tun::{self, OpenError, OpenedTun};
+use rustix::io::Errno;
 
 use super::error::{PlanError, invalid_prefix};
 use super::layout::{Layout, SLOTS, Step, steps, table_of};
-use super::learned::{self, Learned, Way};
+use super::learned::{self, Learned, MAX_OVER_LINKS, Way};
 use super::netlink::{LinkSettings, Netlink};
 use super::run_dir::{Record, RunDir};
 use super::slot::{NamespaceLock, Slot};
@@ -57,6 +58,8 @@ pub(super) struct Kernel {
     learned_on: u64,
     /// Next hops that the kernel did not take: there are no routes by them.
     missing: BTreeSet<u32>,
+    /// That there are too many was told.
+    told_of_many: bool,
 }
 
 /// What an attempt has done so far.
@@ -85,6 +88,7 @@ impl Kernel {
             adopted: false,
             learned_on: 0,
             missing: BTreeSet::new(),
+            told_of_many: false,
         })
     }
 
@@ -153,6 +157,14 @@ impl Kernel {
         self.run_learned(&withdrawn);
         let known = self.learned.known_to_layout();
         let (add, remove) = self.learned.change(changes);
+        if let Some(prefix) = self.learned.take_refused()
+            && !std::mem::replace(&mut self.told_of_many, true)
+        {
+            tracing::warn!(
+                "{prefix} is not routed over its link, nor are others: more than {MAX_OVER_LINKS} next hops were \
+                 learned; limit what the neighbor may send"
+            );
+        }
         self.run_learned(&add);
         // Rules follow what is captured, and what is protected within a learned prefix is routed there.
         let result = match self.learned.known_to_layout() == known {
@@ -183,15 +195,23 @@ impl Kernel {
         for step in steps {
             match step {
                 learned::Step::PutNextHop(id, next_hop) => self.put_next_hop(*id, next_hop),
-                learned::Step::RemoveNextHop(id) => {
-                    self.missing.remove(id);
-                    if let Err(error) = self.netlink.remove_next_hop(*id) {
-                        tracing::error!("cannot remove next hop {id}: {error}");
-                    }
-                }
-                learned::Step::Put(_) | learned::Step::Remove(_) => {}
+                learned::Step::RemoveNextHop(_) | learned::Step::Put(_) | learned::Step::Remove(_) => {}
             }
         }
+        self.run_routes(steps);
+        // One that has no routes any more goes without a walk through all of the kernel's.
+        for step in steps {
+            // Of what the kernel did not take the number may be another program's.
+            if let learned::Step::RemoveNextHop(id) = step
+                && !self.missing.remove(id)
+                && let Err(error) = self.netlink.remove_next_hop(*id)
+            {
+                tracing::error!("cannot remove next hop {id}: {error}");
+            }
+        }
+    }
+
+    fn run_routes(&mut self, steps: &[learned::Step]) {
         let missing = |id: &u32| self.missing.contains(id);
         let possible = |step: &&learned::Step| match step {
             learned::Step::Put(learned::Route { way: Way::NextHop(id), .. }) => !missing(id),
@@ -220,8 +240,10 @@ impl Kernel {
         match self.netlink.put_next_hop(id, next_hop) {
             Ok(()) => drop(self.missing.remove(&id)),
             Err(error) => {
-                self.missing.insert(id);
-                tracing::warn!("the kernel refuses {gateway} on {interface} as a next hop: {error}");
+                let is_news = self.missing.insert(id);
+                if is_news && !super::netlink::is(&error, Errno::OPNOTSUPP) {
+                    tracing::warn!("the kernel refuses {gateway} on {interface} as a next hop: {error}");
+                }
             }
         }
     }
@@ -339,13 +361,9 @@ impl Kernel {
     fn change(&mut self, dir: &RunDir, plan: &KernelPlan, attempt: &mut Attempt) -> Result<(), PlanError> {
         let ipv6 = sysctl::has_ipv6();
         let slot = self.claim_and_set_sysctls(dir, plan, attempt)?;
-        if !std::mem::replace(&mut self.adopted, true) {
-            // Nobody knows whether what they lead to still forwards.
-            for id in self.netlink.next_hops(slot).map_err(kernel("reading next hops"))? {
-                self.netlink.remove_next_hop(id).map_err(kernel("removing next hops"))?;
-            }
-            let left = self.netlink.learned_unreachable(slot).map_err(kernel("reading learned routes"))?;
-            self.learned.adopt(slot, left);
+        if !self.adopted {
+            self.adopt(slot)?;
+            self.adopted = true;
         }
         let (before, after) = self.learned.relocate(slot, plan);
         let index = self.device.as_ref().map_or(0, |device| device.index);
@@ -373,6 +391,25 @@ impl Kernel {
             let again = self.learned.again();
             self.run_learned(&again);
         }
+        Ok(())
+    }
+
+    /// Takes over what a killed run had learned.
+    fn adopt(&mut self, slot: u8) -> Result<(), PlanError> {
+        match self.netlink.next_hops(slot) {
+            // Nobody knows whether what they lead to still forwards.
+            Ok(ids) => {
+                for id in ids {
+                    self.netlink.remove_next_hop(id).map_err(kernel("removing next hops"))?;
+                }
+            }
+            Err(error) if super::netlink::is(&error, Errno::OPNOTSUPP) => tracing::warn!(
+                "learned routes over links stay out of the kernel: it has no next-hop objects; Linux 5.3 has"
+            ),
+            Err(error) => return Err(kernel("reading next hops")(error)),
+        }
+        let left = self.netlink.learned_unreachable(slot).map_err(kernel("reading learned routes"))?;
+        self.learned.adopt(slot, left);
         Ok(())
     }
 

@@ -109,6 +109,8 @@ struct Held {
 }
 
 const STALE: u16 = u16::MAX;
+/// So many ways over links at most, that all have numbers, and those into the device have room.
+pub(super) const MAX_OVER_LINKS: usize = 1 << 15;
 
 /// All of them.
 #[derive(Debug, Default)]
@@ -119,6 +121,8 @@ pub(super) struct Learned {
     peers: BTreeSet<IpAddr>,
     protect: BTreeSet<IpNet>,
     slot: u8,
+    /// There was no number any more for its way over a link.
+    refused: Option<IpNet>,
 }
 
 impl Learned {
@@ -138,11 +142,13 @@ impl Learned {
     /// These next hops have failed: steps that take them from all routes, at no cost for each.
     pub(super) fn withdraw(&mut self, failed: &[NextHop]) -> Vec<Step> {
         let mut steps = Vec::new();
-        for (index, via) in self.vias.iter_mut() {
-            if via.link.take_if(|link| failed.contains(link)).is_some() {
+        self.vias.change(|index, via| {
+            let gone = via.link.take_if(|link| failed.contains(link)).is_some();
+            if gone {
                 steps.push(Step::RemoveNextHop(next_hop::id(self.slot, index as u16)));
             }
-        }
+            gone
+        });
         steps
     }
 
@@ -174,9 +180,18 @@ impl Learned {
     }
 
     fn put(&mut self, prefix: IpNet, via: &LearnedVia, add: &mut Vec<Step>, remove: &mut Vec<Step>) {
+        if via.link.is_some() && self.vias.number(via).is_none() && self.vias.len() >= MAX_OVER_LINKS {
+            self.refused.get_or_insert(prefix);
+            // What is behind the link carries, or nothing does.
+            match via.device {
+                Some(_) => self.put(prefix, &LearnedVia { link: None, ..*via }, add, remove),
+                None => self.remove(prefix, remove),
+            }
+            return;
+        }
         let (index, is_new) = self.vias.take(via);
         let Some(number) = u16::try_from(index).ok().filter(|number| *number != STALE) else {
-            // There are few; more than fit are refused.
+            // Ways into the device are few.
             self.vias.release(index);
             return;
         };
@@ -202,6 +217,11 @@ impl Learned {
             remove.extend(self.held_routes(prefix, held).into_iter().rev().map(Step::Remove));
             self.vias.release(held.via.into());
         }
+    }
+
+    /// The first prefix since the last call whose way over a link was one too many.
+    pub(super) fn take_refused(&mut self) -> Option<IpNet> {
+        self.refused.take()
     }
 
     /// Steps that remove the next hops that no route has any more.

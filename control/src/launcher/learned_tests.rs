@@ -7,7 +7,9 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::layout::{DEVICE_METRIC, MAIN, SLOTS, WORST_METRIC, table_of};
-use super::learned::{Learned, Step, Way, link_metric, metric, slot_of_metric, unreachable_metric};
+use super::learned::{
+    Learned, MAX_OVER_LINKS, Step, Way, link_metric, metric, slot_of_metric, unreachable_metric,
+};
 
 fn net(text: &str) -> IpNet {
     text.parse().unwrap()
@@ -416,4 +418,47 @@ proptest! {
         kernel.run(learned.clear());
         prop_assert_eq!(kernel, Kernel::default());
     }
+}
+
+#[test]
+fn one_way_over_a_link_too_many_is_refused_and_what_is_behind_it_carries() {
+    let (mut learned, mut kernel) = (Learned::default(), Kernel::default());
+    learned.relocate(1, &plan(&[]));
+    let host = |index: usize| [11, (index >> 14) as u8, (index >> 6) as u8, (index << 2) as u8];
+    let prefix = |index: usize| IpNet::new(host(index).into(), 30).unwrap();
+    let via = |index: usize, device| LearnedVia {
+        link: Some(NextHop { gateway: host(index).into(), interface: "lan0".to_owned() }),
+        device,
+    };
+    let puts = |range: core::ops::Range<usize>, device| RouteChanges {
+        put: range.map(|index| RoutePut { prefix: prefix(index), via: via(index, device) }).collect(),
+        ..RouteChanges::default()
+    };
+    apply(&mut learned, &mut kernel, puts(0..MAX_OVER_LINKS, None));
+    assert_eq!((kernel.next_hops.len(), learned.take_refused()), (MAX_OVER_LINKS, None));
+    let last = MAX_OVER_LINKS;
+    apply(&mut learned, &mut kernel, puts(last..last + 1, Some(INTO)));
+    apply(&mut learned, &mut kernel, puts(last + 1..last + 2, None));
+    assert_eq!(kernel.next_hops.len(), MAX_OVER_LINKS);
+    let ways = |kernel: &Kernel, index| kernel.ways(&prefix(index).to_string());
+    assert_eq!(ways(&kernel, last), [(MAIN, To::Device), (MAIN, To::Unreachable)]);
+    assert_eq!(ways(&kernel, last + 1), []);
+    assert_eq!((learned.take_refused(), learned.take_refused()), (Some(prefix(last)), None));
+    // One that has a number may have more prefixes, and who had one may not keep what is no longer so.
+    apply(
+        &mut learned,
+        &mut kernel,
+        RouteChanges {
+            put: vec![
+                RoutePut { prefix: prefix(last + 1), via: via(0, None) },
+                RoutePut { prefix: prefix(1), via: via(last, None) },
+            ],
+            ..RouteChanges::default()
+        },
+    );
+    assert_eq!(ways(&kernel, last + 1).len(), 1);
+    assert_eq!((ways(&kernel, 1), kernel.next_hops.len()), (vec![], MAX_OVER_LINKS - 1));
+    kernel.run(learned.clear());
+    assert_eq!(kernel, Kernel::default());
+    assert!(learned.is_empty());
 }

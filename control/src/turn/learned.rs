@@ -236,8 +236,12 @@ impl Table {
 
     /// The launcher is to take these next hops from all routes.
     fn withdraw(&mut self, is_lost: impl Fn(&Link) -> bool) {
-        let links = self.vias.iter_mut().map(|(_, via)| &mut via.link);
-        self.withdrawn.extend(links.filter_map(|link| link.take_if(|link| is_lost(link))));
+        self.vias.change(|_, via| {
+            let lost = via.link.take_if(|link| is_lost(link));
+            let changed = lost.is_some();
+            self.withdrawn.extend(lost);
+            changed
+        });
     }
 
     /// Learned ways by these links may be used again, where BGP has not chosen others meanwhile.

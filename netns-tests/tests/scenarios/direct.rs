@@ -24,6 +24,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("direct::a_router_on_a_link_before_tunnels", a_router_on_a_link_before_tunnels),
     ("direct::bfd_on_a_link_with_frr", bfd_on_a_link_with_frr),
     ("direct::bfd_on_a_link_between_two_gateways", bfd_on_a_link_between_two_gateways),
+    ("direct::the_next_hop_of_another_program_stays", the_next_hop_of_another_program_stays),
     ("direct::many_prefixes_leave_a_link_as_one", many_prefixes_leave_a_link_as_one),
 ];
 
@@ -202,6 +203,36 @@ fn a_static_route_over_a_link() -> Outcome {
     next.process().stop(SOON)?;
     assert_eq!(both(netns)?, (0, 0));
     Ok(())
+}
+
+/// It has the number that would be the gateway's first: there is no route by it then, but none of its own is lost.
+fn the_next_hop_of_another_program_stays() -> Outcome {
+    const ID: u32 = 0xb200_0000;
+    let setup = Setup { tunnels: 1, ..Setup::default() };
+    let topology = topology(1)?;
+    topology.gateway_a.ip(&format!("nexthop add id {ID} via {CLIENT} dev lan0"))?;
+    topology.gateway_a.ip(&format!("route add 198.18.0.0/24 nhid {ID}"))?;
+    let mut pair = Pair::start_edited(&setup, topology, |side, text| match side {
+        Side::A => behind_link(&patient(text), NET_B, FAR),
+        Side::B => patient(text),
+    })?;
+    pair.a.process().wait_for_output("refuses 10.9.0.2 on dx0 as a next hop", SOON)?;
+    // What stands behind the link carries.
+    let netns = pair.topology.gateway_a.clone();
+    assert_eq!(over_links(&netns)?.len(), 0);
+    assert_eq!(ping(&pair.topology.client, SERVER, &FEW)?.rtt_ms.len(), 5);
+    let stays = || -> Outcome {
+        assert!(netns.ip("nexthop show")?.contains(&format!("id {ID} via {CLIENT}")));
+        assert!(netns.ip("route show")?.contains("198.18.0.0/24"));
+        Ok(())
+    };
+    let plain = patient(setup.configuration(Side::A, &pair.topology.paths));
+    pair.a.write_configuration(&plain)?;
+    assert!(pair.a.braid(&["reload"])?.status.success());
+    until(&pair.a, "the tunnel", |status| carries(status, NET_B) == ["t0"])?;
+    stays()?;
+    pair.a.process().stop(SOON)?;
+    stays()
 }
 
 /// The far router announces the same prefix on the link and in the tunnel; the link is preferred.
