@@ -91,7 +91,7 @@ pub struct WireGuardSpec {
     pub keepalive: Option<u16>,
     /// We begin.
     pub initiate: bool,
-    /// We begin once, with a core that is new; of no account later.
+    /// We begin once: the peer had a session with the last core.
     pub begin: bool,
 }
 
@@ -121,7 +121,7 @@ pub struct Circumstances<'a> {
     pub refused: &'a BTreeSet<usize>,
     /// By tunnel name.
     pub negotiated: &'a BTreeMap<String, Negotiated>,
-    /// Where the last core heard WireGuard's peers that have no address in the configuration, by tunnel name.
+    /// Where the last core heard WireGuard's peers, of those that have no session with this one yet, by tunnel name.
     pub found: &'a BTreeMap<String, SocketAddr>,
     /// Names of tunnels that stand behind all others.
     pub yielding: &'a BTreeMap<String, i32>,
@@ -176,7 +176,8 @@ pub fn build(config: &Config, circumstances: &Circumstances<'_>) -> Desired {
         if let Some(negotiated) = circumstances.negotiated.get(&tunnel.name) {
             negotiated.apply(&mut entry);
         }
-        let found = circumstances.found.get(&tunnel.name).copied().filter(|_| tunnel.remote.is_none());
+        let calls = tunnel.remote.is_none() && tunnel.wireguard().is_some();
+        let found = circumstances.found.get(&tunnel.name).copied().filter(|_| calls);
         entry.remote = entry.remote.or(found);
         tables.tunnels.insert(id, entry);
         if let Keys::Manual(manual) = &tunnel.keys {

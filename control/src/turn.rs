@@ -125,7 +125,7 @@ pub struct Turn {
     next_rebuild: Duration,
     /// What IKE has settled, by tunnel name.
     negotiated: BTreeMap<String, Negotiated>,
-    /// Where the last core heard WireGuard's peers that have no address in the configuration, by tunnel name.
+    /// As [`Circumstances::found`].
     found: BTreeMap<String, SocketAddr>,
     /// What BGP has learned.
     learned: learned::Table,
@@ -437,8 +437,15 @@ impl Turn {
 
     /// Makes a configuration the current one; what runs under a name goes on.
     fn configure(&mut self, config: Arc<Config>, now: Duration) {
+        let peer = |tunnel: &crate::config::Tunnel| tunnel.wireguard().map(|keys| keys.peer_public_key);
         let mut running: BTreeMap<String, Runtime> = BTreeMap::new();
-        for (tunnel, runtime) in self.config.tunnels.iter().zip(self.tunnels.drain(..)) {
+        let peers: BTreeMap<&str, _> = config.tunnels.iter().map(|t| (t.name.as_str(), peer(t))).collect();
+        for (tunnel, mut runtime) in self.config.tunnels.iter().zip(self.tunnels.drain(..)) {
+            // Another peer is somewhere else.
+            if peers.get(tunnel.name.as_str()) != Some(&peer(tunnel)) {
+                runtime.heard_from = None;
+                self.found.remove(&tunnel.name);
+            }
             running.insert(tunnel.name.clone(), runtime);
         }
         self.deadlines.clear();
@@ -462,7 +469,6 @@ impl Turn {
         self.memory.outer.retain(|name, _| by_name.contains_key(name));
         self.memory.drained.retain(|name| by_name.contains_key(name));
         self.memory.yielding.retain(|name, _| by_name.contains_key(name));
-        self.found.retain(|name, _| by_name.contains_key(name));
         self.learned.configure(&config);
         self.learned.set_links(&config, &self.links);
         self.offer_changes += 1;

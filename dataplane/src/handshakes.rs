@@ -227,7 +227,8 @@ impl Handshakes {
         }
         // A control that has put it again does not know how it stands.
         self.known.insert(id, Known { local, peer: Arc::clone(peer), told: None });
-        self.tick_one(id);
+        // Thousands may have come at once, each of which has something to send.
+        self.next = Some(self.next.map_or(id, |next| next.min(id)));
     }
 
     fn forget(&mut self, id: TunnelId) {

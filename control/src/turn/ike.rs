@@ -292,11 +292,16 @@ impl Turn {
             return true;
         }
         let Some(id) = self.numbers.tunnels.get(&tunnel.name) else { return false };
-        let held = self.core.as_mut().and_then(|core| core.mirror.tunnels.get_mut(id));
-        for tunnel in held.into_iter().chain(self.desired.tables.tunnels.get_mut(id)) {
-            tunnel.remote = Some(remote);
-        }
+        self.note_remote(*id, Some(remote));
         false
+    }
+
+    /// What the core knows of a peer's address without being told is not put again.
+    pub(super) fn note_remote(&mut self, id: TunnelId, remote: Option<SocketAddr>) {
+        let held = self.core.as_mut().and_then(|core| core.mirror.tunnels.get_mut(&id));
+        for tunnel in held.into_iter().chain(self.desired.tables.tunnels.get_mut(&id)) {
+            tunnel.remote = remote;
+        }
     }
 
     pub(super) fn ike_applied(&mut self, steps: Vec<Step>, now: Duration) {

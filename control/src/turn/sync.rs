@@ -156,9 +156,11 @@ impl Turn {
             runtime.health.handle_hello(now);
             if before != Some(hello.boot) {
                 runtime.health.handle_new_core(now);
-                let remote = runtime.heard_from.take();
-                if let Some(remote) = remote.filter(|_| tunnel.wireguard().is_some()) {
-                    self.found.insert(tunnel.name.clone(), remote);
+                // Nobody else misses a session.
+                match (runtime.session, runtime.heard_from.take()) {
+                    (Session::Up, Some(remote)) => drop(self.found.insert(tunnel.name.clone(), remote)),
+                    (Session::Up, None) | (Session::Unknown, _) => {}
+                    (Session::None | Session::Lost, _) => drop(self.found.remove(&tunnel.name)),
                 }
             }
             runtime.ike = IkeState::default();
@@ -475,6 +477,12 @@ impl Turn {
                 };
                 runtime.unexplained &= !up;
                 self.touched.insert(index);
+                let name = self.config.tunnels.get(index).map(|tunnel| &tunnel.name).filter(|_| up);
+                if let Some(remote) = name.and_then(|name| self.found.remove(name)) {
+                    // Where it was called, or where it is said to be next.
+                    runtime.heard_from.get_or_insert(remote);
+                    self.note_remote(tunnel, None);
+                }
             }
             CoreEvent::SaLifetime { sa, hard } => {
                 let Some(core) = &self.core else { return };

@@ -392,8 +392,12 @@ impl Rig {
     fn check_core(&self) {
         let Some(core) = &self.core else { return };
         let (tunnels, sas, _) = core.summary();
+        let config = self.turn.config();
+        let is_wireguard = |name: &str| {
+            config.tunnels.iter().any(|tunnel| tunnel.name == name && tunnel.wireguard().is_some())
+        };
         for tunnel in tunnels {
-            if tunnel.state == TunnelState::Masked {
+            if tunnel.state == TunnelState::Masked || is_wireguard(&tunnel.name) {
                 continue;
             }
             for direction in [Direction::In, Direction::Out] {
@@ -908,21 +912,53 @@ proptest! {
     }
 }
 
-#[test]
-fn a_new_core_is_told_where_the_last_one_heard_peers_without_an_address() {
-    let tunnel = |name: &str, fill: char, more: &str| {
+/// `road` has no address in the configuration, and `site` has one.
+fn two_of_wireguard(key_of_road: char) -> String {
+    let tunnel = |name: &str, host: u8, peer: char, more: &str| {
         let key = |fill: char| format!("{}=", fill.to_string().repeat(43));
         format!(
             "[[tunnel]]\nname = \"{name}\"\ntype = \"wireguard\"\nlocal = \"192.0.2.9\"\n{more}\
-             role = \"respond\"\ninside = \"10.8.0.{}/32\"\n[tunnel.wireguard]\nprivate-key = \"{}\"\n\
+             role = \"respond\"\ninside = \"10.8.0.{host}/32\"\n[tunnel.wireguard]\nprivate-key = \"{}\"\n\
              peer-public-key = \"{}\"\n",
-            fill as u8 - b'A',
             key('E'),
-            key(fill),
+            key(peer),
         )
     };
-    let more = [tunnel("road", 'I', ""), tunnel("site", 'M', "remote = \"203.0.113.9\"\n")].concat();
-    let mut rig = Rig::with_text(&more);
+    let site = tunnel("site", 2, 'M', "remote = \"203.0.113.9\"\n");
+    [tunnel("road", 1, key_of_road, ""), site].concat()
+}
+
+/// Which of both a new core is to call, and where it takes them to be.
+fn called(rig: &mut Rig) -> ([bool; 2], [Option<SocketAddr>; 2]) {
+    rig.kill_core();
+    rig.finish_plan(true);
+    rig.connect();
+    let ops = rig.to_core.iter().flat_map(|sent| &sent.ops);
+    let begin: Vec<bool> = ops
+        .filter_map(|op| match op {
+            Op::PutWireGuard(keys) => Some(keys.begin),
+            _ => None,
+        })
+        .collect();
+    rig.settle_for(5);
+    (begin.try_into().unwrap(), remotes(rig))
+}
+
+fn remotes(rig: &Rig) -> [Option<SocketAddr>; 2] {
+    ["road", "site"].map(|name| {
+        let mut reader = rig.core.as_ref().unwrap().reader();
+        reader.enter().tunnel(rig.id(name).unwrap()).unwrap().live.remote()
+    })
+}
+
+fn session(rig: &mut Rig, name: &str, up: bool) {
+    let tunnel = rig.id(name).unwrap();
+    rig.event(Event::Core(CoreEvent::WireGuard { tunnel, up }));
+}
+
+#[test]
+fn a_new_core_calls_those_that_had_a_session_with_the_last() {
+    let mut rig = Rig::with_text(&two_of_wireguard('I'));
     rig.settle_for(5);
     let remote: SocketAddr = "198.51.100.7:4711".parse().unwrap();
     let of_site: SocketAddr = "203.0.113.9:51820".parse().unwrap();
@@ -930,20 +966,43 @@ fn a_new_core_is_told_where_the_last_one_heard_peers_without_an_address() {
         let tunnel = rig.id(name).unwrap();
         rig.event(Event::Core(CoreEvent::EndpointMoved { tunnel, remote }));
     }
+    // They were heard, and are gone.
+    session(&mut rig, "road", false);
+    assert_eq!(called(&mut rig), ([false, false], [None, Some(of_site)]));
+    let tunnel = rig.id("road").unwrap();
+    rig.event(Event::Core(CoreEvent::EndpointMoved { tunnel, remote }));
+    session(&mut rig, "road", true);
+    // The second dies before it has heard anything.
     for _ in 0..2 {
-        rig.kill_core();
-        rig.finish_plan(true);
-        rig.connect();
-        let ops =
-            |rig: &Rig| rig.to_core.iter().flat_map(|sent| &sent.ops).map(|op| format!("{op:?}")).collect();
-        let ops: Vec<String> = ops(&rig);
-        let begin = ops.iter().filter(|op| op.contains("PutWireGuard")).map(|op| op.contains("begin: true"));
-        assert_eq!(begin.collect::<Vec<_>>(), [true, false], "{ops:?}");
-        rig.settle_for(5);
-        let remotes = ["road", "site"].map(|name| {
-            let mut reader = rig.core.as_ref().unwrap().reader();
-            reader.enter().tunnel(rig.id(name).unwrap()).unwrap().live.remote()
-        });
-        assert_eq!(remotes, [Some(remote), Some(of_site)]);
+        assert_eq!(called(&mut rig), ([true, false], [Some(remote), Some(of_site)]));
     }
+    // The next one had a session, but not the time to say where.
+    session(&mut rig, "road", true);
+    assert_eq!(called(&mut rig), ([true, false], [Some(remote), Some(of_site)]));
+    // It has a session: what the core knows by itself it is not told again, then and later.
+    session(&mut rig, "road", true);
+    rig.settle_for(5);
+    rig.reload(0);
+    assert!(rig.to_core.iter().all(|sent| sent.ops.is_empty()), "{:?}", rig.to_core);
+    assert_eq!(remotes(&rig)[0], Some(remote));
+    // It did not answer.
+    session(&mut rig, "road", false);
+    assert_eq!(called(&mut rig), ([false, false], [None, Some(of_site)]));
+}
+
+#[test]
+fn another_peer_is_not_called_where_the_last_one_was() {
+    let mut rig = Rig::with_text(&two_of_wireguard('I'));
+    rig.settle_for(5);
+    let tunnel = rig.id("road").unwrap();
+    rig.event(Event::Core(CoreEvent::EndpointMoved { tunnel, remote: "198.51.100.7:4711".parse().unwrap() }));
+    session(&mut rig, "road", true);
+    assert_eq!(called(&mut rig).0, [true, false]);
+    rig.more = two_of_wireguard('Q');
+    rig.reload(0);
+    rig.finish_plan(true);
+    let begins = |op: &Op| matches!(op, Op::PutWireGuard(keys) if keys.begin);
+    assert!(!rig.to_core.iter().flat_map(|sent| &sent.ops).any(begins));
+    rig.settle_for(5);
+    assert_eq!(called(&mut rig).0, [false, false]);
 }
