@@ -141,6 +141,7 @@ impl Learned {
 
     /// These next hops have failed: steps that take them from all routes, at no cost for each.
     pub(super) fn withdraw(&mut self, failed: &[NextHop]) -> Vec<Step> {
+        let failed: BTreeSet<&NextHop> = failed.iter().collect();
         let mut steps = Vec::new();
         self.vias.change(|index, via| {
             let gone = via.link.take_if(|link| failed.contains(link)).is_some();
