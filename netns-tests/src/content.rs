@@ -71,7 +71,7 @@ impl Echo {
         let mut sent = vec![0; size];
         let mut got = vec![0; 65_536];
         for lost in 0..tries {
-            Pattern::new((size as u64) << 8 | u64::from(lost)).fill(&mut sent);
+            datagram(lost, &mut sent);
             self.forget_late_ones()?;
             let patience = if lost + 1 == tries { LAST } else { ROUND };
             for socket in [&self.client, &self.server] {
@@ -81,14 +81,13 @@ impl Echo {
             if self.client.send(&sent).is_err() {
                 continue;
             }
-            let Ok((length, from)) = self.server.recv_from(&mut got) else { continue };
-            compare("there", &sent, &got[..length])?;
+            let Some(from) = awaited(&self.server, "there", &sent, lost, &mut got)? else { continue };
             if self.server.send_to(&sent, from).is_err() {
                 continue;
             }
-            let Ok(length) = self.client.recv(&mut got) else { continue };
-            compare("back", &sent, &got[..length])?;
-            return Ok(lost);
+            if awaited(&self.client, "back", &sent, lost, &mut got)?.is_some() {
+                return Ok(lost);
+            }
         }
         Err(Error::Usage(format!("none of {tries} datagrams of {size} bytes came back")))
     }
@@ -119,6 +118,40 @@ impl Echo {
     pub fn server(&self) -> &UdpSocket {
         &self.server
     }
+}
+
+/// What is sent at this try, of this size.
+fn datagram(attempt: u32, out: &mut [u8]) {
+    Pattern::new((out.len() as u64) << 8 | u64::from(attempt)).fill(out);
+}
+
+/// From where a datagram came, if one did in time; those of earlier tries, which may come late, are passed over.
+fn awaited(
+    socket: &UdpSocket,
+    way: &str,
+    sent: &[u8],
+    attempt: u32,
+    got: &mut [u8],
+) -> Result<Option<SocketAddr>> {
+    loop {
+        let Ok((length, from)) = socket.recv_from(got) else { return Ok(None) };
+        if !is_late(&got[..length], sent.len(), attempt) {
+            compare(way, sent, &got[..length])?;
+            return Ok(Some(from));
+        }
+    }
+}
+
+/// Whether a datagram is of an earlier try than this one of this size.
+fn is_late(got: &[u8], size: usize, attempt: u32) -> bool {
+    /// Of no size are there more.
+    const TRIES: u32 = 64;
+    let mut earlier = vec![0; got.len()];
+    let tries = if got.len() == size { attempt } else { TRIES };
+    (0..tries).any(|before| {
+        datagram(before, &mut earlier);
+        earlier == got
+    })
 }
 
 fn compare(way: &str, sent: &[u8], got: &[u8]) -> Result<()> {
@@ -246,6 +279,20 @@ mod tests {
         assert_ne!(stream(1), stream(2));
         let words: std::collections::BTreeSet<_> = stream(0).chunks(8).map(<[u8]>::to_vec).collect();
         assert_eq!(words.len(), 512);
+    }
+
+    #[test]
+    fn what_comes_late_is_of_an_earlier_try() {
+        let sent = |size: usize, attempt| {
+            let mut out = vec![0; size];
+            datagram(attempt, &mut out);
+            out
+        };
+        assert!(is_late(&sent(100, 0), 100, 1) && is_late(&sent(99, 7), 100, 0));
+        assert!(!is_late(&sent(100, 1), 100, 1) && !is_late(&sent(100, 2), 100, 1));
+        let mut damaged = sent(100, 0);
+        damaged[99] ^= 1;
+        assert!(!is_late(&damaged, 100, 1) && !is_late(&damaged[..99], 100, 1));
     }
 
     #[test]
