@@ -161,6 +161,21 @@ impl Netns {
         self.enter(|| Process::start(command, &name))?
     }
 
+    /// Has all packets of a flow processed by one CPU at every end of a device that is there. Without it they queue
+    /// at the CPU that sent them: a sender that the scheduler moves has its own packets overtake each
+    /// other in the kernel, which is no gateway's fault.
+    ///
+    /// # Errors
+    /// As [`Netns::run`].
+    pub fn keep_flows_in_order(&self) -> Result<()> {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(32);
+        let mask = format!("{:x}", u32::MAX >> (32 - cpus));
+        let script =
+            format!("for queue in /sys/class/net/*[0-9]/queues/rx-*/rps_cpus; do echo {mask} > $queue; done");
+        // With the namespace's own /sys.
+        self.run(&["ip", "netns", "exec", self.name(), "sh", "-ec", &script]).map(drop)
+    }
+
     /// `ip <arguments>` inside, arguments separated by blanks.
     ///
     /// # Errors

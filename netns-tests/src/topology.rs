@@ -296,23 +296,12 @@ impl Topology {
         }
     }
 
-    /// Has all packets of a flow processed by one CPU at every veth end. Without it they queue at
-    /// the CPU that sent them: a sender that the scheduler moves has its own packets overtake each
-    /// other in the kernel, which is no gateway's fault.
+    /// [`Netns::keep_flows_in_order`] in all of them.
     ///
     /// # Errors
     /// As [`Netns::run`].
     pub fn keep_flows_in_order(&self) -> Result<()> {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(32);
-        let mask = format!("{:x}", u32::MAX >> (32 - cpus));
-        for netns in self.namespaces() {
-            let script = format!(
-                "for queue in /sys/class/net/*[0-9]/queues/rx-*/rps_cpus; do echo {mask} > $queue; done"
-            );
-            // With the namespace's own /sys.
-            netns.run(&["ip", "netns", "exec", netns.name(), "sh", "-ec", &script])?;
-        }
-        Ok(())
+        self.namespaces().into_iter().try_for_each(Netns::keep_flows_in_order)
     }
 
     /// Turns offloads of every veth end on or off.

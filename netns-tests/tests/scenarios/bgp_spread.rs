@@ -100,7 +100,6 @@ struct Fleet {
 impl Fleet {
     fn start() -> Result<Self> {
         let topology = Topology::builder().paths(GATEWAYS).direct().build()?;
-        topology.keep_flows_in_order()?;
         let router = &topology.gateway_a;
         // By ports too: else all flows between two hosts go one way.
         router.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
@@ -114,6 +113,9 @@ impl Fleet {
         let frr = Frr::speak(router, &router_of_fleet())?;
         let bgp = format!("router bgp {ROUTERS}");
         frr.configure(&[&bgp, "address-family ipv4 unicast", &format!("maximum-paths {GATEWAYS}")])?;
+        // All devices are there now.
+        topology.keep_flows_in_order()?;
+        namespaces.iter().try_for_each(Netns::keep_flows_in_order)?;
         Ok(Self { near, far, frr, namespaces, topology })
     }
 
