@@ -16,7 +16,7 @@ use std::{
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Body, Bytes, Frame, Incoming, SizeHint},
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName},
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue},
     server::conn::http1,
     service::service_fn,
 };
@@ -129,9 +129,9 @@ async fn respond(request: &Request<Incoming>, scrapes: &mpsc::Sender<Scrape>) ->
     let of = |status, header: (HeaderName, &'static str), body: Bytes| {
         let mut response = Response::new(Text(Some(body)));
         *response.status_mut() = status;
-        let headers = [(CACHE_CONTROL, "no-store"), (CONTENT_TYPE, PLAIN), header];
-        let headers = headers.map(|(name, value)| (name, hyper::header::HeaderValue::from_static(value)));
-        response.headers_mut().extend(headers);
+        for (name, value) in [(CACHE_CONTROL, "no-store"), (CONTENT_TYPE, PLAIN), header] {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
         response
     };
     let plain = (CONTENT_TYPE, PLAIN);

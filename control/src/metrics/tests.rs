@@ -131,6 +131,7 @@ fn one_path_is_answered_and_the_others_say_so() {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(head.contains("\r\ncontent-type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
+    assert_eq!(head.matches("content-type").count(), 1, "{head}");
     assert!(head.contains(&format!("\r\ncontent-length: {}", body.len())), "{head}");
     assert!(body.contains("\nbraid_tunnel_up{tunnel=\"a\"} 1\n"), "{body}");
     // A query changes nothing, nor does a whole address or an old version.
