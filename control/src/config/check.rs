@@ -1,12 +1,12 @@
 //! What must agree across tables: names, SPIs, keys, inside networks, prefixes.
 
 use core::net::IpAddr;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use ipnet::IpNet;
 
 use super::{
-    IKE_PORT, NAT_PORT, Route, Tunnel,
+    IKE_PORT, NAT_PORT, Remote, Route, Tunnel,
     error::{Fault, Report},
     route::Draft as RouteDraft,
     tunnel::Draft as TunnelDraft,
@@ -18,6 +18,7 @@ pub(super) fn cross_check(tunnels: &[TunnelDraft], routes: &[RouteDraft], report
     check_keys(tunnels, report);
     check_sockets(tunnels, report);
     check_peers(tunnels, report);
+    check_outer(tunnels, report);
     let inside = check_inside(tunnels, report);
     check_routes(routes, &inside, report);
 }
@@ -105,6 +106,26 @@ fn check_peers(tunnels: &[TunnelDraft], report: &mut Report) {
             let remedy = "each tunnel of one private key needs a peer, or a listen-port, of its own";
             let fault = conflict("the peer's key is taken by the tunnel", first, remedy);
             report.error_at_line(tunnel.line, "tunnel.wireguard.peer-public-key", fault);
+        }
+    }
+}
+
+/// The kernel would send what goes to a peer outside into the tunnels, by the route of an inside network.
+fn check_outer(tunnels: &[TunnelDraft], report: &mut Report) {
+    let remote = |tunnel: &Tunnel| match tunnel.remote {
+        Some(Remote::Address(remote)) => Some(remote),
+        Some(Remote::Name(_)) | None => None,
+    };
+    let outer: BTreeSet<IpAddr> =
+        read(tunnels).flat_map(|tunnel| tunnel.local.into_iter().chain(remote(tunnel))).collect();
+    for tunnel in read(tunnels) {
+        for net in &tunnel.inside {
+            let Some(address) = outer.range(net.network()..=net.broadcast()).next() else { continue };
+            let fault = Fault::Invalid {
+                problem: format!("{net} holds {address}, which is an address outside the tunnels"),
+                remedy: "inside is a network within the tunnel, such as \"169.254.10.2/30\"".to_owned(),
+            };
+            report.error_at_line(tunnel.line, "tunnel.inside", fault);
         }
     }
 }

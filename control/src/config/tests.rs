@@ -188,6 +188,11 @@ fn every_error_names_line_key_and_remedy() {
             "tunnel.inside: \"169.254.10.2\" is no address with a prefix length",
         ),
         ("169.254.10.2/30", "169.254.10.3/30", "169.254.10.3 is the network's own address"),
+        (
+            "169.254.10.2/30",
+            "203.0.113.2/30",
+            "tunnel.inside: 203.0.113.2/30 holds 203.0.113.1, which is an address outside the tunnels; inside is",
+        ),
         ("169.254.10.2/30", "169.254.10.2/24", "tunnel.probe: nothing to probe"),
         ("via = [\"b\", \"a\"]", "via = [\"b\", \"c\"]", "route.via: no tunnel is named \"c\"; known: a, b"),
         ("via = [\"b\", \"a\"]", "via = [\"b\", \"b\"]", "route.via: \"b\" stands there twice"),
