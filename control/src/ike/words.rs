@@ -128,6 +128,11 @@ pub fn finding(diagnosis: &Diagnosis) -> Finding {
                 ),
             )
         }
+        Fault::UnknownPeer { identity: None, .. } => say(
+            "remote",
+            "somebody calls from an address that no tunnel has as its remote".to_owned(),
+            "if it is a peer, give its tunnel this address as remote",
+        ),
         Fault::UnknownPeer { identity, wants } => {
             let from = identity.as_ref().map(|identity| behind_nat(diagnosis, identity)).unwrap_or_default();
             unknown_peer(identity.as_ref(), wants.as_ref(), &from)
@@ -188,7 +193,13 @@ fn no_proposal(ike: bool, ours: &[Proposal], peers: &[Proposal]) -> Finding {
         key,
         remedy: format!(
             "name one in {key} that the peer accepts (AWS: {aws} encryption algorithms, {aws} integrity algorithms, \
-             {aws} DH group numbers)"
+             {aws} DH group numbers){}",
+            // It may refuse whoever it does not know in these words.
+            if ike && peers.is_empty() {
+                "; or the peer has no tunnel for our address: see its log"
+            } else {
+                ""
+            }
         ),
     }
 }

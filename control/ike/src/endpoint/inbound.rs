@@ -96,6 +96,7 @@ impl Endpoint {
         };
         if self.directory.candidates(path).next().is_none() {
             self.counters.unknown_peer += 1;
+            self.report_stranger(now, path, message);
             self.refuse(path, &message.header, Notify::bare(NotifyType::NO_PROPOSAL_CHOSEN));
             return;
         }

@@ -60,6 +60,8 @@ pub struct Endpoint {
     /// What the wall clock showed, and when.
     wall: (Instant, Duration),
     is_closing: bool,
+    /// When a call for which there is no peer was told of last.
+    stranger_told: Option<Instant>,
 }
 
 /// An IKE SA of an earlier life, at work again.
@@ -95,6 +97,7 @@ impl Endpoint {
             counters: Counters::default(),
             wall: (now, unix_time),
             is_closing: false,
+            stranger_told: None,
         }
     }
 

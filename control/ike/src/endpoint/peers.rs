@@ -22,6 +22,8 @@ const STEADY: Duration = Duration::from_secs(10);
 /// An IKE SA without a child is kept this long, where it is not for us to make one. A simultaneous rekey has
 /// such an SA until it is clear which one inherits.
 const EMPTY_FOR: Duration = Duration::from_secs(60);
+/// Between two reports of callers for whom there is no peer.
+const BETWEEN_STRANGERS: Duration = Duration::from_secs(1);
 
 /// A peer and what is known of it.
 #[derive(Debug)]
@@ -305,6 +307,23 @@ impl Endpoint {
             fault,
         };
         let event = Event::Failed { peer: Some(peer), diagnosis: Box::new(diagnosis), retry_in: None };
+        self.effects.push_back(Effect::Event(event));
+    }
+
+    /// Somebody calls for whom there is no peer: told once in [`BETWEEN_STRANGERS`], since anybody can do that.
+    pub(super) fn report_stranger(&mut self, now: Instant, path: Path, message: &Message) {
+        if self.stranger_told.is_some_and(|told| now.saturating_duration_since(told) < BETWEEN_STRANGERS) {
+            return;
+        }
+        self.stranger_told = Some(now);
+        let diagnosis = Diagnosis {
+            step: Step::Init,
+            remote: Some(path.remote),
+            by_peer: true,
+            spi: message.header.initiator_spi,
+            fault: Fault::UnknownPeer { identity: None, wants: None },
+        };
+        let event = Event::Failed { peer: None, diagnosis: Box::new(diagnosis), retry_in: None };
         self.effects.push_back(Effect::Event(event));
     }
 
