@@ -230,7 +230,7 @@ fn findings(
     match view.state {
         State::Up | State::Standby | State::Draining => {
             let carried = seen.and_then(|seen| traffic(view, seen, peer)).or_else(|| flapping(view, failure));
-            carried.or_else(|| without_bfd(seen?.after))
+            carried.or_else(|| without_bfd(seen?.after)).or_else(|| unanswered(view, seen?.after, stats))
         }
         State::Down | State::Connecting => Some(why_not_up(view, seen, peer, failure, stats)),
     }
@@ -261,6 +261,28 @@ fn without_bfd(stats: &TunnelStats) -> Option<Finding> {
         ),
     };
     Some(finding("BFD", format!("no session from {local} to {remote}: {what}"), "bfd", remedy))
+}
+
+/// Probes that were never answered, so that they guard nothing.
+fn unanswered(view: &TunnelView<'_>, seen: &TunnelStats, stats: Option<&Stats>) -> Option<Finding> {
+    let (sent, answered) = seen.probes;
+    view.tunnel.probe.filter(|_| answered == 0 && sent >= ONE_WAY)?;
+    let foreign = |reason: &str| reason == "source_not_allowed";
+    let drops = stats.into_iter().flat_map(|stats| &stats.drops);
+    let foreign: u64 = drops.filter(|(reason, _)| foreign(reason)).map(|(_, count)| *count).sum();
+    let foreign = match foreign {
+        0 => String::new(),
+        count => {
+            format!(", and {count} packets came out of tunnels from addresses that are not their peers'")
+        }
+    };
+    Some(finding(
+        "traffic",
+        format!("none of {sent} probes was ever answered: a silent failure would not be seen{foreign}"),
+        "inside",
+        "see that inside is in the network that the peer has, and that the peer answers pings to its inside address; \
+         or set probe = \"off\", and bfd where the peer speaks it",
+    ))
 }
 
 /// What the counters and the echoes say of a tunnel that has SAs or a session.

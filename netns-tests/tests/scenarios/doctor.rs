@@ -24,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const SECRET: &str = "psk = \"correct horse battery staple\"\n";
 
 /// One tunnel's settings: lines of `[tunnel.ike]` at A and at B, and lines of `[[tunnel]]` at both.
+#[derive(Clone)]
 struct Ends {
     name: &'static str,
     a: String,
@@ -84,14 +85,16 @@ fn configuration(side: Side, paths: &[OuterPath], tunnels: &[Ends], probe: &str)
             Side::A => (path.a, path.b, 1, &ends.tunnel[0], &ends.a),
             Side::B => (path.b, path.a, 2, &ends.tunnel[1], &ends.b),
         };
-        let local = if lines.contains("local = ") { String::new() } else { format!("local = \"{local}\"\n") };
+        let inside = format!("169.254.{}.{host}/30", 10 + index);
+        let defaults = [("local", local.to_string()), ("remote", remote.to_string()), ("inside", inside)];
+        let missing = |(key, _): &&(&str, String)| !lines.contains(&format!("{key} = "));
+        let missing = defaults.iter().filter(missing).map(|(key, value)| format!("{key} = \"{value}\"\n"));
         // Writing to a String does not fail.
         let _ = write!(
             text,
-            "\n[[tunnel]]\nname = \"{}\"\nrole = \"{role}\"\n{local}remote = \"{remote}\"\n\
-             inside = \"169.254.{}.{host}/30\"\nprobe = {probe}\n{lines}\n[tunnel.ike]\n{ike}",
+            "\n[[tunnel]]\nname = \"{}\"\nrole = \"{role}\"\n{}probe = {probe}\n{lines}\n[tunnel.ike]\n{ike}",
             ends.name,
-            10 + index
+            missing.collect::<String>(),
         );
     }
     text
@@ -165,6 +168,7 @@ fn why_tunnels_do_not_come_up() -> Outcome {
         Ends::certified("authority", &a, &Certificate { ca: theirs.issue("b.example")?.ca, ..b.clone() }),
         Ends::new("selectors", "", "")
             .tunnel("local-ts = [\"10.99.0.0/16\"]\n", "remote-ts = [\"10.1.0.0/24\"]\n"),
+        Ends::new("stranger", "", "").tunnel("", "remote = \"198.51.100.99\"\n"),
         Ends::new("nat", "", "").tunnel("local = \"172.31.0.1\"\n", ""),
     ];
     let topology = Topology::builder().paths(tunnels.len()).build()?;
@@ -235,6 +239,13 @@ fn why_tunnels_do_not_come_up() -> Outcome {
                 &["remote-ts", "IPv4 network CIDR"],
             ),
             expected(
+                "stranger",
+                "IKE_SA_INIT",
+                "proposals",
+                &["does not say what it wants"],
+                &["the peer has no tunnel for our address"],
+            ),
+            expected(
                 "nat",
                 "IKE_AUTH",
                 "local-id",
@@ -283,7 +294,11 @@ fn why_tunnels_do_not_come_up() -> Outcome {
         ],
     )?;
     let report: Value = serde_json::from_str(&b.braid(&["doctor", "--json"])?.stdout)?;
-    assert_eq!(report["others"], Value::Array(Vec::new()), "every caller belongs to a tunnel");
+    let others = report["others"].as_array().cloned().unwrap_or_default();
+    assert_eq!(others.len(), 1, "every other caller belongs to a tunnel: {others:?}");
+    let stranger = topology.paths[tunnels.len() - 2].a.to_string();
+    assert!(others[0]["step"].as_str().unwrap_or_default().contains(&stranger), "{others:?}");
+    assert_eq!(others[0]["key"], "remote");
     let text = b.braid(&["doctor", "psk"])?.stdout;
     for line in ["psk: down", "step", "found", "key", "remedy"] {
         assert!(text.contains(line), "no {line:?} in {text}");
@@ -308,7 +323,8 @@ fn translate(topology: &Topology, path: usize) -> Outcome {
 
 /// Tunnels that come up by IKE, and then lose what goes through them.
 fn why_tunnels_carry_nothing() -> Outcome {
-    let tunnels = ["one-way", "black-hole", "healthy"].map(|name| Ends::new(name, "", ""));
+    let mut tunnels = ["one-way", "black-hole", "healthy"].map(|name| Ends::new(name, "", "")).to_vec();
+    tunnels.push(Ends::new("unanswered", "", "").tunnel("", "inside = \"169.254.99.2/30\"\n"));
     let topology = Topology::builder().paths(tunnels.len()).build()?;
     let internet = topology.internet.as_ref().ok_or("no internet")?;
     let probe = "{ interval = \"100ms\", multiplier = 5 }";
@@ -322,7 +338,8 @@ fn why_tunnels_carry_nothing() -> Outcome {
         retry_until("answers", START, || {
             let status = gateway.status().map_err(|error| error.to_string())?;
             let tunnels = status["tunnels"].as_array().ok_or("no tunnels")?;
-            let answered = tunnels.iter().all(|tunnel| tunnel["latency_ms"].is_number());
+            let mut to_answer = tunnels.iter().filter(|tunnel| tunnel["name"] != "unanswered");
+            let answered = to_answer.all(|tunnel| tunnel["latency_ms"].is_number());
             if answered { Ok(()) } else { Err(status.to_string()) }
         })?;
     }
@@ -348,6 +365,11 @@ fn why_tunnels_carry_nothing() -> Outcome {
             ),
         ],
     )?;
+    let unanswered = || {
+        expected("unanswered", "traffic", "inside", &["none of", "not their peers'"], &["inside", "pings"])
+    };
+    finds(&a, &[unanswered()])?;
+    finds(&b, &[unanswered()])?;
     finds(
         &b,
         &[
