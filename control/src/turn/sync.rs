@@ -507,17 +507,19 @@ impl Turn {
             }
             // Only doctor asks for it.
             CoreEvent::Echo { .. } => {}
-            CoreEvent::EndpointMoved { tunnel, remote } => {
-                let Some(index) = self.index(tunnel) else { return };
+            CoreEvent::EndpointMoved { tunnel: id, remote } => {
+                let Some(index) = self.index(id) else { return };
                 if self.follow(index, remote) {
                     return; // only what IKE has said already
                 }
                 if let (Some(runtime), Some(tunnel)) =
                     (self.tunnels.get_mut(index), self.config.tunnels.get(index))
                 {
-                    runtime.heard_from = Some(remote);
-                    let tunnel = tunnel.name.clone();
-                    self.effects.push(Effect::Note(Note::Moved { tunnel, remote }));
+                    let expected = self.desired.tables.tunnels.get(&id).and_then(|tunnel| tunnel.remote);
+                    if runtime.heard_from.replace(remote).or(expected) != Some(remote) {
+                        let tunnel = tunnel.name.clone();
+                        self.effects.push(Effect::Note(Note::Moved { tunnel, remote }));
+                    }
                     self.touched.insert(index);
                 }
             }

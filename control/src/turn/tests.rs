@@ -1006,3 +1006,22 @@ fn another_peer_is_not_called_where_the_last_one_was() {
     rig.settle_for(5);
     assert_eq!(called(&mut rig).0, [false, false]);
 }
+
+#[test]
+fn a_peer_that_is_where_it_is_expected_has_not_moved() {
+    let mut rig = Rig::with_text(&two_of_wireguard('I'));
+    rig.settle_for(5);
+    for (name, remote, is_news) in [
+        ("site", "203.0.113.9:51820", false),
+        ("site", "198.51.100.7:4711", true),
+        ("site", "198.51.100.7:4711", false),
+        ("site", "203.0.113.9:51820", true),
+        ("road", "198.51.100.8:4712", true),
+    ] {
+        rig.notes.clear();
+        let tunnel = rig.id(name).unwrap();
+        rig.event(Event::Core(CoreEvent::EndpointMoved { tunnel, remote: remote.parse().unwrap() }));
+        let told = rig.notes.iter().any(|note| matches!(note, Note::Moved { .. }));
+        assert_eq!(told, is_news, "{name} {remote}");
+    }
+}
