@@ -612,7 +612,7 @@ fn reason(
     state: &dyn Fn(&str) -> (State, String),
 ) -> String {
     let Some(prefix) = answer.prefix else {
-        return "no route covers the destination: the packet is dropped".to_owned();
+        return "no route of Braid covers the destination: the kernel's other routes decide".to_owned();
     };
     let Some(tunnel) = tunnel else {
         return format!("no tunnel of {prefix} carries traffic: the packet is dropped, never sent in clear");

@@ -17,7 +17,10 @@ use qrcode::{EcLevel, QrCode, render::unicode::Dense1x2, types::Color};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::{FAILED, RunDir, WRONG_USAGE, keys::random};
+use super::{
+    FAILED, RunDir, WRONG_USAGE,
+    keys::{print_private, random},
+};
 use crate::{
     admin::{self, Request, Response},
     config::{self, Client, Clients, Config},
@@ -50,7 +53,7 @@ enum Command {
 The configuration holds the client's private key, which is printed this once and kept nowhere. Where stdout is a
 terminal, its QR code follows.
 
-Example: braid client add alice --config /etc/braid/braid.toml > alice.conf")]
+Example: umask 077; braid client add alice --config /etc/braid/braid.toml > alice.conf")]
 struct Add {
     /// The client's name, in status as that of a tunnel
     name: String,
@@ -158,7 +161,7 @@ fn add(args: &Add) -> Result<(), Failure> {
         );
         out.push('\n');
     }
-    io::stdout().write_all(out.as_bytes()).map_err(|error| fail(format!("stdout: {error}")))
+    print_private(&out).map_err(|error| fail(format!("stdout: {error}")))
 }
 
 fn remove(args: &Remove) -> Result<(), Failure> {

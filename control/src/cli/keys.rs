@@ -62,16 +62,29 @@ pub(super) fn random() -> Result<Zeroizing<[u8; 32]>, String> {
 fn print_secret(secret: &Secret) -> Result<(), String> {
     let print = || {
         let mut output = unbuffered(&io::stdout())?;
-        let metadata = output.metadata()?;
-        if metadata.is_file() && metadata.mode() & 0o007 != 0 {
-            eprintln!("braid: warning: writing to a file that others may read; umask 077 prevents that");
-        }
+        warn_of_readers(&output)?;
         let mut line = secret.to_base64();
         // The line has room for it, so no copy is left behind.
         line.push('\n');
         output.write_all(line.as_bytes())
     };
     print().map_err(|error: io::Error| format!("stdout: {error}"))
+}
+
+/// A secret is about to be written there.
+fn warn_of_readers(output: &File) -> io::Result<()> {
+    let metadata = output.metadata()?;
+    if metadata.is_file() && metadata.mode() & 0o007 != 0 {
+        eprintln!("braid: warning: writing to a file that others may read; umask 077 prevents that");
+    }
+    Ok(())
+}
+
+/// Writes text with a secret in it to stdout, with a word where others may read it.
+pub(super) fn print_private(text: &str) -> io::Result<()> {
+    let mut output = unbuffered(&io::stdout())?;
+    warn_of_readers(&output)?;
+    output.write_all(text.as_bytes())
 }
 
 /// One key, and nothing after it but white space.

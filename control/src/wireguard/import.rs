@@ -162,6 +162,9 @@ impl Reader {
             }
             "dns" => "DNS: not carried over; Braid leaves the resolver alone",
             "mtu" => "MTU: not carried over; Braid takes it from the outer path",
+            "table" if value.eq_ignore_ascii_case("off") => {
+                "Table = off: not carried over; remove the [[route]] tables of prefixes that are not to be routed"
+            }
             "table" => "Table: not carried over; Braid's routes never capture its own outer packets",
             "fwmark" => "FwMark: not carried over; Braid marks its outer packets itself",
             "saveconfig" => "SaveConfig: not carried over; Braid never writes its configuration",
@@ -421,6 +424,16 @@ PersistentKeepalive = 25
 
     fn strings(list: &toml::Value) -> Vec<&str> {
         list.as_array().unwrap().iter().map(|item| item.as_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn that_no_routes_were_wanted_is_told() {
+        let text = SITE.replace("MTU = 1400", "Table = off");
+        let said: Vec<String> = imported(&text, None).notes.iter().map(ToString::to_string).collect();
+        assert!(
+            said.iter().any(|note| note.starts_with("7: Table = off: not carried over; remove")),
+            "{said:?}"
+        );
     }
 
     fn errors(text: &str) -> Vec<String> {
