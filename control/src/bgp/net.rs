@@ -220,7 +220,11 @@ impl Net {
             match listening {
                 Ok(()) => drop(self.complained.remove(&local)),
                 Err(error) if self.complained.insert(local) => {
-                    lines.push(format!("cannot listen for BGP on {local} port {PORT}: {error}"));
+                    let remedy = match error.kind() {
+                        io::ErrorKind::AddrInUse => "; `ss -ltnp` names who has it: let that leave it alone",
+                        _ => "",
+                    };
+                    lines.push(format!("cannot listen for BGP on {local} port {PORT}: {error}{remedy}"));
                 }
                 Err(_) => {}
             }

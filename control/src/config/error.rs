@@ -101,7 +101,13 @@ impl fmt::Display for Fault {
             }
             Fault::Missing { example } => write!(f, "missing; for example {example}"),
             Fault::WrongType { expected, found } => {
-                write!(f, "{found} where {expected} belongs")
+                write!(f, "{found} where {expected} belongs")?;
+                match (*expected, *found) {
+                    ("a string", "an integer stands" | "a decimal number stands") => {
+                        f.write_str("; write it in quotes, a duration with its unit: \"300ms\"")
+                    }
+                    _ => Ok(()),
+                }
             }
             Fault::Invalid { problem, remedy } => write!(f, "{problem}; {remedy}"),
             Fault::Conflict { problem, line, remedy } => write!(f, "{problem} (line {line}); {remedy}"),

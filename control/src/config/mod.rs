@@ -46,7 +46,7 @@ pub use braid_api::launcher::NextHop as Link;
 pub use clients::{Client, Clients};
 pub use error::{ConfigError, Fault};
 pub(crate) use ike::core_suite;
-pub(crate) use value::{dns_name, inside, name};
+pub(crate) use value::{dns_name, inside, name, unroutable};
 
 use crate::wireguard::{PublicKey, Secret};
 use error::Report;

@@ -53,7 +53,7 @@ struct Names<'t> {
 fn read(section: Section<'_>, names: &Names<'_>, report: &mut Report) -> Option<Draft> {
     let prefix = section
         .require("prefix", "prefix = \"10.2.0.0/16\"", report)
-        .and_then(|item| item.parse(value::prefix, report));
+        .and_then(|item| item.parse(routable, report));
     let distance = section.get("distance").and_then(|item| item.integer(1, 255, report));
     let mut via: Vec<u32> = Vec::new();
     let list = section.require("via", "via = [\"aws-a\", \"aws-b\"]", report)?;
@@ -102,6 +102,17 @@ fn read(section: Section<'_>, names: &Names<'_>, report: &mut Report) -> Option<
 }
 
 /// A router on a link.
+fn routable(text: &str) -> Result<IpNet, Fault> {
+    let prefix = value::prefix(text)?;
+    match value::unroutable(&prefix) {
+        Some(what) => Err(Fault::Invalid {
+            problem: format!("{text:?} is {what}"),
+            remedy: "which does not leave by a tunnel; remove the route".to_owned(),
+        }),
+        None => Ok(prefix),
+    }
+}
+
 fn read_link(item: Item<'_>, prefix: Option<IpNet>, report: &mut Report) -> Option<Link> {
     let section = item.section(&LINK, report)?;
     let interface = section

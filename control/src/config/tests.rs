@@ -187,7 +187,8 @@ fn every_error_names_line_key_and_remedy() {
             "169.254.10.2",
             "tunnel.inside: \"169.254.10.2\" is no address with a prefix length",
         ),
-        ("169.254.10.2/30", "169.254.10.3/30", "169.254.10.3 is the network's own address"),
+        ("169.254.10.2/30", "169.254.10.3/30", "169.254.10.3 is the network's broadcast address"),
+        ("169.254.10.2/30", "169.254.10.0/30", "169.254.10.0 is the network's own address"),
         (
             "169.254.10.2/30",
             "203.0.113.2/30",

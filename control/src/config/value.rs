@@ -109,6 +109,15 @@ pub(super) fn prefix(text: &str) -> Result<IpNet, Fault> {
     Ok(net)
 }
 
+/// Why a prefix cannot be routed into a tunnel.
+pub(crate) fn unroutable(prefix: &IpNet) -> Option<&'static str> {
+    let first = prefix.network();
+    if prefix.prefix_len() > 0 && first.is_multicast() {
+        return Some("multicast");
+    }
+    (prefix.prefix_len() > 0 && first.is_loopback()).then_some("loopback")
+}
+
 /// An address of ours with its network, as in `"169.254.10.2/30"`.
 pub(crate) fn inside(text: &str) -> Result<IpNet, Fault> {
     let Ok(net) = text.parse::<IpNet>() else {
@@ -125,8 +134,9 @@ pub(crate) fn inside(text: &str) -> Result<IpNet, Fault> {
         IpNet::V6(v6) => v6.prefix_len() >= 127 || v6.addr() != v6.network(),
     };
     if !hosts {
+        let what = if net.addr() == net.network() { "own" } else { "broadcast" };
         return invalid(
-            format!("{} is the network's own address, not a host's", net.addr()),
+            format!("{} is the network's {what} address, not a host's", net.addr()),
             "give a host's address",
         );
     }

@@ -5,8 +5,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use ipnet::IpNet;
-
 use super::layout::{SLOTS, Step};
 
 /// Why the launcher could not start.
@@ -164,7 +162,8 @@ fn on(f: &mut fmt::Formatter<'_>, uplink: Option<&String>) -> fmt::Result {
 fn socket_error(f: &mut fmt::Formatter<'_>, error: &io::Error, uplink: Option<&String>) -> fmt::Result {
     match (error.kind(), uplink) {
         (io::ErrorKind::AddrInUse, _) => f.write_str(
-            "address in use: another gateway or IKE daemon has it; stop that, or set another local or port",
+            "address in use: another gateway or IKE daemon has it; stop that (`ss -lunp` names it), or set another local, \
+             or listen-port for WireGuard",
         ),
         (io::ErrorKind::AddrNotAvailable, _) => {
             f.write_str("not an address of this machine: set local to one that `ip address` lists")
@@ -227,7 +226,12 @@ fn step_error(f: &mut fmt::Formatter<'_>, step: &Step, error: &io::Error) -> fmt
             if invalid_source(route.source, error) =>
         {
             let source = route.source.map_or_else(String::new, |source| source.to_string());
-            write!(f, "source {source} of route {} is not an address of this machine", route.prefix)
+            write!(
+                f,
+                "source {source} of route {} is not an address of this machine: set [gateway] source to one that \
+                 `ip address` lists",
+                route.prefix
+            )
         }
         Step::AddRoute(route) | Step::RemoveRoute(route) | Step::ChangeRoute { to: route, .. } => {
             write!(
@@ -246,13 +250,4 @@ fn step_error(f: &mut fmt::Formatter<'_>, step: &Step, error: &io::Error) -> fmt
 
 fn invalid_source(source: Option<IpAddr>, error: &io::Error) -> bool {
     source.is_some() && error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
-}
-
-/// A prefix that cannot be routed into a tunnel.
-pub(super) fn invalid_prefix(prefix: &IpNet) -> Option<&'static str> {
-    let first = prefix.network();
-    if prefix.prefix_len() > 0 && first.is_multicast() {
-        return Some("multicast");
-    }
-    (prefix.prefix_len() > 0 && first.is_loopback()).then_some("loopback")
 }

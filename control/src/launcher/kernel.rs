@@ -15,7 +15,7 @@ use braid_api::launcher::{KernelPlan, NextHop, RouteChanges};
 use braid_dataplane::io::tun::{self, OpenError, OpenedTun};
 use rustix::io::Errno;
 
-use super::error::{PlanError, invalid_prefix};
+use super::error::PlanError;
 use super::layout::{Layout, SLOTS, Step, steps, table_of};
 use super::learned::{self, Learned, MAX_OVER_LINKS, Way};
 use super::netlink::{LinkSettings, Netlink};
@@ -23,6 +23,7 @@ use super::run_dir::{Record, RunDir};
 use super::slot::{NamespaceLock, Slot};
 use super::sockets::{self, Sockets};
 use super::sysctl::{self, Changed};
+use crate::config::unroutable;
 
 /// Most forwarding threads, and descriptors in one message.
 const MAX_WORKERS: u32 = 128;
@@ -523,7 +524,7 @@ fn check(plan: &KernelPlan) -> Result<(), PlanError> {
         return Err(PlanError::Invalid(format!("MTU {} is below the 68 bytes of RFC 791", plan.mtu)));
     }
     for prefix in plan.routes.iter().map(|route| &route.prefix).chain(&plan.protect) {
-        if let Some(kind) = invalid_prefix(prefix) {
+        if let Some(kind) = unroutable(prefix) {
             return Err(PlanError::Invalid(format!("{prefix} is {kind} and cannot be routed into a tunnel")));
         }
     }

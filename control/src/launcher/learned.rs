@@ -27,10 +27,9 @@ use std::{
 use braid_api::launcher::{IntoDevice, KernelPlan, LearnedVia, NextHop, RouteChanges};
 use ipnet::IpNet;
 
-use super::error::invalid_prefix;
 use super::layout::{DEVICE_METRIC, MAIN, SLOTS, WORST_METRIC, table_of};
 use super::next_hop;
-use crate::shared::Shared;
+use crate::{config::unroutable, shared::Shared};
 
 /// Routing protocol number of learned routes.
 pub const PROTOCOL: u8 = 0xB2;
@@ -163,7 +162,7 @@ impl Learned {
             let usable = (link.is_some() || device.is_some())
                 && link.as_ref().is_none_or(|link| !link.interface.is_empty())
                 && device.and_then(|device| device.source).is_none_or(is_own_family);
-            if usable && invalid_prefix(&prefix).is_none() {
+            if usable && unroutable(&prefix).is_none() {
                 self.put(prefix, &put.via, &mut add, &mut remove);
             }
         }

@@ -204,10 +204,14 @@ impl Turn {
             .tunnels
             .get(index)
             .is_some_and(|runtime| runtime.offer != Offer::Masked && runtime.draining != drain);
+        let alone =
+            drain && self.desired.ids.get(index).copied().flatten().is_some_and(|id| self.is_last(id));
         match &mut self.core {
             Some(core) if changed && acts => {
+                let line =
+                    if alone { "done, but no other tunnel is up: it goes on carrying" } else { "done" };
                 // The offers of this turn are its next transaction.
-                core.await_next(token);
+                core.await_next(token, line);
             }
             _ => {
                 let line = match (changed, drain) {

@@ -52,7 +52,7 @@ pub(super) struct Core {
     /// SAs on their way.
     installing: BTreeSet<(TunnelId, Direction)>,
     /// Who waits for a transaction of the offers.
-    waiting: BTreeMap<Epoch, Token>,
+    waiting: BTreeMap<Epoch, (Token, &'static str)>,
     /// What transactions of the offers unmask.
     pub(super) unmasking: BTreeMap<Epoch, Vec<TunnelId>>,
     /// SAs that IKE made.
@@ -115,9 +115,9 @@ impl Core {
         Transaction { epoch, ops }
     }
 
-    /// Whoever waits for the next transaction.
-    pub(super) fn await_next(&mut self, token: Token) {
-        self.waiting.insert(Epoch(self.next_epoch), token);
+    /// Whoever waits for the next transaction, and what they are told then.
+    pub(super) fn await_next(&mut self, token: Token, line: &'static str) {
+        self.waiting.insert(Epoch(self.next_epoch), (token, line));
     }
 
     pub(super) fn awaits_answer(&self) -> bool {
@@ -204,7 +204,7 @@ impl Turn {
 
     pub(super) fn handle_core_gone(&mut self) {
         let Some(core) = self.core.take() else { return };
-        for token in core.waiting.into_values() {
+        for (token, _) in core.waiting.into_values() {
             let line = "the forwarding core went away before it confirmed".to_owned();
             self.effects.push(Effect::Reply(token, Err(vec![line])));
         }
@@ -320,8 +320,8 @@ impl Turn {
     pub(super) fn handle_applied(&mut self, epoch: Epoch, now: Duration) {
         let Some(core) = &mut self.core else { return };
         core.answered = core.answered.max(epoch);
-        if let Some(token) = core.waiting.remove(&epoch) {
-            self.effects.push(Effect::Reply(token, Ok("done".to_owned())));
+        if let Some((token, line)) = core.waiting.remove(&epoch) {
+            self.effects.push(Effect::Reply(token, Ok(line.to_owned())));
         }
         if let Some(steps) = core.ike.pending.remove(&epoch) {
             self.ike_applied(steps, now);
@@ -391,7 +391,7 @@ impl Turn {
         core.answered = core.answered.max(rejected.epoch);
         core.unmasking.remove(&rejected.epoch);
         let line = format!("the forwarding core refused it: {:?}", rejected.reason);
-        if let Some(token) = core.waiting.remove(&rejected.epoch) {
+        if let Some((token, _)) = core.waiting.remove(&rejected.epoch) {
             self.effects.push(Effect::Reply(token, Err(vec![line])));
         }
         if let Some(steps) = core.ike.pending.remove(&rejected.epoch) {

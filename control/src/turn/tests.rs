@@ -756,6 +756,21 @@ fn drain_and_undrain_are_answered_when_they_are_in_force() {
 }
 
 #[test]
+fn that_the_last_one_goes_on_carrying_is_told_to_who_drains_it() {
+    let mut rig = Rig::settled();
+    for (number, tunnel) in ["a", "b"].into_iter().enumerate() {
+        rig.event(Event::Drain { tunnel: tunnel.to_owned(), token: Token(number as u64) });
+        rig.settle();
+    }
+    let told: Vec<&str> = rig.replies.iter().map(|(_, reply)| reply.as_ref().unwrap().as_str()).collect();
+    assert_eq!(told, ["done", "done, but no other tunnel is up: it goes on carrying"]);
+    // Where c is, nobody needs them; between the two of 10.3.0.0/16 they share.
+    let reasons = ["a", "b"].map(|name| rig.view(name).1.ends_with("it goes on carrying"));
+    assert_eq!(reasons, [true, true]);
+    assert_eq!(rig.view("c").0, State::Up);
+}
+
+#[test]
 fn a_refused_tunnel_does_not_keep_the_others_down() {
     let mut rig = Rig::new();
     // No socket for b's address.

@@ -3,7 +3,7 @@
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
-use braid_api::{Direction, Group, GroupId, SaId, Target, TunnelId};
+use braid_api::{Direction, Group, GroupId, Member, SaId, Target, TunnelId};
 use ipnet::IpNet;
 
 use super::{Offer, Stages, Turn};
@@ -136,7 +136,9 @@ impl Turn {
                 (State::Connecting, "the forwarding core is about to use it".to_owned())
             }
             (None, Offer::Live) if runtime.draining => {
-                (State::Draining, "drained on request; braid undrain brings it back".to_owned())
+                let alone = id.is_some_and(|id| self.is_last(id));
+                let goes_on = if alone { "; no other tunnel is up, so that it goes on carrying" } else { "" };
+                (State::Draining, format!("drained on request; braid undrain brings it back{goes_on}"))
             }
             (None, Offer::Live) if outranked && self.is_yielding(&tunnel.name) => {
                 let why =
@@ -199,7 +201,7 @@ impl Turn {
         let mut paths_of: BTreeMap<GroupId, Vec<(&str, u16, bool)>> = BTreeMap::new();
         for (id, group) in &tables.groups {
             let top = top_priority(group, &carrying);
-            let path = |member: &braid_api::Member| {
+            let path = |member: &Member| {
                 let is_active = carrying.contains_key(&member.tunnel) && Some(member.priority) == top;
                 (name(&member.tunnel), member.weight, is_active)
             };
@@ -279,6 +281,17 @@ impl Turn {
     /// Numbers of the SAs that the core holds, as far as confirmed.
     pub fn held_sas(&self) -> Vec<SaId> {
         self.core.iter().flat_map(|core| core.mirror.sas().map(|(id, _)| id)).collect()
+    }
+
+    /// Whether it is in a group of which no other tunnel is up that is not drained.
+    pub(super) fn is_last(&self, id: TunnelId) -> bool {
+        let carrying = self.carrying();
+        let is_other = |member: &Member| member.tunnel != id && carrying.get(&member.tunnel) == Some(&false);
+        let mut groups = self.desired.tables.groups.values();
+        groups.any(|group| {
+            let is_its = group.members.iter().any(|member| member.tunnel == id);
+            is_its && !group.members.iter().any(is_other)
+        })
     }
 
     /// Tunnels that carry traffic where their priority allows; true for those being drained.

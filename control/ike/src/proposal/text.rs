@@ -66,7 +66,9 @@ fn nearest(keyword: &str) -> &'static str {
     let names = names.chain(Integrity::ALL.iter().map(|it| it.name()));
     let names = names.chain(Prf::ALL.iter().map(|it| it.name()));
     let names = names.chain(KeMethod::ALL.iter().map(|it| it.name())).chain(["esn", "noesn", "ke1_mlkem768"]);
-    names.min_by_key(|name| strsim::damerau_levenshtein(keyword, name)).unwrap_or_default()
+    // What only lacks its end is meant, though another be nearer: "sha2" is not "sha1".
+    let distance = |name: &&str| (!name.starts_with(keyword), strsim::damerau_levenshtein(keyword, name));
+    names.min_by_key(distance).unwrap_or_default()
 }
 
 #[derive(Default)]
@@ -294,6 +296,7 @@ mod tests {
         assert_eq!(ike("aes256gmc16-prfsha384-ecp384"), error("aes256gmc16", "aes256gcm16"));
         assert_eq!(ike("aes256gcm16-prfsha384-ecp385"), error("ecp385", "ecp384"));
         assert_eq!(esp("aes129-sha1"), error("aes129", "aes128"));
+        assert_eq!(esp("aes128-sha2"), error("sha2", "sha256"));
         assert_eq!(ike("aes256gcm16-prfsha384-ecp384-ke8_mlkem768"), error("ke8_mlkem768", "ke1_mlkem768"));
         assert!(matches!(esp(""), Err(ProposalError::UnknownKeyword { .. })));
     }
