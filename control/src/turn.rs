@@ -100,6 +100,8 @@ pub struct Turn {
     /// Indexes into the tunnels of the configuration, with what the core said.
     refused: BTreeMap<usize, RejectReason>,
     refusal_retry: Option<Duration>,
+    /// So long the tunnels of a new core may take to come up.
+    core_settles: Option<Duration>,
     tunnels: Vec<Runtime>,
     by_name: BTreeMap<String, usize>,
     deadlines: BTreeSet<(Duration, usize)>,
@@ -240,6 +242,7 @@ impl Turn {
             numbers: Numbers::default(),
             refused: BTreeMap::new(),
             refusal_retry: None,
+            core_settles: None,
             tunnels: Vec::new(),
             by_name: BTreeMap::new(),
             deadlines: BTreeSet::new(),
@@ -330,6 +333,7 @@ impl Turn {
             self.plan_retry,
             self.plan_held_until,
             self.refusal_retry,
+            self.core_settles,
         ];
         timers.into_iter().flatten().min()
     }
@@ -613,6 +617,9 @@ impl Turn {
         }
         for due in [&mut self.plan_retry, &mut self.plan_held_until] {
             due.take_if(|at| *at <= now);
+        }
+        if self.core_settles.take_if(|at| *at <= now).is_some() {
+            self.offer_changes += 1;
         }
         if self.refusal_retry.is_some_and(|at| at <= now) {
             self.refusal_retry = None;

@@ -27,6 +27,8 @@ use crate::{
 const MAX_CHANGES: usize = MAX_OPS / 4;
 /// Most of a frame that changes may fill, by a generous estimate.
 const MAX_WEIGHT: usize = braid_api::MAX_FRAME_LEN / 2;
+/// How long tunnels may take to come up with a new core: some attempts of IKE or WireGuard.
+const CORE_SETTLES: Duration = Duration::from_secs(15);
 /// Connections in a row that ended in a disagreement with the core, before giving up on it.
 const MAX_DISAGREEMENTS: u32 = 3;
 /// The core's word of a lost link comes within this of our own look, however busy the machine is.
@@ -189,6 +191,9 @@ impl Turn {
         }
         if !hello.tunnels.is_empty() {
             self.effects.push(Effect::QueryStats);
+        }
+        if is_new {
+            self.core_settles = Some(now + CORE_SETTLES);
         }
         self.last_boot = Some(hello.boot);
         self.refused.clear();

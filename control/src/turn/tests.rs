@@ -943,6 +943,63 @@ fn two_of_wireguard(key_of_road: char) -> String {
     [tunnel("road", 1, key_of_road, ""), site].concat()
 }
 
+/// The first has the higher priority, and none takes its traffic back.
+fn without_preemption() -> String {
+    let text = two_of_wireguard('I').replace("type =", "preempt = false\ntype =");
+    let text = text.replace("name = \"road\"", "name = \"road\"\npriority = 1");
+    text + "[[route]]\nprefix = \"10.9.0.0/16\"\nvia = [\"road\", \"site\"]\n"
+}
+
+#[test]
+fn the_death_of_the_core_is_no_failure_of_its_tunnels() {
+    let mut rig = Rig::with_text(&without_preemption());
+    rig.settle_for(5);
+    let up = |rig: &mut Rig, name: &str, up: bool| {
+        session(rig, name, up);
+        rig.settle_for(1);
+    };
+    let carries = |rig: &Rig| ["road", "site"].map(|name| rig.view(name).0);
+    let first = [State::Up, State::Standby];
+    let second = [State::Standby, State::Up];
+    for name in ["road", "site"] {
+        up(&mut rig, name, true);
+    }
+    assert_eq!(carries(&rig), first);
+    // With a new core, the second may come first.
+    rig.kill_core();
+    rig.settle_for(1);
+    for name in ["site", "road"] {
+        up(&mut rig, name, true);
+    }
+    assert_eq!((carries(&rig), rig.turn.is_yielding("road")), (first, false));
+    rig.settle_for(20);
+    assert_eq!(carries(&rig), first);
+    // A failure of its own is one, and outlives the core.
+    for is_up in [false, true] {
+        up(&mut rig, "road", is_up);
+    }
+    assert_eq!(carries(&rig), second);
+    rig.kill_core();
+    rig.settle_for(1);
+    for name in ["road", "site"] {
+        up(&mut rig, name, true);
+    }
+    assert_eq!(carries(&rig), second);
+    rig.settle_for(20);
+    // The other one is gone.
+    for is_up in [false, true] {
+        up(&mut rig, "site", is_up);
+    }
+    assert_eq!(carries(&rig), first);
+    // So is it not to come back for long.
+    rig.kill_core();
+    rig.settle_for(1);
+    up(&mut rig, "site", true);
+    rig.settle_for(20);
+    up(&mut rig, "road", true);
+    assert_eq!(carries(&rig), second);
+}
+
 /// Which of both a new core is to call, and where it takes them to be.
 fn called(rig: &mut Rig) -> ([bool; 2], [Option<SocketAddr>; 2]) {
     rig.kill_core();

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use braid_api::{Member, TunnelId};
 
-use super::{Effect, Offer, Turn};
+use super::{Effect, Offer, Runtime, Turn};
+use crate::failover::Obstacle;
 
 impl Turn {
     /// Whether a tunnel stands behind others because it has failed once.
@@ -33,6 +34,12 @@ impl Turn {
         self.effects.push(Effect::RememberLater);
         // In a turn of its own: thousands may fail one by one.
         self.needs_rebuild = true;
+    }
+
+    /// With the core all tunnels are gone, which is no failure of those that are soon back.
+    fn has_failed(&self, runtime: &Runtime) -> bool {
+        let why = runtime.last_failure.as_ref().map(|failure| &failure.why);
+        why.is_some_and(|why| *why != Obstacle::NoCore || self.core_settles.is_none())
     }
 
     /// Names, each with the priority that it has lost its traffic to.
@@ -69,10 +76,12 @@ impl Turn {
         }
         let yields =
             known.filter(|((tunnel, _), _)| !tunnel.preempt).filter_map(|((tunnel, runtime), id)| {
-                let lower = *instead.get(&(*id)?)?;
-                let to = match before.get(&tunnel.name) {
-                    Some(to) if lower >= *to => *to,
-                    _ if runtime.failovers > 0 && runtime.offer == Offer::Masked => lower,
+                let lower = instead.get(&(*id)?).copied();
+                let to = match (before.get(&tunnel.name), lower) {
+                    (Some(to), Some(lower)) if lower >= *to => *to,
+                    // Those that it yields to may yet come up.
+                    (Some(to), None) if self.core_settles.is_some() => *to,
+                    (_, Some(lower)) if self.has_failed(runtime) && runtime.offer == Offer::Masked => lower,
                     _ => return None,
                 };
                 Some((tunnel.name.clone(), to))
