@@ -1,7 +1,7 @@
 //! Metrics for Prometheus, scraped with curl: they say what `braid status --json` says, whatever happens to
 //! tunnels, keys, the configuration and control, and nobody who may connect stops them.
 
-use crate::failover::{CUT, state_of_the_cut};
+use crate::failover::{CUT, answers_to_probes, state_of_the_cut};
 use crate::kernel::kill_part;
 use crate::pair::{Pair, START, Side};
 use braid_netns::gateway::Gateway;
@@ -217,13 +217,17 @@ fn while_until(end: Instant) -> usize {
     answers
 }
 
-/// Two gateways with two tunnels and BGP in one of them; A answers for its metrics.
+/// Two gateways with two tunnels, whose latency is known, and BGP in one of them; A answers for its metrics.
 fn start() -> Result<Pair> {
     let topology = Topology::builder().paths(2).build()?;
     let a = Gateway::start(&topology.gateway_a, &configuration(Side::A, &topology.paths))?;
     let b = Gateway::start(&topology.gateway_b, &configuration(Side::B, &topology.paths))?;
     let mut pair = Pair { a, b, topology };
     pair.wait_up()?;
+    // A tunnel is up before its first answer, but has no latency yet, and no cut of it is noticed.
+    for tunnel in 0..2 {
+        answers_to_probes(&pair, tunnel)?;
+    }
     retry_until("BGP", START, || {
         let neighbor = pair.a.status().map_err(|error| error.to_string())?["neighbors"][0].take();
         let told = neighbor["received"] == 2 && neighbor["advertised"] == 1;
