@@ -11,13 +11,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use braid_api::launcher::{KernelPlan, NextHop, RouteChanges};
+use braid_api::launcher::{KernelPlan, RouteChanges};
 use braid_dataplane::io::tun::{self, OpenError, OpenedTun};
-use rustix::io::Errno;
 
 use super::error::PlanError;
+use super::install::{Installer, Routing as _};
 use super::layout::{Layout, SLOTS, Step, steps, table_of};
-use super::learned::{self, Learned, MAX_OVER_LINKS, Way};
+use super::learned::{self, Learned, MAX_NEXT_HOPS};
 use super::netlink::{LinkSettings, Netlink};
 use super::run_dir::{Record, RunDir};
 use super::slot::{NamespaceLock, Slot};
@@ -53,14 +53,9 @@ pub(super) struct Kernel {
     sockets: Sockets,
     plan: Option<KernelPlan>,
     learned: Learned,
-    /// What a killed run had learned was looked for.
-    adopted: bool,
+    installer: Installer,
     /// Generation of the device that the learned routes lead to.
     learned_on: u64,
-    /// Next hops that the kernel did not take: there are no routes by them.
-    missing: BTreeSet<u32>,
-    /// That there are too many was told.
-    told_of_many: bool,
 }
 
 /// What an attempt has done so far.
@@ -86,10 +81,8 @@ impl Kernel {
             sockets: Sockets::new(),
             plan: None,
             learned: Learned::default(),
-            adopted: false,
+            installer: Installer::default(),
             learned_on: 0,
-            missing: BTreeSet::new(),
-            told_of_many: false,
         })
     }
 
@@ -157,13 +150,12 @@ impl Kernel {
         let withdrawn = self.learned.withdraw(&changes.withdraw);
         self.run_learned(&withdrawn);
         let known = self.learned.known_to_layout();
+        let had_too_many = self.learned.had_too_many();
         let (add, remove) = self.learned.change(changes);
-        if let Some(prefix) = self.learned.take_refused()
-            && !std::mem::replace(&mut self.told_of_many, true)
-        {
+        if self.learned.had_too_many() && !had_too_many {
             tracing::warn!(
-                "{prefix} is not routed over its link, nor are others: more than {MAX_OVER_LINKS} next hops were \
-                 learned; limit what the neighbor may send"
+                "BGP names more than {MAX_NEXT_HOPS} next hops on links: routes by others stay out of the kernel or go \
+                 by tunnels; look at what the neighbors there announce"
             );
         }
         self.run_learned(&add);
@@ -185,6 +177,7 @@ impl Kernel {
         }
         match self.netlink.next_hops(slot) {
             Ok(there) => {
+                let there = there.unwrap_or_default();
                 let again = self.learned.next_hops_again(interface, &there);
                 self.run_learned(&again);
             }
@@ -193,60 +186,8 @@ impl Kernel {
     }
 
     fn run_learned(&mut self, steps: &[learned::Step]) {
-        for step in steps {
-            match step {
-                learned::Step::PutNextHop(id, next_hop) => self.put_next_hop(*id, next_hop),
-                learned::Step::RemoveNextHop(_) | learned::Step::Put(_) | learned::Step::Remove(_) => {}
-            }
-        }
-        self.run_routes(steps);
-        // One that has no routes any more goes without a walk through all of the kernel's.
-        for step in steps {
-            // Of what the kernel did not take the number may be another program's.
-            if let learned::Step::RemoveNextHop(id) = step
-                && !self.missing.remove(id)
-                && let Err(error) = self.netlink.remove_next_hop(*id)
-            {
-                tracing::error!("cannot remove next hop {id}: {error}");
-            }
-        }
-    }
-
-    fn run_routes(&mut self, steps: &[learned::Step]) {
-        let missing = |id: &u32| self.missing.contains(id);
-        let possible = |step: &&learned::Step| match step {
-            learned::Step::Put(learned::Route { way: Way::NextHop(id), .. }) => !missing(id),
-            _ => true,
-        };
-        let steps: Vec<&learned::Step> = steps.iter().filter(possible).collect();
         let index = self.device.as_ref().map_or(0, |device| device.index);
-        let refused = match self.netlink.run_learned(&steps, index) {
-            Ok(refused) => refused,
-            Err(error) => {
-                tracing::error!("cannot change learned routes: {error}");
-                return;
-            }
-        };
-        if let Some((route, error)) = refused.first() {
-            let more = match refused.len() {
-                1 => String::new(),
-                count => format!(" (and {} more)", count - 1),
-            };
-            tracing::warn!("the kernel refuses a learned route to {}: {error}{more}", route.prefix);
-        }
-    }
-
-    fn put_next_hop(&mut self, id: u32, next_hop: &NextHop) {
-        let NextHop { gateway, interface } = next_hop;
-        match self.netlink.put_next_hop(id, next_hop) {
-            Ok(()) => drop(self.missing.remove(&id)),
-            Err(error) => {
-                let is_news = self.missing.insert(id);
-                if is_news && !super::netlink::is(&error, Errno::OPNOTSUPP) {
-                    tracing::warn!("the kernel refuses {gateway} on {interface} as a next hop: {error}");
-                }
-            }
-        }
+        self.installer.run(&mut self.netlink, steps, index);
     }
 
     /// Makes the plan in force good again where the kernel lost parts of it, such as a device
@@ -362,10 +303,8 @@ impl Kernel {
     fn change(&mut self, dir: &RunDir, plan: &KernelPlan, attempt: &mut Attempt) -> Result<(), PlanError> {
         let ipv6 = sysctl::has_ipv6();
         let slot = self.claim_and_set_sysctls(dir, plan, attempt)?;
-        if !self.adopted {
-            self.adopt(slot)?;
-            self.adopted = true;
-        }
+        let adopted = self.installer.adopt(&mut self.netlink, slot, &mut self.learned);
+        adopted.map_err(kernel("reading learned routes"))?;
         let (before, after) = self.learned.relocate(slot, plan);
         let index = self.device.as_ref().map_or(0, |device| device.index);
         self.set_up_device(plan, slot, index, attempt)?;
@@ -392,25 +331,6 @@ impl Kernel {
             let again = self.learned.again();
             self.run_learned(&again);
         }
-        Ok(())
-    }
-
-    /// Takes over what a killed run had learned.
-    fn adopt(&mut self, slot: u8) -> Result<(), PlanError> {
-        match self.netlink.next_hops(slot) {
-            // Nobody knows whether what they lead to still forwards.
-            Ok(ids) => {
-                for id in ids {
-                    self.netlink.remove_next_hop(id).map_err(kernel("removing next hops"))?;
-                }
-            }
-            Err(error) if super::netlink::is(&error, Errno::OPNOTSUPP) => tracing::warn!(
-                "learned routes over links stay out of the kernel: it has no next-hop objects; Linux 5.3 has"
-            ),
-            Err(error) => return Err(kernel("reading next hops")(error)),
-        }
-        let left = self.netlink.learned_unreachable(slot).map_err(kernel("reading learned routes"))?;
-        self.learned.adopt(slot, left);
         Ok(())
     }
 

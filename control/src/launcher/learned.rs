@@ -17,7 +17,11 @@
 //! costs one message, however many prefixes it had. Ways into the device need none: all lead to one device, and
 //! moving prefixes from tunnel to tunnel changes nothing here.
 //!
-//! Not done: a learned route that others remove stays away until it changes, and a next hop until its link does.
+//! A neighbor on a link may name any address of its network as a next hop, so that their number is bounded: what is
+//! to go by one more goes by what stands behind it, or has no kernel route.
+//!
+//! Not done: a learned route that others remove stays away until it changes, and a next hop until its link does. What
+//! went without its next hop, since there were too many, waits for its next change too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -108,46 +112,60 @@ struct Held {
 }
 
 const STALE: u16 = u16::MAX;
-/// So many ways over links at most, that all have numbers, and those into the device have room.
-pub(super) const MAX_OVER_LINKS: usize = 1 << 15;
+/// Next hops, each counted once more for whatever else stands behind, and the ways without one beside them; far more
+/// than there are routers on any link.
+pub(super) const MAX_NEXT_HOPS: usize = 8192;
 
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Learned {
     routes: BTreeMap<IpNet, Held>,
     /// One whose next hop was withdrawn has no link any more, for all routes that hold it.
-    vias: Shared<LearnedVia>,
+    vias: Shared<LearnedVia, u16>,
+    /// There were more next hops than [`MAX_NEXT_HOPS`], in the present life of control.
+    too_many: bool,
     peers: BTreeSet<IpAddr>,
     protect: BTreeSet<IpNet>,
     slot: u8,
-    /// There was no number any more for its way over a link.
-    refused: Option<IpNet>,
 }
 
 impl Learned {
-    /// What a killed run left in the kernel: prefixes of `unreachable` routes, and whether they were captured.
-    pub(super) fn adopt(&mut self, slot: u8, found: impl IntoIterator<Item = (IpNet, bool)>) {
+    /// What a killed run left in the kernel: `unreachable` routes, which stay for now, and routes over links, which
+    /// these steps remove.
+    pub(super) fn adopt(&mut self, slot: u8, found: impl IntoIterator<Item = Route>) -> Vec<Step> {
         self.slot = slot;
-        for (prefix, captured) in found {
-            self.routes.entry(prefix).or_insert(Held { via: STALE, fresh: false, captured });
+        let mut steps = Vec::new();
+        for route in found {
+            match route.way {
+                Way::Unreachable => {
+                    let held = Held { via: STALE, fresh: false, captured: route.table != MAIN };
+                    self.routes.entry(route.prefix).or_insert(held);
+                }
+                Way::Device(_) | Way::NextHop(_) => steps.push(Step::Remove(route)),
+            }
         }
+        steps
     }
 
     /// Another life of control.
     pub(super) fn handle_new_control(&mut self) {
         self.routes.values_mut().for_each(|held| held.fresh = false);
+        self.too_many = false;
+    }
+
+    /// Whether the present life of control has named more than [`MAX_NEXT_HOPS`].
+    pub(super) fn had_too_many(&self) -> bool {
+        self.too_many
     }
 
     /// These next hops have failed: steps that take them from all routes, at no cost for each.
     pub(super) fn withdraw(&mut self, failed: &[NextHop]) -> Vec<Step> {
         let failed: BTreeSet<&NextHop> = failed.iter().collect();
-        let mut steps = Vec::new();
-        self.vias.change(|index, via| {
-            let gone = via.link.take_if(|link| failed.contains(link)).is_some();
-            if gone {
-                steps.push(Step::RemoveNextHop(next_hop::id(self.slot, index as u16)));
-            }
-            gone
+        let (slot, mut steps) = (self.slot, Vec::new());
+        self.vias.replace(|number, via| {
+            via.link.as_ref().filter(|link| failed.contains(link))?;
+            steps.push(Step::RemoveNextHop(next_hop::id(slot, number)));
+            Some(LearnedVia { link: None, ..*via })
         });
         steps
     }
@@ -180,23 +198,13 @@ impl Learned {
     }
 
     fn put(&mut self, prefix: IpNet, via: &LearnedVia, add: &mut Vec<Step>, remove: &mut Vec<Step>) {
-        if via.link.is_some() && self.vias.number(via).is_none() && self.vias.len() >= MAX_OVER_LINKS {
-            self.refused.get_or_insert(prefix);
-            // What is behind the link carries, or nothing does.
-            match via.device {
-                Some(_) => self.put(prefix, &LearnedVia { link: None, ..*via }, add, remove),
-                None => self.remove(prefix, remove),
-            }
-            return;
-        }
-        let (index, is_new) = self.vias.take(via);
-        let Some(number) = u16::try_from(index).ok().filter(|number| *number != STALE) else {
-            // Ways into the device are few.
-            self.vias.release(index);
+        let Some((number, is_new)) = self.take(via) else {
+            // What it had it is not to have any more.
+            self.remove(prefix, remove);
             return;
         };
-        if let Some(link) = via.link.as_ref().filter(|_| is_new) {
-            add.push(Step::PutNextHop(self.id(number), link.clone()));
+        if let Some(link) = self.vias.get(number).and_then(|via| via.link.clone()).filter(|_| is_new) {
+            add.push(Step::PutNextHop(self.id(number), link));
         }
         let held = Held { via: number, fresh: true, captured: self.is_captured(&prefix) };
         let before = self.routes.insert(prefix, held);
@@ -207,28 +215,35 @@ impl Learned {
         remove.extend(gone.copied().map(Step::Remove));
         add.extend(has.into_iter().filter(|route| !had.contains(route)).map(Step::Put));
         if let Some(before) = before {
-            self.vias.release(before.via.into());
+            self.vias.release(before.via);
         }
+    }
+
+    /// One use more of a way, or of what stands behind it where its next hop is one too many.
+    fn take(&mut self, via: &LearnedVia) -> Option<(u16, bool)> {
+        if via.link.is_some() {
+            let taken = self.vias.take(via, MAX_NEXT_HOPS);
+            self.too_many |= taken.is_none();
+            if taken.is_some() || via.device.is_none() {
+                return taken;
+            }
+        }
+        self.vias.take(&LearnedVia { link: None, ..*via }, STALE.into())
     }
 
     fn remove(&mut self, prefix: IpNet, remove: &mut Vec<Step>) {
         if let Some(held) = self.routes.remove(&prefix) {
             // The way first: what protects goes last.
             remove.extend(self.held_routes(prefix, held).into_iter().rev().map(Step::Remove));
-            self.vias.release(held.via.into());
+            self.vias.release(held.via);
         }
-    }
-
-    /// The first prefix since the last call whose way over a link was one too many.
-    pub(super) fn take_refused(&mut self) -> Option<IpNet> {
-        self.refused.take()
     }
 
     /// Steps that remove the next hops that no route has any more.
     fn remove_unused(&mut self) -> Vec<Step> {
         let slot = self.slot;
         let unused = self.vias.free_unused().into_iter().filter(|(_, via)| via.link.is_some());
-        unused.map(|(index, _)| Step::RemoveNextHop(next_hop::id(slot, index as u16))).collect()
+        unused.map(|(number, _)| Step::RemoveNextHop(next_hop::id(slot, number))).collect()
     }
 
     /// The kernel routes of a prefix: what protects, then the ways, the best one last.
@@ -237,7 +252,7 @@ impl Learned {
         let table = captured.unwrap_or(MAIN);
         let unreachable =
             Route { prefix, table, metric: unreachable_metric(self.slot), way: Way::Unreachable };
-        let Some(via) = self.vias.get(held.via.into()) else { return vec![unreachable] };
+        let Some(via) = self.vias.get(held.via) else { return vec![unreachable] };
         let mut routes = Vec::with_capacity(4);
         if let Some(device) = via.device {
             let metric = metric(self.slot);
@@ -295,7 +310,7 @@ impl Learned {
         known.extend(self.protect.iter().flat_map(|net| wider_or_equal(*net)));
         let source = |prefix: IpNet| {
             let held = self.routes.get(&prefix)?;
-            let device = self.vias.get(held.via.into())?.device?;
+            let device = self.vias.get(held.via)?.device?;
             Some((prefix, device.source))
         };
         known.into_iter().filter_map(source).collect()
@@ -327,7 +342,7 @@ impl Learned {
     }
 
     fn next_hops(&self, interface: Option<&str>) -> impl Iterator<Item = (u16, &NextHop)> {
-        let all = self.vias.iter().filter_map(|(index, via)| Some((index as u16, via.link.as_ref()?)));
+        let all = self.vias.iter().filter_map(|(number, via)| Some((number, via.link.as_ref()?)));
         all.filter(move |(_, link)| interface.is_none_or(|interface| link.interface == interface))
     }
 
@@ -342,12 +357,11 @@ impl Learned {
 
     /// Steps that remove all of them.
     pub(super) fn clear(&mut self) -> Vec<Step> {
-        let links: Vec<NextHop> = self.next_hops(None).map(|(_, link)| link.clone()).collect();
-        let mut steps = self.withdraw(&links);
+        let mut steps = Vec::new();
         for prefix in self.routes.keys().copied().collect::<Vec<_>>() {
             self.remove(prefix, &mut steps);
         }
-        self.vias.free_unused();
+        steps.extend(self.remove_unused());
         steps
     }
 }

@@ -17,6 +17,9 @@
 //! Not done: sysctls that others change while braid runs stay so until the next plan.
 
 mod error;
+mod install;
+#[cfg(test)]
+mod install_tests;
 mod kernel;
 mod layout;
 mod learned;

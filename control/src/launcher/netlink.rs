@@ -23,7 +23,8 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use super::layout::{Action, Layout, MAIN, PROTOCOL, Route, Rule, Step, Via, slot_of_metric};
+use super::install::{Change, Routing};
+use super::layout::{Action, Layout, PROTOCOL, Route, Rule, Step, Via, slot_of_metric};
 use super::learned::{self, Way};
 use super::next_hop::NextHopMessage;
 
@@ -203,91 +204,6 @@ impl Netlink {
         Ok(found)
     }
 
-    /// The prefixes of a slot's learned `unreachable` routes, and whether each was captured.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    pub(super) fn learned_unreachable(&mut self, slot: u8) -> io::Result<Vec<(IpNet, bool)>> {
-        let found = self.routes(learned::PROTOCOL)?.into_iter().filter(|found| {
-            found.via == Some(Via::Unreachable) && learned::slot_of_metric(found.route.metric) == Some(slot)
-        });
-        Ok(found.map(|found| (found.route.prefix, found.route.table != MAIN)).collect())
-    }
-
-    /// The numbers of a slot's next-hop objects.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    pub(super) fn next_hops(&mut self, slot: u8) -> io::Result<BTreeSet<u32>> {
-        let found = self.dump(NextHopMessage::list())?;
-        Ok(found.iter().filter_map(|message| message.id_in(slot)).collect())
-    }
-
-    /// Makes a next-hop object; one that is there is an error, since it may be another's.
-    ///
-    /// # Errors
-    /// The link is not there or down, the gateway is not on it, or what else the kernel said.
-    pub(super) fn put_next_hop(&mut self, id: u32, next_hop: &NextHop) -> io::Result<()> {
-        let link = self.link(&next_hop.interface)?.ok_or(rustix::io::Errno::NODEV)?;
-        let message = NextHopMessage::new(id, link.index, next_hop.gateway);
-        self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
-    }
-
-    /// Removes a next-hop object, and all routes by it. One that is gone, as with its link, is no error.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    pub(super) fn remove_next_hop(&mut self, id: u32) -> io::Result<()> {
-        match self.request(NextHopMessage::remove(id), NLM_F_ACK) {
-            Err(error) if is(&error, rustix::io::Errno::NOENT) => Ok(()),
-            other => other.map(drop),
-        }
-    }
-
-    /// Puts and removes many routes; yields those that the kernel refused, but for removals of what was gone already.
-    /// Other steps are passed over.
-    ///
-    /// # Errors
-    /// Netlink itself failed.
-    pub(super) fn run_learned<'s>(
-        &mut self,
-        steps: &[&'s learned::Step],
-        device: u32,
-    ) -> io::Result<Vec<(&'s learned::Route, io::Error)>> {
-        use rustix::io::Errno;
-        let change = |step: &&'s learned::Step| match *step {
-            learned::Step::Put(route) => Some((route, true)),
-            learned::Step::Remove(route) => Some((route, false)),
-            learned::Step::PutNextHop(..) | learned::Step::RemoveNextHop(_) => None,
-        };
-        let changes: Vec<(&learned::Route, bool)> = steps.iter().filter_map(change).collect();
-        let mut refused = Vec::new();
-        for changes in changes.chunks(AT_ONCE) {
-            let mut bytes = Vec::with_capacity(changes.len() * 80);
-            let first = self.sequence.wrapping_add(1);
-            for (at, (route, is_put)) in changes.iter().enumerate() {
-                let (message, flags) = match is_put {
-                    true => {
-                        let message = learned_message(route, Some(device));
-                        (RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
-                    }
-                    false => (RouteNetlinkMessage::DelRoute(learned_message(route, None)), 0),
-                };
-                let last = if at + 1 == changes.len() { NLM_F_ACK } else { 0 };
-                self.append(&mut bytes, message, flags | last);
-            }
-            self.socket.send(&bytes, 0)?;
-            for (at, error) in self.outcomes(first)? {
-                let Some((route, is_put)) = changes.get(at) else { continue };
-                let gone = [Errno::SRCH, Errno::NOENT, Errno::NODEV].iter().any(|n| is(&error, *n));
-                if *is_put || !gone {
-                    refused.push((*route, error));
-                }
-            }
-        }
-        Ok(refused)
-    }
-
     fn append<M: NetlinkSerializable>(&mut self, bytes: &mut Vec<u8>, message: M, flags: u16) {
         self.sequence = self.sequence.wrapping_add(1);
         let mut request =
@@ -430,6 +346,68 @@ impl Netlink {
     }
 }
 
+impl Routing for Netlink {
+    fn next_hops(&mut self, slot: u8) -> io::Result<Option<BTreeSet<u32>>> {
+        match self.request(NextHopMessage::list(), NLM_F_DUMP) {
+            Ok(found) => Ok(Some(found.iter().filter_map(|message| message.id_in(slot)).collect())),
+            Err(error) if is(&error, rustix::io::Errno::OPNOTSUPP) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn learned_routes(&mut self, slot: u8) -> io::Result<Vec<learned::Route>> {
+        let found = self.routes(learned::PROTOCOL)?;
+        Ok(found.iter().filter_map(|found| learned_route(found, slot)).collect())
+    }
+
+    fn put_next_hop(&mut self, id: u32, next_hop: &NextHop) -> io::Result<()> {
+        let link = self.link(&next_hop.interface)?.ok_or(rustix::io::Errno::NODEV)?;
+        let message = NextHopMessage::new(id, link.index, next_hop.gateway);
+        self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    fn remove_next_hop(&mut self, id: u32) -> io::Result<()> {
+        match self.request(NextHopMessage::remove(id), NLM_F_ACK) {
+            Err(error) if is(&error, rustix::io::Errno::NOENT) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    fn change_routes<'r>(
+        &mut self,
+        changes: &[Change<'r>],
+        device: u32,
+    ) -> io::Result<Vec<(&'r learned::Route, io::Error)>> {
+        use rustix::io::Errno;
+        let mut refused = Vec::new();
+        for changes in changes.chunks(AT_ONCE) {
+            let mut bytes = Vec::with_capacity(changes.len() * 80);
+            let first = self.sequence.wrapping_add(1);
+            for (at, change) in changes.iter().enumerate() {
+                let (message, flags) = match change {
+                    Change::Put(route) => {
+                        let message = learned_message(route, Some(device));
+                        (RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+                    }
+                    Change::Remove(route) => (RouteNetlinkMessage::DelRoute(learned_message(route, None)), 0),
+                };
+                let last = if at + 1 == changes.len() { NLM_F_ACK } else { 0 };
+                self.append(&mut bytes, message, flags | last);
+            }
+            self.socket.send(&bytes, 0)?;
+            for (at, error) in self.outcomes(first)? {
+                let gone = [Errno::SRCH, Errno::NOENT, Errno::NODEV].iter().any(|n| is(&error, *n));
+                match changes.get(at) {
+                    Some(Change::Put(route)) => refused.push((*route, error)),
+                    Some(Change::Remove(route)) if !gone => refused.push((*route, error)),
+                    Some(Change::Remove(_)) | None => {}
+                }
+            }
+        }
+        Ok(refused)
+    }
+}
+
 /// Whether an error is this one of the kernel's.
 pub(super) fn is(error: &io::Error, errno: rustix::io::Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
@@ -513,6 +491,18 @@ fn learned_message(route: &learned::Route, device: Option<u32>) -> RouteMessage 
         (Way::Unreachable, _) | (_, None) => {}
     }
     message
+}
+
+/// A route of a slot's earlier run that outlived its device.
+fn learned_route(found: &FoundRoute, slot: u8) -> Option<learned::Route> {
+    let Route { prefix, table, metric, .. } = found.route;
+    let way = match found.via? {
+        Via::Unreachable if learned::slot_of_metric(metric) == Some(slot) => Way::Unreachable,
+        // By an object of whatever number, or by none, as versions before these made them.
+        Via::Device if metric == learned::link_metric(slot) => Way::NextHop(0),
+        Via::Unreachable | Via::Device => return None,
+    };
+    Some(learned::Route { prefix, table, metric, way })
 }
 
 fn parse_route(message: &RouteMessage) -> Option<FoundRoute> {

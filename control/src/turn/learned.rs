@@ -120,7 +120,7 @@ pub(super) struct Table {
     by_ways: BTreeMap<Ways, SetId>,
     free: Vec<SetId>,
     /// A next hop that was withdrawn is taken out of those that have it.
-    pub(super) vias: Shared<LearnedVia>,
+    pub(super) vias: Shared<LearnedVia, u32>,
     /// Next hops that the launcher is to be told of.
     withdrawn: BTreeSet<Link>,
     /// How many routes the core has into each group.
@@ -236,11 +236,11 @@ impl Table {
 
     /// The launcher is to take these next hops from all routes.
     fn withdraw(&mut self, is_lost: impl Fn(&Link) -> bool) {
-        self.vias.change(|_, via| {
-            let lost = via.link.take_if(|link| is_lost(link));
-            let changed = lost.is_some();
-            self.withdrawn.extend(lost);
-            changed
+        let withdrawn = &mut self.withdrawn;
+        self.vias.replace(|_, via| {
+            let link = via.link.as_ref().filter(|link| is_lost(link))?;
+            withdrawn.insert(link.clone());
+            Some(LearnedVia { link: None, ..*via })
         });
     }
 
@@ -343,12 +343,12 @@ impl Table {
     /// The tables were built, with these groups for [`Table::groups`].
     pub(super) fn built(&mut self, groups: &[Option<GroupId>]) {
         self.needs_build = false;
-        let mut moved = Vec::new();
+        let mut moved = BTreeSet::new();
         for (id, group) in self.by_ways.values().zip(groups) {
             let group = *group;
             let set = &mut self.sets[*id as usize];
             if core::mem::replace(&mut set.group, group) != group {
-                moved.push(*id);
+                moved.insert(*id);
             }
         }
         if moved.is_empty() {
@@ -465,12 +465,12 @@ impl Table {
                 link: way.link.cloned(),
                 device: way.device.then(|| IntoDevice { source: source(prefix.addr().is_ipv4()) }),
             });
-            if wanted.as_ref() != self.vias.get(entry.kernel as usize) {
-                let taken = wanted.as_ref().map_or(NONE, |via| self.vias.take(via).0 as u32);
-                self.vias.release(entry.kernel as usize);
-                entry.kernel = taken;
-                match wanted {
-                    Some(via) => message.put.push(RoutePut { prefix, via }),
+            if wanted.as_ref() != self.vias.get(entry.kernel) {
+                let taken = wanted.and_then(|via| Some((self.vias.take(&via, NONE as usize)?.0, via)));
+                self.vias.release(entry.kernel);
+                entry.kernel = taken.as_ref().map_or(NONE, |(number, _)| *number);
+                match taken {
+                    Some((_, via)) => message.put.push(RoutePut { prefix, via }),
                     None => message.remove.push(prefix),
                 }
             }
