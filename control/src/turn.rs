@@ -442,16 +442,9 @@ impl Turn {
     /// Makes a configuration the current one; what runs under a name goes on.
     fn configure(&mut self, config: Arc<Config>, now: Duration) {
         let peer = |tunnel: &crate::config::Tunnel| tunnel.wireguard().map(|keys| keys.peer_public_key);
-        let mut running: BTreeMap<String, Runtime> = BTreeMap::new();
-        let peers: BTreeMap<&str, _> = config.tunnels.iter().map(|t| (t.name.as_str(), peer(t))).collect();
-        for (tunnel, mut runtime) in self.config.tunnels.iter().zip(self.tunnels.drain(..)) {
-            // Another peer is somewhere else.
-            if peers.get(tunnel.name.as_str()) != Some(&peer(tunnel)) {
-                runtime.heard_from = None;
-                self.found.remove(&tunnel.name);
-            }
-            running.insert(tunnel.name.clone(), runtime);
-        }
+        let known = self.config.tunnels.iter().zip(self.tunnels.drain(..));
+        let mut running: BTreeMap<String, (Runtime, _)> =
+            known.map(|(tunnel, runtime)| (tunnel.name.clone(), (runtime, peer(tunnel)))).collect();
         self.deadlines.clear();
         self.silent.clear();
         self.converging.clear();
@@ -459,8 +452,15 @@ impl Turn {
         let before = core::mem::replace(&mut self.config, config.clone());
         self.forget_negotiated(&before);
         for (index, tunnel) in config.tunnels.iter().enumerate() {
-            let mut runtime =
-                running.remove(&tunnel.name).unwrap_or_else(|| Runtime::new(tunnel.hold_down, now));
+            let mut runtime = match running.remove(&tunnel.name) {
+                Some((runtime, before)) if before == peer(tunnel) => runtime,
+                // Another peer is somewhere else.
+                Some((runtime, _)) => {
+                    self.found.remove(&tunnel.name);
+                    Runtime { heard_from: None, ..runtime }
+                }
+                None => Runtime::new(tunnel.hold_down, now),
+            };
             runtime.health.set_hold_down(tunnel.hold_down);
             runtime.deadline = None;
             let blocked = self.memory.outer.get(&tunnel.name).and_then(|outer| outer.blocked.clone());
@@ -470,6 +470,7 @@ impl Turn {
             self.touched.insert(index);
         }
         let by_name = &self.by_name;
+        self.found.retain(|name, _| by_name.contains_key(name));
         self.memory.outer.retain(|name, _| by_name.contains_key(name));
         self.memory.drained.retain(|name| by_name.contains_key(name));
         self.memory.yielding.retain(|name, _| by_name.contains_key(name));

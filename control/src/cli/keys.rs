@@ -60,15 +60,10 @@ pub(super) fn random() -> Result<Zeroizing<[u8; 32]>, String> {
 }
 
 fn print_secret(secret: &Secret) -> Result<(), String> {
-    let print = || {
-        let mut output = unbuffered(&io::stdout())?;
-        warn_of_readers(&output)?;
-        let mut line = secret.to_base64();
-        // The line has room for it, so no copy is left behind.
-        line.push('\n');
-        output.write_all(line.as_bytes())
-    };
-    print().map_err(|error: io::Error| format!("stdout: {error}"))
+    let mut line = secret.to_base64();
+    // The line has room for it, so no copy is left behind.
+    line.push('\n');
+    print_private(&line).map_err(|error| format!("stdout: {error}"))
 }
 
 /// A secret is about to be written there.

@@ -101,7 +101,7 @@ fn read(section: Section<'_>, names: &Names<'_>, report: &mut Report) -> Option<
     Some(Draft { route, line: report.line_of(section.start()) })
 }
 
-/// A router on a link.
+/// A prefix that packets in tunnels may be for.
 fn routable(text: &str) -> Result<IpNet, Fault> {
     let prefix = value::prefix(text)?;
     match value::unroutable(&prefix) {
@@ -113,6 +113,7 @@ fn routable(text: &str) -> Result<IpNet, Fault> {
     }
 }
 
+/// A router on a link.
 fn read_link(item: Item<'_>, prefix: Option<IpNet>, report: &mut Report) -> Option<Link> {
     let section = item.section(&LINK, report)?;
     let interface = section

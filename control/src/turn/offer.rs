@@ -204,8 +204,8 @@ impl Turn {
             .tunnels
             .get(index)
             .is_some_and(|runtime| runtime.offer != Offer::Masked && runtime.draining != drain);
-        let alone =
-            drain && self.desired.ids.get(index).copied().flatten().is_some_and(|id| self.is_last(id));
+        let id = self.desired.ids.get(index).copied().flatten();
+        let alone = drain && id.is_some_and(|id| self.is_last(id, &self.carrying()));
         match &mut self.core {
             Some(core) if changed && acts => {
                 let line =

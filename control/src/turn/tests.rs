@@ -20,7 +20,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::outer::Blocked;
 
+mod adoption;
 mod failover;
+mod reload;
+mod wireguard;
 
 /// Variants of one configuration: weights, a tunnel less, other keys, priorities, no routes, another order,
 /// priorities without preemption.
@@ -435,41 +438,6 @@ fn a_start_installs_everything_and_then_offers_it() {
     assert!(rig.notes.contains(&Note::ManualKeys { tunnels: 3 }));
 }
 
-#[test]
-fn control_killed_adopts_what_runs() {
-    let mut rig = Rig::settled();
-    rig.event(Event::Drain { tunnel: "c".to_owned(), token: Token(1) });
-    rig.settle();
-    let before = rig.core.as_ref().unwrap().summary();
-    rig.kill_control(true);
-    rig.finish_plan(true);
-    rig.connect();
-    while rig.core_step() || rig.control_step() {}
-    assert_eq!(rig.core.as_ref().unwrap().summary(), before, "nothing changed");
-    rig.settle();
-    assert_eq!(rig.core.as_ref().unwrap().summary(), before);
-    assert_eq!(rig.view("a").0, State::Up);
-    assert_eq!(rig.view("c").0, State::Draining);
-}
-
-#[test]
-fn control_killed_knows_its_tunnels_by_the_cores_numbers() {
-    let mut rig = Rig::settled();
-    let before = rig.core.as_ref().unwrap().summary();
-    // The file was changed meanwhile: numbers by its order would be others'.
-    rig.variant = 6;
-    rig.kill_control(true);
-    for _ in 0..20 {
-        rig.connect();
-        assert!(!masks(&rig), "{:?}", rig.to_core);
-        rig.finish_plan(true);
-        while rig.core_step() || rig.control_step() {}
-        rig.sleep(Duration::from_millis(100));
-    }
-    assert_eq!(rig.core.as_ref().unwrap().summary(), before);
-    assert_eq!(rig.view("a").0, State::Up);
-}
-
 fn masks(rig: &Rig) -> bool {
     rig.to_core.iter().flat_map(|transaction| &transaction.ops).any(|op| matches!(op, Op::Mask(_)))
 }
@@ -508,79 +476,6 @@ impl Rig {
     fn tell(&mut self, name: &str, state: IkeState) {
         self.event(Event::Ike([(name.to_owned(), state)].into()));
     }
-}
-
-/// Only the stash knows where the peers are and what was agreed upon with them.
-#[test]
-fn control_killed_leaves_negotiated_tunnels_alone_until_the_stash_is_read() {
-    const NAMES: [&str; 3] = ["a", "b", "c"];
-    let mut rig = Rig::with(NEGOTIATED);
-    rig.connect();
-    rig.event(Event::Adopt { negotiated: BTreeMap::new() });
-    rig.settle();
-    NAMES.iter().for_each(|name| rig.negotiate(name));
-    let mut plan = None;
-    for _ in 0..5 {
-        plan = rig.plan.clone().or(plan);
-        rig.settle_for(1);
-    }
-    let plan = plan.expect("the peers' addresses are news for the kernel");
-    assert!(NAMES.iter().all(|name| rig.state(name) == Some(TunnelState::Live)));
-    let before = rig.core.as_ref().unwrap().summary();
-    rig.kill_control(true);
-    assert!(rig.plan.is_none(), "the plan in force may hold what is not known yet");
-    rig.connect();
-    // Whatever IKE says before it has read the stash.
-    rig.tell("a", IkeState::Negotiating { by_peer: true });
-    rig.sleep(Duration::from_millis(10));
-    assert!(rig.to_core.is_empty() && rig.plan.is_none(), "{:?}", rig.to_core);
-    let negotiated = NAMES.iter().map(|name| ((*name).to_owned(), path(name))).collect();
-    rig.event(Event::Adopt { negotiated });
-    NAMES.iter().for_each(|name| rig.tell(name, IkeState::Up));
-    assert!(!masks(&rig), "{:?}", rig.to_core);
-    assert_eq!(rig.plan.as_ref(), Some(&plan));
-    for _ in 0..20 {
-        rig.finish_plan(true);
-        assert!(!masks(&rig), "{:?}", rig.to_core);
-        while rig.core_step() || rig.control_step() {}
-        rig.sleep(Duration::from_millis(100));
-    }
-    assert_eq!(rig.core.as_ref().unwrap().summary(), before);
-    assert!(NAMES.iter().all(|name| rig.view(name) == (State::Up, String::new())));
-}
-
-#[test]
-fn a_plan_waits_for_a_core_that_does_not_answer_but_not_for_long() {
-    let mut rig = Rig::settled();
-    rig.kill_control(true);
-    rig.sleep(PLAN_PATIENCE / 2);
-    assert!(rig.plan.is_none());
-    rig.sleep(PLAN_PATIENCE);
-    assert!(rig.plan.is_some());
-}
-
-#[test]
-fn a_verdict_given_while_control_was_dead_shows_in_the_counters() {
-    let mut rig = Rig::settled();
-    let id = rig.id("a").unwrap();
-    let core = rig.core.as_ref().unwrap();
-    let mut reader = core.reader();
-    reader.enter().tunnel(id).unwrap().live.answered(1, Duration::from_millis(1), Duration::from_millis(1));
-    core.states().mask_by_core(id);
-    rig.kill_control(true);
-    rig.settle_for(20);
-    assert_eq!(rig.view("a").0, State::Down);
-    assert_eq!(rig.state("a"), Some(TunnelState::Masked));
-    rig.liveness("a", true);
-    rig.settle();
-    assert_eq!(rig.view("a").0, State::Up);
-    // Probes that nobody ever answered say nothing: it was the link, and that is looked at.
-    let id = rig.id("b").unwrap();
-    rig.core.as_ref().unwrap().states().mask_by_core(id);
-    rig.kill_control(true);
-    rig.settle_for(20);
-    assert_eq!(rig.view("b").0, State::Up);
-    assert_eq!(rig.state("b"), Some(TunnelState::Live));
 }
 
 impl Rig {
@@ -644,97 +539,10 @@ fn a_transaction_lost_with_its_connection_burns_its_keys() {
 }
 
 #[test]
-fn a_reload_touches_only_what_changed() {
-    let mut rig = Rig::settled();
-    rig.reload(3);
-    rig.finish_plan(true);
-    let ops = &rig.to_core.iter().flat_map(|transaction| &transaction.ops).collect::<Vec<_>>();
-    let a = rig.id("a").unwrap();
-    for op in ops {
-        match op {
-            Op::Mask(id) | Op::Unmask(id) | Op::Undrain(id) => assert_eq!(*id, a),
-            Op::PutSa(sa) => assert_eq!(sa.tunnel, a),
-            Op::RemoveSa(_) => {}
-            other => panic!("{other:?}"),
-        }
-    }
-    rig.settle();
-    assert_eq!(rig.view("a").0, State::Up);
-}
-
-#[test]
-fn a_reload_of_the_same_keys_with_other_settings_is_refused() {
-    let mut rig = Rig::settled();
-    let mut config = (*configuration(0)).clone();
-    let crate::config::Keys::Manual(manual) = &mut config.tunnels[0].keys else { panic!("manual keys") };
-    manual.esn = true;
-    let event = Event::Configured { config: Arc::new(config), outer: BTreeMap::new(), token: Token(9) };
-    rig.event(event);
-    let (token, Err(lines)) = &rig.replies[0] else { panic!("refused") };
-    assert_eq!((*token, lines.len()), (Token(9), 2));
-    assert!(lines[0].contains("tunnel.manual.key-in") && lines[0].contains("installed once"), "{lines:?}");
-    assert!(rig.to_core.is_empty() && rig.plan.is_none());
-}
-
-#[test]
-fn a_plan_that_fails_at_a_reload_changes_nothing() {
-    let mut rig = Rig::settled();
-    let before = rig.core.as_ref().unwrap().summary();
-    let token = rig.reload(2);
-    rig.finish_plan(false);
-    assert_eq!(rig.replies, [(token, Err(vec!["no".to_owned()]))]);
-    rig.settle();
-    assert_eq!(rig.core.as_ref().unwrap().summary(), before);
-    assert_eq!(rig.view("c").0, State::Up);
-    assert_eq!(rig.exited, None);
-}
-
-#[test]
-fn a_reload_keeps_the_sockets_from_which_peers_are_told() {
-    let mut rig = Rig::with(NEGOTIATED);
-    rig.settle();
-    let of_c = |rig: &Rig| {
-        let sockets = rig.plan.iter().flat_map(|plan| &plan.udp);
-        sockets.filter(|socket| socket.local.ip().to_string() == "192.0.2.3").count()
-    };
-    let token = rig.reload(NEGOTIATED_LESS);
-    assert_eq!(of_c(&rig), 2);
-    rig.finish_plan(true);
-    while rig.core_step() || rig.control_step() {}
-    assert_eq!(rig.replies, [(token, Ok("the configuration is in force".to_owned()))]);
-    rig.sleep(PARTING - Duration::from_millis(1));
-    assert!(rig.plan.is_none());
-    rig.sleep(Duration::from_millis(1));
-    assert!(rig.plan.is_some() && of_c(&rig) == 0);
-    rig.finish_plan(true);
-    // What the next configuration uses again is not closed.
-    rig.reload(NEGOTIATED);
-    rig.finish_plan(true);
-    rig.reload(NEGOTIATED_LESS);
-    rig.finish_plan(true);
-    rig.reload(NEGOTIATED);
-    rig.settle();
-    assert!(rig.turn.desired.plan.udp.iter().any(|socket| socket.local.ip().to_string() == "192.0.2.3"));
-    assert!(rig.turn.parting.is_none());
-}
-
-#[test]
 fn a_first_plan_that_fails_ends_control() {
     let mut rig = Rig::new();
     rig.finish_plan(false);
     assert_eq!(rig.exited.as_deref(), Some("no"));
-}
-
-#[test]
-fn a_removed_tunnel_goes_and_comes_back_only_with_other_keys() {
-    let mut rig = Rig::settled();
-    rig.reload(2);
-    rig.settle();
-    assert_eq!(rig.id("c"), None);
-    rig.reload(0);
-    rig.settle();
-    assert_eq!(rig.id("c"), None, "its keys were installed once");
-    assert!(rig.replies.last().unwrap().1.is_err());
 }
 
 #[test]
@@ -924,176 +732,5 @@ proptest! {
         for (_, result) in &rig.replies {
             prop_assert!(result.as_ref().err().is_none_or(|lines| !lines.is_empty()));
         }
-    }
-}
-
-/// `road` has no address in the configuration, and `site` has one.
-fn two_of_wireguard(key_of_road: char) -> String {
-    let tunnel = |name: &str, host: u8, peer: char, more: &str| {
-        let key = |fill: char| format!("{}=", fill.to_string().repeat(43));
-        format!(
-            "[[tunnel]]\nname = \"{name}\"\ntype = \"wireguard\"\nlocal = \"192.0.2.9\"\n{more}\
-             role = \"respond\"\ninside = \"10.8.0.{host}/32\"\n[tunnel.wireguard]\nprivate-key = \"{}\"\n\
-             peer-public-key = \"{}\"\n",
-            key('E'),
-            key(peer),
-        )
-    };
-    let site = tunnel("site", 2, 'M', "remote = \"203.0.113.9\"\n");
-    [tunnel("road", 1, key_of_road, ""), site].concat()
-}
-
-/// The first has the higher priority, and none takes its traffic back.
-fn without_preemption() -> String {
-    let text = two_of_wireguard('I').replace("type =", "preempt = false\ntype =");
-    let text = text.replace("name = \"road\"", "name = \"road\"\npriority = 1");
-    text + "[[route]]\nprefix = \"10.9.0.0/16\"\nvia = [\"road\", \"site\"]\n"
-}
-
-#[test]
-fn the_death_of_the_core_is_no_failure_of_its_tunnels() {
-    let mut rig = Rig::with_text(&without_preemption());
-    rig.settle_for(5);
-    let up = |rig: &mut Rig, name: &str, up: bool| {
-        session(rig, name, up);
-        rig.settle_for(1);
-    };
-    let carries = |rig: &Rig| ["road", "site"].map(|name| rig.view(name).0);
-    let first = [State::Up, State::Standby];
-    let second = [State::Standby, State::Up];
-    for name in ["road", "site"] {
-        up(&mut rig, name, true);
-    }
-    assert_eq!(carries(&rig), first);
-    // With a new core, the second may come first.
-    rig.kill_core();
-    rig.settle_for(1);
-    for name in ["site", "road"] {
-        up(&mut rig, name, true);
-    }
-    assert_eq!((carries(&rig), rig.turn.is_yielding("road")), (first, false));
-    rig.settle_for(20);
-    assert_eq!(carries(&rig), first);
-    // A failure of its own is one, and outlives the core.
-    for is_up in [false, true] {
-        up(&mut rig, "road", is_up);
-    }
-    assert_eq!(carries(&rig), second);
-    rig.kill_core();
-    rig.settle_for(1);
-    for name in ["road", "site"] {
-        up(&mut rig, name, true);
-    }
-    assert_eq!(carries(&rig), second);
-    rig.settle_for(20);
-    // The other one is gone.
-    for is_up in [false, true] {
-        up(&mut rig, "site", is_up);
-    }
-    assert_eq!(carries(&rig), first);
-    // So is it not to come back for long.
-    rig.kill_core();
-    rig.settle_for(1);
-    up(&mut rig, "site", true);
-    rig.settle_for(20);
-    up(&mut rig, "road", true);
-    assert_eq!(carries(&rig), second);
-}
-
-/// Which of both a new core is to call, and where it takes them to be.
-fn called(rig: &mut Rig) -> ([bool; 2], [Option<SocketAddr>; 2]) {
-    rig.kill_core();
-    rig.finish_plan(true);
-    rig.connect();
-    let ops = rig.to_core.iter().flat_map(|sent| &sent.ops);
-    let begin: Vec<bool> = ops
-        .filter_map(|op| match op {
-            Op::PutWireGuard(keys) => Some(keys.begin),
-            _ => None,
-        })
-        .collect();
-    rig.settle_for(5);
-    (begin.try_into().unwrap(), remotes(rig))
-}
-
-fn remotes(rig: &Rig) -> [Option<SocketAddr>; 2] {
-    ["road", "site"].map(|name| {
-        let mut reader = rig.core.as_ref().unwrap().reader();
-        reader.enter().tunnel(rig.id(name).unwrap()).unwrap().live.remote()
-    })
-}
-
-fn session(rig: &mut Rig, name: &str, up: bool) {
-    let tunnel = rig.id(name).unwrap();
-    rig.event(Event::Core(CoreEvent::WireGuard { tunnel, up }));
-}
-
-#[test]
-fn a_new_core_calls_those_that_had_a_session_with_the_last() {
-    let mut rig = Rig::with_text(&two_of_wireguard('I'));
-    rig.settle_for(5);
-    let remote: SocketAddr = "198.51.100.7:4711".parse().unwrap();
-    let of_site: SocketAddr = "203.0.113.9:51820".parse().unwrap();
-    for name in ["road", "site"] {
-        let tunnel = rig.id(name).unwrap();
-        rig.event(Event::Core(CoreEvent::EndpointMoved { tunnel, remote }));
-    }
-    // They were heard, and are gone.
-    session(&mut rig, "road", false);
-    assert_eq!(called(&mut rig), ([false, false], [None, Some(of_site)]));
-    let tunnel = rig.id("road").unwrap();
-    rig.event(Event::Core(CoreEvent::EndpointMoved { tunnel, remote }));
-    session(&mut rig, "road", true);
-    // The second dies before it has heard anything.
-    for _ in 0..2 {
-        assert_eq!(called(&mut rig), ([true, false], [Some(remote), Some(of_site)]));
-    }
-    // The next one had a session, but not the time to say where.
-    session(&mut rig, "road", true);
-    assert_eq!(called(&mut rig), ([true, false], [Some(remote), Some(of_site)]));
-    // It has a session: what the core knows by itself it is not told again, then and later.
-    session(&mut rig, "road", true);
-    rig.settle_for(5);
-    rig.reload(0);
-    assert!(rig.to_core.iter().all(|sent| sent.ops.is_empty()), "{:?}", rig.to_core);
-    assert_eq!(remotes(&rig)[0], Some(remote));
-    // It did not answer.
-    session(&mut rig, "road", false);
-    assert_eq!(called(&mut rig), ([false, false], [None, Some(of_site)]));
-}
-
-#[test]
-fn another_peer_is_not_called_where_the_last_one_was() {
-    let mut rig = Rig::with_text(&two_of_wireguard('I'));
-    rig.settle_for(5);
-    let tunnel = rig.id("road").unwrap();
-    rig.event(Event::Core(CoreEvent::EndpointMoved { tunnel, remote: "198.51.100.7:4711".parse().unwrap() }));
-    session(&mut rig, "road", true);
-    assert_eq!(called(&mut rig).0, [true, false]);
-    rig.more = two_of_wireguard('Q');
-    rig.reload(0);
-    rig.finish_plan(true);
-    let begins = |op: &Op| matches!(op, Op::PutWireGuard(keys) if keys.begin);
-    assert!(!rig.to_core.iter().flat_map(|sent| &sent.ops).any(begins));
-    rig.settle_for(5);
-    assert_eq!(called(&mut rig).0, [false, false]);
-}
-
-#[test]
-fn a_peer_that_is_where_it_is_expected_has_not_moved() {
-    let mut rig = Rig::with_text(&two_of_wireguard('I'));
-    rig.settle_for(5);
-    for (name, remote, is_news) in [
-        ("site", "203.0.113.9:51820", false),
-        ("site", "198.51.100.7:4711", true),
-        ("site", "198.51.100.7:4711", false),
-        ("site", "203.0.113.9:51820", true),
-        ("road", "198.51.100.8:4712", true),
-    ] {
-        rig.notes.clear();
-        let tunnel = rig.id(name).unwrap();
-        rig.event(Event::Core(CoreEvent::EndpointMoved { tunnel, remote: remote.parse().unwrap() }));
-        let told = rig.notes.iter().any(|note| matches!(note, Note::Moved { .. }));
-        assert_eq!(told, is_news, "{name} {remote}");
     }
 }

@@ -114,7 +114,7 @@ impl Turn {
                 }
             }
         }
-        let view = |(index, tunnel)| self.view(index, tunnel, &active, &grouped, now);
+        let view = |(index, tunnel)| self.view(index, tunnel, &carrying, &active, &grouped, now);
         self.config.tunnels.iter().enumerate().filter_map(view).collect()
     }
 
@@ -122,6 +122,7 @@ impl Turn {
         &'t self,
         index: usize,
         tunnel: &'t config::Tunnel,
+        carrying: &BTreeMap<TunnelId, bool>,
         active: &BTreeSet<TunnelId>,
         grouped: &BTreeSet<TunnelId>,
         now: Duration,
@@ -136,7 +137,7 @@ impl Turn {
                 (State::Connecting, "the forwarding core is about to use it".to_owned())
             }
             (None, Offer::Live) if runtime.draining => {
-                let alone = id.is_some_and(|id| self.is_last(id));
+                let alone = id.is_some_and(|id| self.is_last(id, carrying));
                 let goes_on = if alone { "; no other tunnel is up, so that it goes on carrying" } else { "" };
                 (State::Draining, format!("drained on request; braid undrain brings it back{goes_on}"))
             }
@@ -284,8 +285,7 @@ impl Turn {
     }
 
     /// Whether it is in a group of which no other tunnel is up that is not drained.
-    pub(super) fn is_last(&self, id: TunnelId) -> bool {
-        let carrying = self.carrying();
+    pub(super) fn is_last(&self, id: TunnelId, carrying: &BTreeMap<TunnelId, bool>) -> bool {
         let is_other = |member: &Member| member.tunnel != id && carrying.get(&member.tunnel) == Some(&false);
         let mut groups = self.desired.tables.groups.values();
         groups.any(|group| {
@@ -295,7 +295,7 @@ impl Turn {
     }
 
     /// Tunnels that carry traffic where their priority allows; true for those being drained.
-    fn carrying(&self) -> BTreeMap<TunnelId, bool> {
+    pub(super) fn carrying(&self) -> BTreeMap<TunnelId, bool> {
         let live = |(runtime, id): (&super::Runtime, &Option<TunnelId>)| {
             (runtime.offer == Offer::Live).then_some(((*id)?, runtime.draining))
         };

@@ -299,15 +299,7 @@ impl Endpoint {
             ours: offers(&config.ike_proposals, ProposalSpi::None),
             peers: offered.to_vec(),
         };
-        let diagnosis = Diagnosis {
-            step: Step::Init,
-            remote: Some(path.remote),
-            by_peer: true,
-            spi: message.header.initiator_spi,
-            fault,
-        };
-        let event = Event::Failed { peer: Some(peer), diagnosis: Box::new(diagnosis), retry_in: None };
-        self.effects.push_back(Effect::Event(event));
+        self.report_refused(Some(peer), path, message, fault);
     }
 
     /// Somebody calls for whom there is no peer: told once in [`BETWEEN_STRANGERS`], since anybody can do that.
@@ -316,14 +308,19 @@ impl Endpoint {
             return;
         }
         self.stranger_told = Some(now);
+        self.report_refused(None, path, message, Fault::UnknownPeer { identity: None, wants: None });
+    }
+
+    /// The peer's first message came to nothing.
+    fn report_refused(&mut self, peer: Option<PeerId>, path: Path, message: &Message, fault: Fault) {
         let diagnosis = Diagnosis {
             step: Step::Init,
             remote: Some(path.remote),
             by_peer: true,
             spi: message.header.initiator_spi,
-            fault: Fault::UnknownPeer { identity: None, wants: None },
+            fault,
         };
-        let event = Event::Failed { peer: None, diagnosis: Box::new(diagnosis), retry_in: None };
+        let event = Event::Failed { peer, diagnosis: Box::new(diagnosis), retry_in: None };
         self.effects.push_back(Effect::Event(event));
     }
 
