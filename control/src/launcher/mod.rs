@@ -469,8 +469,11 @@ impl Launcher {
     async fn answer(&mut self, answer: &ToControl) {
         let connection = self.control_connection.and_then(|id| self.connections.get(&id)).cloned();
         let Some(connection) = connection else { return };
-        if let Err(error) = connection.send(answer, &[]).await {
-            tracing::warn!("control does not listen: {error}");
+        match connection.send(answer, &[]).await {
+            // It has ended and says why, or does not and this is told of once it is waited for.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => tracing::warn!("control does not listen: {error}"),
+            Ok(()) => {}
         }
     }
 
