@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod capture;
+pub mod clients;
 pub mod content;
 pub mod dissect;
 mod error;

@@ -20,8 +20,8 @@ use std::time::Duration;
 )]
 struct Arguments {
     /// Clients.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
-    clients: u32,
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=20_000))]
+    clients: u16,
     /// Seconds watched; with more than 120, each client has made a new session.
     #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
@@ -53,8 +53,7 @@ fn main() -> ExitCode {
 /// Prints the figures; the targets that were not reached, in words.
 fn measure(arguments: &Arguments) -> Result<Vec<String>, Error> {
     let watch = Duration::from_secs(arguments.seconds.into());
-    let report =
-        Report { clients: scale::clients(arguments.clients as usize, watch)?, machine: Machine::look() };
+    let report = Report { clients: scale::clients(arguments.clients, watch)?, machine: Machine::look() };
     println!("{}", serde_json::to_string_pretty(&report).map_err(|bad| Error::parse("JSON", bad))?);
     let clients = &report.clients;
     let targets = [

@@ -2,12 +2,16 @@
 
 use crate::kernel::kill_part;
 use crate::pair::START;
+use braid_netns::clients::Clients;
 use braid_netns::gateway::Gateway;
+use braid_netns::guard::temp_dir;
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, GATEWAY_A, GATEWAY_B, NET_A, NET_B, SERVER};
 use braid_netns::traffic::{Pings, ping};
-use braid_netns::wireguard::{Implementation, Keys, MTU, Wireguard};
+use braid_netns::wireguard::{Implementation, Keys, MTU, PORT, Wireguard};
 use braid_netns::{Netns, Ran, Result, Topology, retry_until};
+use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -15,6 +19,7 @@ use std::time::{Duration, Instant};
 pub(crate) const ALL: &[Scenario] = &[
     ("clients::come_and_go", come_and_go),
     ("clients::a_new_core_calls_those_of_the_last", a_new_core_calls_those_of_the_last),
+    ("clients::a_thousand", a_thousand),
 ];
 
 /// Where they call from.
@@ -141,6 +146,70 @@ fn a_new_core_calls_those_of_the_last() -> Outcome {
         let took = killed.elapsed();
         assert!(took < Duration::from_secs(8), "{took:?}");
     }
+    Ok(())
+}
+
+/// All call at once and reach the network behind the gateway, each with its own answers; nobody is disturbed by
+/// another's coming or going, and all are back after the core's death.
+fn a_thousand() -> Outcome {
+    const COUNT: u16 = 1000;
+    let topology = Topology::builder().build()?;
+    let clients = Clients::generate(COUNT)?;
+    let directory = temp_dir("clients")?;
+    let list = directory.path().join("clients.toml");
+    clients.write(&list)?;
+    let text = format!(
+        "[gateway]\nname = \"hub\"\nsource = \"{GATEWAY_A}\"\n\
+         [clients]\nnetwork = \"{}\"\nlocal = \"{}\"\nprivate-key = \"{}\"\n\
+         reach = [\"{NET_A}\"]\nfile = \"{}\"\n",
+        braid_netns::clients::NETWORK,
+        topology.paths[0].a,
+        clients.gateway_key(),
+        list.display(),
+    );
+    let mut hub = Gateway::start(&topology.gateway_a, &text)?;
+    hub.process().wait_for_output("the forwarding core is there", START)?;
+    let connected = clients.connect(&road(&topology)?, SocketAddrV4::new(topology.paths[0].a, PORT))?;
+    let host = CLIENT.parse()?;
+    let reach = |count: u16| {
+        connected.ask(host);
+        let begun = Instant::now();
+        retry_until("an answer for each client", Duration::from_secs(60), || match connected.answered() {
+            answered if answered == usize::from(count) => Ok(()),
+            answered => Err(format!("{answered} of {count} have one")),
+        })?;
+        Result::Ok(begun.elapsed())
+    };
+    reach(COUNT)?;
+    let handshakes = |hub: &Gateway| {
+        let status = hub.status()?;
+        let tunnels = status["tunnels"].as_array().cloned().unwrap_or_default();
+        let count = |tunnel: &serde_json::Value| {
+            (tunnel["name"].to_string(), tunnel["wireguard"]["handshakes"].as_u64())
+        };
+        Result::Ok(tunnels.iter().map(count).collect::<BTreeMap<_, _>>())
+    };
+    let mut before = handshakes(&hub)?;
+    assert_eq!(before.len(), usize::from(COUNT));
+    added(&hub, "alice")?;
+    assert!(client(&hub, &["remove", "c500"])?.status.success());
+    reach(COUNT - 1)?;
+    before.remove("\"c500\"");
+    let mut after = handshakes(&hub)?;
+    assert_eq!(after.remove("\"alice\""), Some(Some(0)));
+    assert_eq!(before, after, "disturbed by another");
+
+    retry_until("the address of each client told", START, || {
+        match hub.process().stderr().matches("the peer is now at").count() {
+            told if told >= usize::from(COUNT) => Ok(()),
+            told => Err(format!("{told} of {COUNT} are")),
+        }
+    })?;
+    kill_part(&topology.gateway_a, "braid-dataplane")?;
+    let took = reach(COUNT - 1)?;
+    // By themselves they would miss it after fifteen seconds; a call that is lost is made again after five.
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert_eq!(connected.strays(), 0, "packets that came to others than they were for");
     Ok(())
 }
 
