@@ -11,15 +11,23 @@ use crate::config::{self, Config, Place};
 Prints one line per error, `FILE:LINE: key: what is wrong; what would be right`, and exits with 2.
 Nothing is started or changed.
 
-Example: braid check --config /etc/braid/braid.toml")]
+Example: braid check --config /etc/braid/braid.toml
+         braid check --keys | less")]
 pub(super) struct Args {
     /// The configuration file
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "keys")]
+    config: Option<PathBuf>,
+    /// Print every key that a configuration may have, with its default
+    #[arg(long, conflicts_with = "config")]
+    keys: bool,
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
-    match config::load(&args.config) {
+    let Some(file) = &args.config else {
+        let _ = std::io::stdout().write_all(config::KEYS.as_bytes());
+        return ExitCode::SUCCESS;
+    };
+    match config::load(file) {
         Ok(config) => {
             // Whoever closed our stdout does not want to know.
             let _ = std::io::stdout().write_all(summary(&config).as_bytes());

@@ -20,7 +20,7 @@ use super::{
     value,
 };
 
-static BGP: Schema = Schema {
+pub(super) static BGP: Schema = Schema {
     path: "bgp",
     keys: &[
         "asn",
@@ -35,7 +35,7 @@ static BGP: Schema = Schema {
     ],
 };
 
-static NEIGHBOR: Schema = Schema {
+pub(super) static NEIGHBOR: Schema = Schema {
     path: "bgp.neighbor",
     keys: &[
         "name",

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::wireguard::{PublicKey, Secret};
 
-static CLIENTS: Schema = Schema {
+pub(super) static CLIENTS: Schema = Schema {
     path: "clients",
     keys: &[
         "network",

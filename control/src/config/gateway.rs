@@ -9,12 +9,12 @@ use super::{
     value,
 };
 
-static GATEWAY: Schema = Schema {
+pub(super) static GATEWAY: Schema = Schema {
     path: "gateway",
     keys: &["name", "source", "protect", "transit", "hash-seed", "symmetric-hash", "pin-replies"],
 };
 
-static CORE: Schema = Schema { path: "core", keys: &["device", "workers", "offload", "run-dir"] };
+pub(super) static CORE: Schema = Schema { path: "core", keys: &["device", "workers", "offload", "run-dir"] };
 
 /// Most forwarding threads.
 const MAX_WORKERS: i64 = 64;

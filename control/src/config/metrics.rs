@@ -8,7 +8,7 @@ use super::{
     section::{Schema, Section},
 };
 
-static METRICS: Schema = Schema { path: "metrics", keys: &["listen"] };
+pub(super) static METRICS: Schema = Schema { path: "metrics", keys: &["listen"] };
 
 const EXAMPLE: &str = "write one like \"127.0.0.1:9466\" or \"[::1]:9466\"";
 

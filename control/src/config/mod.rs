@@ -189,7 +189,7 @@ pub struct Tunnel {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Keys {
     /// `[tunnel.manual]`.
-    Manual(Manual),
+    Manual(Box<Manual>),
     /// `[tunnel.ike]`.
     Ike(Box<Ike>),
     /// `[tunnel.wireguard]`.
@@ -499,6 +499,9 @@ pub fn parse(text: &str, file: &Path, mode: u32) -> Result<Config, Vec<ConfigErr
         metrics,
     })
 }
+
+/// Every key with its default, as Markdown.
+pub const KEYS: &str = include_str!("../../KEYS.md");
 
 static ROOT: Schema =
     Schema { path: "", keys: &["gateway", "core", "tunnel", "route", "bgp", "clients", "metrics"] };

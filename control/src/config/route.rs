@@ -12,7 +12,7 @@ use super::{
     value,
 };
 
-static ROUTE: Schema = Schema { path: "route", keys: &["prefix", "via", "distance"] };
+pub(super) static ROUTE: Schema = Schema { path: "route", keys: &["prefix", "via", "distance"] };
 static LINK: Schema = Schema { path: "route.via", keys: &["interface", "gateway"] };
 
 /// Most members of a group (the core's limit).

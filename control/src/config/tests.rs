@@ -1,4 +1,7 @@
-use std::path::Path;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use super::*;
 
@@ -733,4 +736,36 @@ fn a_file_with_a_key_of_bgp_is_for_us_alone() {
     std::fs::write(&file, "\n").unwrap();
     assert!(read(0o600).unwrap_err()[0].to_string().contains("bgp.neighbor.md5-file: a key of 0 bytes"));
     std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// Headings and first columns of the reference against what is read.
+#[test]
+fn the_reference_has_every_key_and_no_other() {
+    let mut described: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+    let mut section = String::new();
+    for line in KEYS.lines() {
+        if let Some(heading) = line.strip_prefix("## `[") {
+            section = heading.trim_matches(|c| "[]`".contains(c)).to_owned();
+        } else if let Some(cells) = line.strip_prefix("| `") {
+            let keys = cells.split(" | ").next().unwrap().trim_end_matches('`').split("`, `");
+            let known = described.entry(section.clone()).or_default();
+            keys.for_each(|key| assert!(known.insert(key), "{key} stands twice in {section}"));
+        }
+    }
+    let schemas = [
+        &gateway::GATEWAY,
+        &gateway::CORE,
+        &tunnel::TUNNEL,
+        &tunnel::MANUAL,
+        &ike::IKE,
+        &wireguard::WIREGUARD,
+        &route::ROUTE,
+        &bgp::BGP,
+        &bgp::NEIGHBOR,
+        &clients::CLIENTS,
+        &metrics::METRICS,
+    ];
+    let read = schemas.map(|schema| (schema.path.to_owned(), schema.keys.iter().copied().collect()));
+    assert_eq!(described, BTreeMap::from(read));
+    assert!(ROOT.keys.iter().all(|section| described.contains_key(*section)));
 }

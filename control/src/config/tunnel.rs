@@ -14,7 +14,7 @@ use super::{
     value, wireguard,
 };
 
-static TUNNEL: Schema = Schema {
+pub(super) static TUNNEL: Schema = Schema {
     path: "tunnel",
     keys: &[
         "name",
@@ -45,7 +45,7 @@ static PROBE: Schema = Schema { path: "tunnel.probe", keys: &["interval", "multi
 
 static BFD: Schema = Schema { path: "tunnel.bfd", keys: bfd::KEYS };
 
-static MANUAL: Schema = Schema {
+pub(super) static MANUAL: Schema = Schema {
     path: "tunnel.manual",
     keys: &[
         "suite",
@@ -198,7 +198,7 @@ fn read_keys(
             if let Some(secret) = manual.get("key-in").or_else(|| manual.get("key-out")) {
                 refuse_exposed(secret, context.mode, exposed, report);
             }
-            read_manual(manual, report).map(Keys::Manual)
+            read_manual(manual, report).map(|read| Keys::Manual(Box::new(read)))
         }
         (None, None) if section.get("wireguard").is_some() => None, // reported already
         (None, None) => section.require("ike", "a [tunnel.ike] table below it", report).and(None),
