@@ -4,7 +4,10 @@
 //! reload or a restart of control changes only what is different.
 
 use core::net::{IpAddr, SocketAddr};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use braid_api::{
     Allowed, DfPolicy, Direction, Encapsulation, GatewaySettings, Group, GroupId, Member, Selectors, Spi,
@@ -47,8 +50,8 @@ pub struct Desired {
 pub struct Tables {
     /// What concerns all tunnels.
     pub gateway: Option<GatewaySettings>,
-    /// Tunnels.
-    pub tunnels: BTreeMap<TunnelId, Tunnel>,
+    /// Tunnels. What the core has confirmed is shared with [`crate::mirror::Mirror`].
+    pub tunnels: BTreeMap<TunnelId, Arc<Tunnel>>,
     /// SAs, one per direction.
     pub sas: BTreeMap<(TunnelId, Direction), SaSpec>,
     /// Keys of WireGuard tunnels.
@@ -179,7 +182,7 @@ pub fn build(config: &Config, circumstances: &Circumstances<'_>) -> Desired {
         let calls = tunnel.remote.is_none() && tunnel.wireguard().is_some();
         let found = circumstances.found.get(&tunnel.name).copied().filter(|_| calls);
         entry.remote = entry.remote.or(found);
-        tables.tunnels.insert(id, entry);
+        tables.tunnels.insert(id, Arc::new(entry));
         if let Keys::Manual(manual) = &tunnel.keys {
             for (direction, spec) in sa_specs(index, tunnel, manual, circumstances.keys) {
                 tables.sas.insert((id, direction), spec);

@@ -2,7 +2,10 @@
 //!
 //! Pure. Changes name SAs by their specification: keys join them only in the transaction.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use braid_api::{
     Direction, Encapsulation, GatewaySettings, Group, GroupId, SaId, Spi, Suite, Target, Tunnel, TunnelId,
@@ -35,7 +38,7 @@ pub struct Mirror {
     /// What concerns all tunnels.
     pub gateway: Option<GatewaySettings>,
     /// Tunnels whose settings are known.
-    pub tunnels: BTreeMap<TunnelId, Tunnel>,
+    pub tunnels: BTreeMap<TunnelId, Arc<Tunnel>>,
     /// Every tunnel, also those of which only the number is known.
     pub held: BTreeSet<TunnelId>,
     sas: BTreeMap<SaId, HeldSa>,
@@ -56,7 +59,7 @@ pub enum Change {
     /// What concerns all tunnels.
     SetGateway(GatewaySettings),
     /// Creates or changes a tunnel.
-    PutTunnel(Tunnel),
+    PutTunnel(Arc<Tunnel>),
     /// Sets WireGuard's keys of a tunnel.
     PutWireGuard(TunnelId, WireGuardSpec),
     /// Removes an SA.

@@ -167,7 +167,8 @@ struct Runtime {
     failovers: u64,
     /// The same by their causes, as [`Obstacle::cause`] names them.
     causes: BTreeMap<&'static str, u64>,
-    last_failure: Option<Failure>,
+    /// Most have none.
+    last_failure: Option<Box<Failure>>,
     /// Of the core's last verdict, until it has become a failure.
     stages: Option<Stages>,
 }
@@ -445,6 +446,7 @@ impl Turn {
         let known = self.config.tunnels.iter().zip(self.tunnels.drain(..));
         let mut running: BTreeMap<String, (Runtime, _)> =
             known.map(|(tunnel, runtime)| (tunnel.name.clone(), (runtime, peer(tunnel)))).collect();
+        self.tunnels = Vec::with_capacity(config.tunnels.len());
         self.deadlines.clear();
         self.silent.clear();
         self.converging.clear();
@@ -517,8 +519,19 @@ impl Turn {
             self.plan_wanted += 1;
         }
         self.desired = desired;
+        self.share_tunnels();
         if let Some(core) = &mut self.core {
             core.is_dirty = true;
+        }
+    }
+
+    /// Of very many tunnels one copy is enough.
+    fn share_tunnels(&mut self) {
+        let Some(core) = &self.core else { return };
+        for (id, tunnel) in &mut self.desired.tables.tunnels {
+            if let Some(held) = core.mirror.tunnels.get(id).filter(|held| *held == tunnel) {
+                *tunnel = held.clone();
+            }
         }
     }
 

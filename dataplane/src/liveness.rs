@@ -210,9 +210,13 @@ impl Liveness {
         self.bfd.configure(id, &tunnel.settings.bfd, now, &mut random);
         let settings = &tunnel.settings;
         let keepalive = settings.keepalive && settings.encapsulation == Encapsulation::Udp;
-        let session = self.sessions.entry(id).or_insert_with(|| Session::new(now));
-        let withdrawn = session.configure(tunnel.settings.probe, keepalive, now);
-        self.due.insert((session.due(), id));
+        let mut session = self.sessions.remove(&id).unwrap_or_else(|| Session::new(now));
+        let withdrawn = session.configure(settings.probe, keepalive, now);
+        // Clients on the road are many, and none is probed.
+        if settings.probe.is_some() || keepalive {
+            self.due.insert((session.due(), id));
+            self.sessions.insert(id, session);
+        }
         if withdrawn {
             self.report(id, Verdict::Withdrawn, Cause::Probe, Duration::ZERO, (now, now));
         }

@@ -6,7 +6,7 @@
 //! which child it belongs to and by which path its tunnel is reached.
 
 use core::{net::SocketAddr, time::Duration};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use braid_api::{Direction, Epoch, Op, Sa, SaId, SecretKey, Selectors, Spi, StashValue, Suite, TunnelId};
 
@@ -119,7 +119,7 @@ pub(super) struct IkeSas {
 pub(super) enum Step {
     Installed(SaId, IkeSa),
     Removed(SaId),
-    Path(Box<braid_api::Tunnel>),
+    Path(Arc<braid_api::Tunnel>),
 }
 
 impl IkeSas {
@@ -276,10 +276,10 @@ impl Turn {
         let (Some(tunnel), Some(core)) = (self.desired.tables.tunnels.get_mut(id), &self.core) else {
             return;
         };
-        path.apply(tunnel);
+        path.apply(Arc::make_mut(tunnel));
         if core.mirror.tunnels.get(id) != Some(tunnel) {
-            ops.push(Op::PutTunnel(tunnel.clone()));
-            steps.push(Step::Path(Box::new(tunnel.clone())));
+            ops.push(Op::PutTunnel((**tunnel).clone()));
+            steps.push(Step::Path(tunnel.clone()));
         }
     }
 
@@ -300,7 +300,7 @@ impl Turn {
     pub(super) fn note_remote(&mut self, id: TunnelId, remote: Option<SocketAddr>) {
         let held = self.core.as_mut().and_then(|core| core.mirror.tunnels.get_mut(&id));
         for tunnel in held.into_iter().chain(self.desired.tables.tunnels.get_mut(&id)) {
-            tunnel.remote = remote;
+            Arc::make_mut(tunnel).remote = remote;
         }
     }
 
@@ -323,7 +323,7 @@ impl Turn {
                     self.touched.extend(name.and_then(|name| self.by_name.get(name)));
                 }
                 Step::Path(tunnel) => {
-                    core.mirror.tunnels.insert(tunnel.id, *tunnel);
+                    core.mirror.tunnels.insert(tunnel.id, tunnel);
                     // What waits may hold the path of before.
                     core.is_dirty |= !core.is_idle();
                 }

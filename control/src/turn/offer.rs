@@ -164,7 +164,8 @@ impl Turn {
             *runtime.causes.entry(why.cause()).or_default() += 1;
             let by_core = matches!(why, Obstacle::Silent { .. } | Obstacle::Outer(_));
             let stages = runtime.stages.take().filter(|_| by_core);
-            runtime.last_failure = Some(Failure { at: now, why: why.clone(), stages, converged: None });
+            let failure = Failure { at: now, why: why.clone(), stages, converged: None };
+            runtime.last_failure = Some(Box::new(failure));
             self.converging.insert(index);
         }
         if obstacle.is_none() {

@@ -626,7 +626,7 @@ fn adopt_sas(core: &mut Core, hello: &Hello, config: &Config, keys: &crate::keys
 fn op(change: &Change, config: &Config, boot: BootId) -> Op {
     match change {
         Change::SetGateway(settings) => Op::SetGateway(settings.clone()),
-        Change::PutTunnel(tunnel) => Op::PutTunnel(tunnel.clone()),
+        Change::PutTunnel(tunnel) => Op::PutTunnel((**tunnel).clone()),
         Change::PutWireGuard(id, spec) => Op::PutWireGuard(wireguard(config, *id, spec)),
         Change::RemoveSa(id) => Op::RemoveSa(*id),
         Change::PutSa(id, tunnel, direction, spec) => Op::PutSa(Sa {
