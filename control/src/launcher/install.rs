@@ -94,7 +94,7 @@ impl Installer {
             );
         }
         steps.extend(next_hops.into_iter().flatten().map(Step::RemoveNextHop));
-        self.run(kernel, &steps, 0);
+        self.run(kernel, &steps, 0)?;
         self.has_adopted = true;
         Ok(())
     }
@@ -103,29 +103,47 @@ impl Installer {
     ///
     /// Next hops are made before the routes by them, and removed after these: with an object that has routes, the
     /// kernel looks through all there are.
-    pub(super) fn run(&mut self, kernel: &mut impl Routing, steps: &[Step], device: u32) {
-        for step in steps {
-            if let Step::PutNextHop(id, next_hop) = step {
-                self.put_next_hop(kernel, *id, next_hop);
-            }
-        }
+    ///
+    /// # Errors
+    /// What could not be removed, or netlink itself failed; all else is done.
+    pub(super) fn run(&mut self, kernel: &mut impl Routing, steps: &[Step], device: u32) -> io::Result<()> {
+        self.put_next_hops(kernel, steps);
         let changes = steps.iter().filter_map(|step| match step {
             Step::Put(route) if self.is_refused(route) => Some(Change::Remove(route)),
             Step::Put(route) => Some(Change::Put(route)),
             Step::Remove(route) => Some(Change::Remove(route)),
             Step::PutNextHop(..) | Step::RemoveNextHop(_) => None,
         });
-        let changes: Vec<Change<'_>> = changes.collect();
-        match kernel.change_routes(&changes, device) {
-            Ok(refused) => tell_refused(&refused),
-            Err(error) => tracing::error!("cannot change learned routes: {error}"),
-        }
+        let mut result = change_routes(kernel, &changes.collect::<Vec<_>>(), device);
         for step in steps {
             if let Step::RemoveNextHop(id) = step
                 && !self.refused.remove(id)
                 && let Err(error) = kernel.remove_next_hop(*id)
             {
-                tracing::error!("cannot remove next hop {id}: {error}");
+                result = Err(io::Error::other(format!("next hop {id} stays: {error}")));
+            }
+        }
+        result
+    }
+
+    /// Makes next hops that went with their link, and the routes by them, again. One that is refused has none to be
+    /// removed.
+    ///
+    /// # Errors
+    /// Netlink itself failed.
+    pub(super) fn renew(&mut self, kernel: &mut impl Routing, steps: &[Step], device: u32) -> io::Result<()> {
+        self.put_next_hops(kernel, steps);
+        let changes = steps.iter().filter_map(|step| match step {
+            Step::Put(route) if !self.is_refused(route) => Some(Change::Put(route)),
+            _ => None,
+        });
+        change_routes(kernel, &changes.collect::<Vec<_>>(), device)
+    }
+
+    fn put_next_hops(&mut self, kernel: &mut impl Routing, steps: &[Step]) {
+        for step in steps {
+            if let Step::PutNextHop(id, next_hop) = step {
+                self.put_next_hop(kernel, *id, next_hop);
             }
         }
     }
@@ -149,6 +167,19 @@ impl Installer {
     fn is_refused(&self, route: &Route) -> bool {
         matches!(route.way, Way::NextHop(id) if self.refused.contains(&id))
     }
+}
+
+/// What the kernel refuses has nothing in its place, neither what was there before: a next hop may have gone with its
+/// link a moment ago.
+fn change_routes(kernel: &mut impl Routing, changes: &[Change<'_>], device: u32) -> io::Result<()> {
+    let refused = kernel.change_routes(changes, device)?;
+    tell_refused(&refused);
+    let by_next_hops = refused.iter().filter(|(route, _)| matches!(route.way, Way::NextHop(_)));
+    let gone: Vec<Change<'_>> = by_next_hops.map(|(route, _)| Change::Remove(route)).collect();
+    if !gone.is_empty() {
+        kernel.change_routes(&gone, device)?;
+    }
+    Ok(())
 }
 
 fn tell_refused(refused: &[(&Route, io::Error)]) {

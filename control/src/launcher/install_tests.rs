@@ -59,11 +59,15 @@ pub(super) struct Kernel {
     pub(super) next_hops: BTreeMap<u32, NextHop>,
     /// Objects that another program made.
     pub(super) foreign: BTreeSet<u32>,
+    /// Objects that went with their link, of which the launcher has not heard.
+    pub(super) gone: BTreeSet<u32>,
     /// Gateways that it takes no object of.
     pub(super) refuses: BTreeSet<IpAddr>,
     pub(super) lacks_objects: bool,
     /// So many times it does not say what there is.
     pub(super) fails: u32,
+    /// Routes that it was asked to remove.
+    pub(super) removals: u32,
     /// How often it looked through all routes for those by an object that it removed.
     pub(super) searches: u32,
 }
@@ -98,10 +102,14 @@ impl Routing for Kernel {
             return Err(io::ErrorKind::NetworkUnreachable.into());
         }
         assert_eq!(self.next_hops.insert(id, next_hop.clone()), None, "{id} is there");
+        self.gone.remove(&id);
         Ok(())
     }
 
     fn remove_next_hop(&mut self, id: u32) -> io::Result<()> {
+        if self.gone.remove(&id) {
+            return Ok(());
+        }
         assert!(self.next_hops.remove(&id).is_some(), "{id} is not ours or not there");
         let before = self.routes.len();
         self.routes.retain(|_, way| *way != Way::NextHop(id));
@@ -114,24 +122,30 @@ impl Routing for Kernel {
         changes: &[Change<'r>],
         _: u32,
     ) -> io::Result<Vec<(&'r Route, io::Error)>> {
+        let mut refused = Vec::new();
         for change in changes {
-            let (Change::Put(route) | Change::Remove(route)) = change;
+            let (Change::Put(route) | Change::Remove(route)) = *change;
             let place = (route.prefix, route.table, route.metric);
             match change {
                 Change::Put(Route { way, .. }) => {
-                    if let Way::NextHop(id) = way {
-                        assert!(self.next_hops.contains_key(id), "{route:?}");
+                    if let Way::NextHop(id) = way
+                        && !self.next_hops.contains_key(id)
+                    {
+                        assert!(self.gone.contains(id), "{route:?}");
+                        refused.push((route, io::ErrorKind::InvalidInput.into()));
+                        continue;
                     }
                     self.routes.insert(place, *way);
                 }
                 Change::Remove(Route { way, .. }) => {
+                    self.removals += 1;
                     let removed = self.routes.remove(&place);
                     let is_refused = matches!(way, Way::NextHop(id) if !self.next_hops.contains_key(id));
                     assert!(is_refused || removed == Some(*way), "{route:?}");
                 }
             }
         }
-        Ok(Vec::new())
+        Ok(refused)
     }
 }
 
@@ -180,7 +194,7 @@ impl Kernel {
 
     /// The link goes, with all that is by it.
     pub(super) fn lose_links(&mut self) {
-        self.next_hops.clear();
+        self.gone.extend(std::mem::take(&mut self.next_hops).into_keys());
         self.routes.retain(|_, way| !matches!(way, Way::NextHop(_)));
     }
 }
@@ -202,14 +216,14 @@ impl Rig {
     }
 
     fn run(&mut self, steps: &[Step]) {
-        self.installer.run(&mut self.kernel, steps, 0);
+        self.installer.run(&mut self.kernel, steps, 0).unwrap();
         self.kernel.check();
         assert_eq!(self.kernel.searches, 0);
     }
 
     pub(super) fn withdraw(&mut self, failed: &[NextHop]) -> Vec<Step> {
         let steps = self.learned.withdraw(failed);
-        self.installer.run(&mut self.kernel, &steps, 0);
+        self.installer.run(&mut self.kernel, &steps, 0).unwrap();
         self.kernel.check();
         self.kernel.searches = 0;
         steps
@@ -233,7 +247,10 @@ impl Rig {
     pub(super) fn renew(&mut self, interface: Option<&str>) -> Vec<Step> {
         let there = self.kernel.next_hops.keys().copied().collect();
         let again = self.learned.next_hops_again(interface, &there);
-        self.run(&again);
+        self.kernel.removals = 0;
+        self.installer.renew(&mut self.kernel, &again, 0).unwrap();
+        self.kernel.check();
+        assert_eq!((self.kernel.removals, self.kernel.searches), (0, 0));
         again
     }
 
@@ -304,6 +321,25 @@ fn what_moves_to_a_next_hop_that_is_refused_leaves_the_one_before() {
     rig.kernel.refuses.clear();
     rig.renew(None);
     assert_eq!(rig.kernel.ways("10.3.0.0/16")[0], (MAIN, To::Link(hop(2))));
+    rig.clear();
+}
+
+/// Its object went with its link, and nobody has said so yet.
+#[test]
+fn what_moves_to_a_next_hop_that_has_just_gone_leaves_the_one_before() {
+    let mut rig = Rig::new(2, &[]);
+    let by = |host: u8| LearnedVia { link: Some(hop(host)), ..both() };
+    rig.apply(put("10.2.0.0/16", by(1)));
+    rig.apply(put("10.3.0.0/16", by(2)));
+    let (id, _) = rig.kernel.next_hops.iter().find(|(_, link)| **link == hop(2)).unwrap();
+    let id = *id;
+    rig.kernel.next_hops.remove(&id);
+    rig.kernel.gone.insert(id);
+    rig.kernel.routes.retain(|_, way| *way != Way::NextHop(id));
+    rig.apply(put("10.2.0.0/16", by(2)));
+    assert_eq!(rig.kernel.ways("10.2.0.0/16")[0], (MAIN, To::Device));
+    rig.renew(None);
+    assert_eq!(rig.kernel.ways("10.2.0.0/16")[0], (MAIN, To::Link(hop(2))));
     rig.clear();
 }
 

@@ -179,7 +179,8 @@ impl Kernel {
             Ok(there) => {
                 let there = there.unwrap_or_default();
                 let again = self.learned.next_hops_again(interface, &there);
-                self.run_learned(&again);
+                let index = self.device.as_ref().map_or(0, |device| device.index);
+                tell(self.installer.renew(&mut self.netlink, &again, index));
             }
             Err(error) => tracing::error!("cannot read next hops: {error}"),
         }
@@ -187,7 +188,7 @@ impl Kernel {
 
     fn run_learned(&mut self, steps: &[learned::Step]) {
         let index = self.device.as_ref().map_or(0, |device| device.index);
-        self.installer.run(&mut self.netlink, steps, index);
+        tell(self.installer.run(&mut self.netlink, steps, index));
     }
 
     /// Makes the plan in force good again where the kernel lost parts of it, such as a device
@@ -234,9 +235,9 @@ impl Kernel {
                 sysctl::restore(&sysctls);
             }
             self.remove_all(number);
+            let learned = self.learned.clear();
+            self.run_learned(&learned);
         }
-        let learned = self.learned.clear();
-        self.run_learned(&learned);
         let left = self.netlink.layout(number, None).unwrap_or_default();
         if left == Layout::default() && self.record.sysctls.is_empty() {
             dir.remove_record();
@@ -304,7 +305,7 @@ impl Kernel {
         let ipv6 = sysctl::has_ipv6();
         let slot = self.claim_and_set_sysctls(dir, plan, attempt)?;
         let adopted = self.installer.adopt(&mut self.netlink, slot, &mut self.learned);
-        adopted.map_err(kernel("reading learned routes"))?;
+        adopted.map_err(kernel("taking over learned routes"))?;
         let (before, after) = self.learned.relocate(slot, plan);
         let index = self.device.as_ref().map_or(0, |device| device.index);
         self.set_up_device(plan, slot, index, attempt)?;
@@ -463,4 +464,10 @@ fn check_fixed(current: &KernelPlan, plan: &KernelPlan) -> Result<(), PlanError>
         return fixed("[core] offload", (if current.offload { "auto" } else { "off" }).to_owned());
     }
     Ok(())
+}
+
+fn tell(changed: io::Result<()>) {
+    if let Err(error) = changed {
+        tracing::error!("cannot change learned routes: {error}");
+    }
 }
