@@ -172,6 +172,7 @@ pub fn report(
     if name.is_none() {
         let outside = troubles.iter().filter(|trouble| trouble.tunnel.is_none());
         others.extend(outside.filter_map(|trouble| bgp::of(trouble, None)));
+        others.extend(bgp.deaf().map(|(local, error)| bgp::of_deaf(local, error)));
     }
     others.dedup();
     Some(Report { tunnels, others })

@@ -12,6 +12,7 @@ mod view;
 
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -192,6 +193,11 @@ impl Bgp {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let speaker = self.speaker.as_ref()?;
         [speaker.poll_timeout(), self.listen_at].into_iter().flatten().min()
+    }
+
+    /// Our addresses on which neighbors find nobody, and what the system says.
+    pub fn deaf(&self) -> impl Iterator<Item = (SocketAddr, &str)> {
+        self.net.deaf()
     }
 
     /// Does what is due.

@@ -8,7 +8,7 @@
 //! are socket options that no safe wrapper has: `braid_dataplane::io::tcp` has them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
@@ -117,8 +117,8 @@ pub(super) struct Net {
     /// Tasks that write, also of connections that are closing.
     writing: JoinSet<()>,
     send_hold: Duration,
-    /// Addresses that could not be listened on, so that it is said once.
-    complained: BTreeSet<IpAddr>,
+    /// Addresses that could not be listened on, and why.
+    deaf: BTreeMap<IpAddr, String>,
 }
 
 #[derive(Debug)]
@@ -170,7 +170,7 @@ impl Net {
             listeners: BTreeMap::new(),
             writing: JoinSet::new(),
             send_hold: SEND_HOLD,
-            complained: BTreeSet::new(),
+            deaf: BTreeMap::new(),
         }
     }
 
@@ -206,6 +206,7 @@ impl Net {
             of.ttl_security &= endpoint.ttl_security;
         }
         self.listeners.retain(|local, _| wanted.contains_key(local));
+        self.deaf.retain(|local, _| wanted.contains_key(local));
         let mut lines = Vec::new();
         for (local, wanted) in wanted {
             let listening = match self.listeners.get_mut(&local) {
@@ -218,18 +219,24 @@ impl Net {
                 }),
             };
             match listening {
-                Ok(()) => drop(self.complained.remove(&local)),
-                Err(error) if self.complained.insert(local) => {
+                Ok(()) => drop(self.deaf.remove(&local)),
+                Err(error) => {
+                    let is_news = self.deaf.insert(local, error.to_string()).is_none();
                     let remedy = match error.kind() {
                         io::ErrorKind::AddrInUse => "; `ss -ltnp` names who has it: let that leave it alone",
                         _ => "",
                     };
-                    lines.push(format!("cannot listen for BGP on {local} port {PORT}: {error}{remedy}"));
+                    let line = || format!("cannot listen for BGP on {local} port {PORT}: {error}{remedy}");
+                    lines.extend(is_news.then(line));
                 }
-                Err(_) => {}
             }
         }
         lines
+    }
+
+    /// Our addresses on which neighbors find nobody, and what the system says.
+    pub(super) fn deaf(&self) -> impl Iterator<Item = (SocketAddr, &str)> {
+        self.deaf.iter().map(|(local, error)| (SocketAddr::new(*local, PORT), error.as_str()))
     }
 
     /// Begins to connect.

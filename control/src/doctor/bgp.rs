@@ -1,5 +1,7 @@
 //! What `braid doctor` says of BGP neighbors without a session. Pure.
 
+use std::net::SocketAddr;
+
 use braid_bgp::Notification;
 
 use super::{Finding, finding};
@@ -161,6 +163,16 @@ fn ours(trouble: &Trouble) -> String {
 
 fn retried() -> String {
     "it is tried again by itself; see the log of both ends if it stays so".to_owned()
+}
+
+/// Where neighbors that connect find nobody. Sessions that we begin are not concerned.
+pub(super) fn of_deaf(local: SocketAddr, error: &str) -> Finding {
+    finding(
+        "BGP",
+        format!("cannot listen on {local}: {error}"),
+        "bgp.neighbor",
+        "`ss -ltnp` names who has the port: let that leave it alone; it is tried again by itself",
+    )
 }
 
 #[cfg(test)]

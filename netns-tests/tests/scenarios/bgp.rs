@@ -14,7 +14,9 @@ use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, CLIENT6, NET_A, NET_A6, NET_B, NET_B6, SERVER, SERVER6};
 use braid_netns::traffic::{Pings, ping};
 use braid_netns::{Netns, Result, Topology, retry_until};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket};
 use serde_json::Value;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 pub(crate) const ALL: &[Scenario] = &[
@@ -24,6 +26,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("bgp::many_routes_from_bird", many_routes_from_bird),
     ("bgp::a_router_on_the_lan", a_router_on_the_lan),
     ("bgp::doctor_says_why_there_is_no_session", doctor_says_why_there_is_no_session),
+    ("bgp::a_port_that_another_program_has", a_port_that_another_program_has),
 ];
 
 /// For a machine that does something else.
@@ -384,6 +387,41 @@ fn many_routes_from_bird() -> Outcome {
 }
 
 /// A password that only one end has, and AS numbers that either side does not expect.
+/// Sessions that we begin are there all the same, doctor says what is missing, and the port is taken once it is free.
+fn a_port_that_another_program_has() -> Outcome {
+    let setup = Setup { tunnels: 1, ..Setup::default() };
+    let topology = Topology::builder().build()?;
+    // Without a listener behind it, so that who calls is refused.
+    let taken = topology.gateway_a.enter(|| -> nix::Result<OwnedFd> {
+        let kind = (AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC);
+        let taken = socket(kind.0, kind.1, kind.2, None)?;
+        bind(taken.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 179))?;
+        Ok(taken)
+    })??;
+    let pair = Pair::start_edited(&setup, topology, |side, text| match side {
+        Side::A => with_bgp(patient(text), &neighbors(1, "")),
+        Side::B => patient(text),
+    })?;
+    let _other = Frr::speak(&pair.topology.gateway_b, &far(1))?;
+    until(&pair.a, "the session", |status| established(status) == 1)?;
+    let others = || -> Result<Value> {
+        let said = pair.a.braid(&["doctor", "--json"])?.stdout;
+        let report: Value =
+            serde_json::from_str(&said).map_err(|bad| braid_netns::Error::parse("doctor", bad))?;
+        Ok(report["others"].clone())
+    };
+    let found = others()?;
+    let problem = found[0]["problem"].as_str().unwrap_or_default();
+    assert!(problem.starts_with("cannot listen on 169.254.10.1:179: Address already in use"), "{found}");
+    drop(taken);
+    retry_until("nothing to be found", SOON, || match others() {
+        Ok(found) if found == serde_json::json!([]) => Ok(()),
+        Ok(found) => Err(found.to_string()),
+        Err(error) => Err(error.to_string()),
+    })?;
+    Ok(())
+}
+
 fn doctor_says_why_there_is_no_session() -> Outcome {
     let pair = start(1, &neighbors(1, "md5 = \"between-us\""))?;
     let says = |key: &str, problem: &str| {
