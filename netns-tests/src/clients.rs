@@ -1,5 +1,5 @@
-//! WireGuard clients by the thousand, as `braid client add` makes them: boringtun's, all in one thread and behind one
-//! socket, so that little of the machine goes to them.
+//! WireGuard clients by the thousand, as `braid client add` makes them: boringtun's, all in one thread, so
+//! that little of the machine goes to them.
 
 use crate::{Error, Netns, Result, raw};
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -156,6 +156,13 @@ impl Connected {
     pub fn answered(&self) -> usize {
         let round = self.board.round.load(Ordering::Acquire);
         self.board.answered.iter().filter(|answered| answered.load(Ordering::Acquire) == round).count()
+    }
+
+    /// Whether this one has.
+    #[must_use]
+    pub fn has_answer(&self, index: usize) -> bool {
+        let round = self.board.round.load(Ordering::Acquire);
+        self.board.answered[index].load(Ordering::Acquire) == round
     }
 
     /// How many packets came to a client that were not for its address.
