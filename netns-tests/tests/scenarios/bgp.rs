@@ -27,6 +27,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("bgp::a_router_on_the_lan", a_router_on_the_lan),
     ("bgp::doctor_says_why_there_is_no_session", doctor_says_why_there_is_no_session),
     ("bgp::a_port_that_another_program_has", a_port_that_another_program_has),
+    ("bgp::what_was_learned_stays_unreachable", what_was_learned_stays_unreachable),
 ];
 
 /// For a machine that does something else.
@@ -387,6 +388,37 @@ fn many_routes_from_bird() -> Outcome {
 }
 
 /// A password that only one end has, and AS numbers that either side does not expect.
+/// When the gateway was killed, and when the next start fails.
+fn what_was_learned_stays_unreachable() -> Outcome {
+    let mut pair = start(1, &neighbors(1, ""))?;
+    let netns = &pair.topology.gateway_a;
+    let _other = Frr::speak(&pair.topology.gateway_b, &far(1))?;
+    until(&pair.a, "routes", |status| both_ways(status, &["t0"]))?;
+    let guards = || netns.ip("route show table all proto 178 type unreachable");
+    retry_until("a guard of what was learned", SOON, || match guards() {
+        Ok(shown) if shown.contains(NET_B) => Ok(()),
+        Ok(shown) => Err(shown),
+        Err(error) => Err(error.to_string()),
+    })?;
+    let text = std::fs::read_to_string(pair.a.configuration())?;
+    pair.a.process().signal(nix::sys::signal::Signal::SIGKILL);
+    pair.a.process().wait(SOON)?;
+    retry_until("the others to end", SOON, || match netns.processes() {
+        Ok(left) if left.is_empty() => Ok(()),
+        Ok(left) => Err(format!("{left:?}")),
+        Err(error) => Err(error.to_string()),
+    })?;
+    assert!(guards()?.contains(NET_B));
+    let wrong = text.replacen("local = \"192.0.2.1\"", "local = \"192.0.2.77\"", 1);
+    assert_eq!(Gateway::start(netns, &wrong)?.process().wait(SOON)?.code(), Some(2));
+    assert!(guards()?.contains(NET_B), "a start that failed took it");
+    let mut next = Gateway::start(netns, &text)?;
+    until(&next, "routes", |status| both_ways(status, &["t0"]))?;
+    assert_eq!(next.process().stop(SOON)?.code(), Some(0));
+    assert_eq!(guards()?, "");
+    Ok(())
+}
+
 /// Sessions that we begin are there all the same, doctor says what is missing, and the port is taken once it is free.
 fn a_port_that_another_program_has() -> Outcome {
     let setup = Setup { tunnels: 1, ..Setup::default() };
