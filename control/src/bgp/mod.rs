@@ -12,12 +12,14 @@ mod view;
 
 use std::{
     collections::BTreeSet,
+    io,
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use braid_api::BfdLink;
 pub use net::Unreached;
+pub(crate) use net::remedy;
 pub use settings::Endpoint;
 pub use trouble::{Trouble, Why};
 pub use view::{NeighborView, PathView, RouteAnswer};
@@ -196,7 +198,7 @@ impl Bgp {
     }
 
     /// Our addresses on which neighbors find nobody, and what the system says.
-    pub fn deaf(&self) -> impl Iterator<Item = (SocketAddr, &str)> {
+    pub fn deaf(&self) -> impl Iterator<Item = (SocketAddr, &io::Error)> {
         self.net.deaf()
     }
 

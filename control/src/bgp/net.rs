@@ -118,7 +118,7 @@ pub(super) struct Net {
     writing: JoinSet<()>,
     send_hold: Duration,
     /// Addresses that could not be listened on, and why.
-    deaf: BTreeMap<IpAddr, String>,
+    deaf: BTreeMap<IpAddr, io::Error>,
 }
 
 #[derive(Debug)]
@@ -139,6 +139,12 @@ struct Listener {
     keys: BTreeMap<IpAddr, crate::config::Key>,
     /// Only what was sent on the link is heard.
     ttl_security: bool,
+}
+
+/// What is to be done about a port that cannot be had, where anything is.
+pub(crate) fn remedy(error: &io::Error) -> Option<&'static str> {
+    let is_taken = error.kind() == io::ErrorKind::AddrInUse;
+    is_taken.then_some("`ss -ltnp` names who has it: let that leave it alone")
 }
 
 /// What an address of ours is listened on for.
@@ -221,13 +227,10 @@ impl Net {
             match listening {
                 Ok(()) => drop(self.deaf.remove(&local)),
                 Err(error) => {
-                    let is_news = self.deaf.insert(local, error.to_string()).is_none();
-                    let remedy = match error.kind() {
-                        io::ErrorKind::AddrInUse => "; `ss -ltnp` names who has it: let that leave it alone",
-                        _ => "",
-                    };
-                    let line = || format!("cannot listen for BGP on {local} port {PORT}: {error}{remedy}");
-                    lines.extend(is_news.then(line));
+                    let remedy = remedy(&error).map_or_else(String::new, |remedy| format!("; {remedy}"));
+                    let line = format!("cannot listen for BGP on {local} port {PORT}: {error}{remedy}");
+                    let is_news = self.deaf.insert(local, error).is_none();
+                    lines.extend(is_news.then_some(line));
                 }
             }
         }
@@ -235,8 +238,8 @@ impl Net {
     }
 
     /// Our addresses on which neighbors find nobody, and what the system says.
-    pub(super) fn deaf(&self) -> impl Iterator<Item = (SocketAddr, &str)> {
-        self.deaf.iter().map(|(local, error)| (SocketAddr::new(*local, PORT), error.as_str()))
+    pub(super) fn deaf(&self) -> impl Iterator<Item = (SocketAddr, &io::Error)> {
+        self.deaf.iter().map(|(local, error)| (SocketAddr::new(*local, PORT), error))
     }
 
     /// Begins to connect.

@@ -1,11 +1,11 @@
 //! What `braid doctor` says of BGP neighbors without a session. Pure.
 
-use std::net::SocketAddr;
+use std::{io, net::SocketAddr};
 
 use braid_bgp::Notification;
 
 use super::{Finding, finding};
-use crate::bgp::{Trouble, Unreached, Why};
+use crate::bgp::{Trouble, Unreached, Why, remedy};
 
 /// What may be wrong with a session that was refused (RFC 4271 section 6.2, RFC 4486).
 const OPEN: u8 = 2;
@@ -166,13 +166,9 @@ fn retried() -> String {
 }
 
 /// Where neighbors that connect find nobody. Sessions that we begin are not concerned.
-pub(super) fn of_deaf(local: SocketAddr, error: &str) -> Finding {
-    finding(
-        "BGP",
-        format!("cannot listen on {local}: {error}"),
-        "bgp.neighbor",
-        "`ss -ltnp` names who has the port: let that leave it alone; it is tried again by itself",
-    )
+pub(super) fn of_deaf(local: SocketAddr, error: &io::Error) -> Finding {
+    let problem = format!("cannot listen on {local}: {error}");
+    finding("BGP", problem, "bgp.neighbor", remedy(error).map_or_else(retried, str::to_owned))
 }
 
 #[cfg(test)]

@@ -32,7 +32,12 @@ pub(super) fn gateway() -> LearnedVia {
 }
 
 pub(super) fn both() -> LearnedVia {
-    LearnedVia { device: Some(INTO), ..gateway() }
+    by(254)
+}
+
+/// By this router, and by tunnels behind it.
+pub(super) fn by(host: u8) -> LearnedVia {
+    LearnedVia { link: Some(hop(host)), device: Some(INTO) }
 }
 
 pub(super) fn put(prefix: &str, via: LearnedVia) -> RouteChanges {
@@ -310,7 +315,6 @@ fn an_object_that_was_there_first_is_not_removed() {
 #[test]
 fn what_moves_to_a_next_hop_that_is_refused_leaves_the_one_before() {
     let mut rig = Rig::new(2, &[]);
-    let by = |host: u8| LearnedVia { link: Some(hop(host)), ..both() };
     for prefix in ["10.2.0.0/16", "10.3.0.0/16"] {
         rig.apply(put(prefix, by(1)));
     }
@@ -328,7 +332,6 @@ fn what_moves_to_a_next_hop_that_is_refused_leaves_the_one_before() {
 #[test]
 fn what_moves_to_a_next_hop_that_has_just_gone_leaves_the_one_before() {
     let mut rig = Rig::new(2, &[]);
-    let by = |host: u8| LearnedVia { link: Some(hop(host)), ..both() };
     rig.apply(put("10.2.0.0/16", by(1)));
     rig.apply(put("10.3.0.0/16", by(2)));
     let (id, _) = rig.kernel.next_hops.iter().find(|(_, link)| **link == hop(2)).unwrap();
@@ -378,7 +381,7 @@ fn a_kernel_without_next_hop_objects_is_asked_for_none_and_told_of_once() {
         rig.adopt().unwrap();
         for host in 0..10 {
             let prefix = format!("10.{host}.0.0/16");
-            rig.apply(put(&prefix, LearnedVia { link: Some(hop(host)), ..both() }));
+            rig.apply(put(&prefix, by(host)));
             assert_eq!(rig.kernel.ways(&prefix).len(), 2);
         }
         rig.renew(None);

@@ -176,18 +176,23 @@ impl Kernel {
             return;
         }
         match self.netlink.next_hops(slot) {
-            Ok(there) => {
-                let there = there.unwrap_or_default();
+            Ok(None) => {}
+            Ok(Some(there)) => {
                 let again = self.learned.next_hops_again(interface, &there);
-                let index = self.device.as_ref().map_or(0, |device| device.index);
+                let index = self.device_index();
                 tell(self.installer.renew(&mut self.netlink, &again, index));
             }
             Err(error) => tracing::error!("cannot read next hops: {error}"),
         }
     }
 
+    /// 0 before there is one.
+    fn device_index(&self) -> u32 {
+        self.device.as_ref().map_or(0, |device| device.index)
+    }
+
     fn run_learned(&mut self, steps: &[learned::Step]) {
-        let index = self.device.as_ref().map_or(0, |device| device.index);
+        let index = self.device_index();
         tell(self.installer.run(&mut self.netlink, steps, index));
     }
 
@@ -307,7 +312,7 @@ impl Kernel {
         let adopted = self.installer.adopt(&mut self.netlink, slot, &mut self.learned);
         adopted.map_err(kernel("taking over learned routes"))?;
         let (before, after) = self.learned.relocate(slot, plan);
-        let index = self.device.as_ref().map_or(0, |device| device.index);
+        let index = self.device_index();
         self.set_up_device(plan, slot, index, attempt)?;
         self.run_learned(&before);
         let wanted = Layout::with(plan, slot, ipv6, &self.learned.known_to_layout());
@@ -410,7 +415,7 @@ impl Kernel {
     }
 
     fn roll_back(&mut self, dir: &RunDir, attempt: Attempt, had_device: bool) {
-        let index = self.device.as_ref().map_or(0, |device| device.index);
+        let index = self.device_index();
         for step in attempt.steps.into_iter().rev() {
             if let Err(error) = self.netlink.execute(&step.clone().inverse(), index) {
                 tracing::warn!("not undone: {}", PlanError::Step { step: Box::new(step), error });

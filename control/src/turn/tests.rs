@@ -476,9 +476,7 @@ impl Rig {
     fn tell(&mut self, name: &str, state: IkeState) {
         self.event(Event::Ike([(name.to_owned(), state)].into()));
     }
-}
 
-impl Rig {
     /// As [`Rig::settle`], for a state in which a timer is always set.
     pub(super) fn settle_for(&mut self, rounds: usize) {
         for _ in 0..rounds {
