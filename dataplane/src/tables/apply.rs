@@ -150,6 +150,9 @@ impl Writer {
             }
         }
         let mut done = attempt.done();
+        for (from, to) in core::mem::take(&mut done.moved).values() {
+            to.take_over(from, Ticks::from_nanos(now));
+        }
         let bfd_links = done.bfd_links.take();
         let tunnels = self.commit(done);
         Ok(Applied { epoch, tunnels, bfd_links })
@@ -239,6 +242,8 @@ struct Done {
     visible: bool,
     states: BTreeMap<TunnelId, StateBits>,
     remotes: Vec<(Arc<TunnelLive>, SocketAddr)>,
+    /// Groups that a prefix has left, and entered.
+    moved: BTreeMap<(GroupId, GroupId), (Arc<Group>, Arc<Group>)>,
     tunnels: Vec<TunnelId>,
     bfd_links: Option<Vec<BfdLink>>,
 }
@@ -612,10 +617,20 @@ impl Attempt<'_> {
             self.change_silently(Change::Route(prefix, Some(route)));
             return Ok(());
         }
-        old.into_iter().for_each(|old| self.ledger.refer(old, false));
+        if let Some(old) = old {
+            self.note_move(old, target);
+            self.ledger.refer(old, false);
+        }
         self.ledger.refer(target, true);
         self.change(Change::Route(prefix, Some(route)));
         Ok(())
+    }
+
+    fn note_move(&mut self, from: Target, to: Target) {
+        let (Target::Group(from), Target::Group(to)) = (from, to) else { return };
+        if let (Some(old), Some(new)) = (self.ledger.group(from), self.ledger.group(to)) {
+            self.done.moved.entry((from, to)).or_insert_with(|| (old.group.clone(), new.group.clone()));
+        }
     }
 
     fn remove_route(&mut self, prefix: IpNet) {

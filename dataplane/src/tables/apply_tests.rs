@@ -13,7 +13,7 @@ use braid_api::{
 use super::*;
 use crate::{
     esp::sa::{InboundSa, OutboundSa},
-    tables::sas::key_check,
+    tables::{IDLE_GAP, sas::key_check},
 };
 
 #[path = "apply_model_tests.rs"]
@@ -88,8 +88,11 @@ fn to_group(id: u32) -> Target {
 /// Applies with the next epoch.
 fn apply(writer: &mut Writer, ops: Vec<Op>) -> Result<Applied, Rejected> {
     let epoch = Epoch(writer.last_epoch.map_or(1, |last| last.0 + 1));
-    writer.apply(Transaction { epoch, ops }, 1_000_000)
+    writer.apply(Transaction { epoch, ops }, NOW)
 }
+
+/// Of the transactions, in nanoseconds.
+const NOW: u64 = 1_000_000;
 
 fn ok(writer: &mut Writer, ops: Vec<Op>) -> Applied {
     apply(writer, ops).expect("accepted")
@@ -447,6 +450,34 @@ fn a_mask_needs_no_transaction_to_be_seen() {
     assert_eq!(group.pick(0, group.home(0), tables.states(), Ticks(0), 0), Some(TunnelId(0)));
     writer.states().mask_by_core(TunnelId(0));
     assert_eq!(group.pick(0, group.home(0), tables.states(), Ticks(0), 0), None);
+}
+
+#[test]
+fn busy_flows_stay_when_one_prefix_after_the_other_moves_to_a_new_group() {
+    let mut writer = busy();
+    ok(&mut writer, vec![Op::PutTunnel(tunnel(2)), Op::Unmask(TunnelId(1)), Op::Unmask(TunnelId(2))]);
+    ok(&mut writer, vec![route("10.3.0.0/16", to_group(0))]);
+    let now = Ticks::from_nanos(NOW);
+    let pick = |writer: &Writer, id: u32, now| {
+        let mut reader = writer.reader();
+        let tables = reader.enter();
+        let group = tables.group(GroupId(id)).unwrap();
+        let of = |bucket| group.pick(bucket, group.home(bucket), tables.states(), now, 0);
+        (0..64).map(of).collect::<Vec<_>>()
+    };
+    let before = pick(&writer, 0, now);
+    // As control does of very many prefixes: some still need the group as it was.
+    ok(&mut writer, vec![group(1, &[0, 1, 2]), route("10.2.0.0/16", to_group(1))]);
+    assert_eq!(pick(&writer, 1, now), before);
+    // The first prefix is idle, and the others have a tunnel more; the second is not.
+    let later = Ticks(now.0 + 2 * IDLE_GAP);
+    let moved = pick(&writer, 1, later);
+    assert_ne!(moved, before);
+    let at = Ticks(later.0 + 2 * IDLE_GAP);
+    assert_eq!(pick(&writer, 0, at), before);
+    let ops = vec![route("10.3.0.0/16", to_group(1)), Op::RemoveGroup(GroupId(0))];
+    writer.apply(Transaction { epoch: Epoch(100), ops }, u64::from(at.0) * Ticks::NANOS).unwrap();
+    assert_eq!(pick(&writer, 1, at), before);
 }
 
 #[test]

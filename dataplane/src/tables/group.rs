@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //! - Where a bucket leads is decided by a packet, here, and remembered in the bucket; a group that
-//!   replaces another keeps the other's buckets.
+//!   replaces another keeps the other's buckets, and one that takes over a prefix follows them.
 //! - A masked tunnel is never picked; a draining one only for what it holds, or when nothing else is left.
 //! - All state is relaxed atomics: two workers that decide about one bucket at the same moment come to
 //!   the same result, save that one of them may send the packet in hand the old way.
@@ -102,6 +102,25 @@ impl Group {
         let (tiers, tiered) = tiers_of(&settings.members);
         let buckets = (members.len() > 1).then(|| inherit(previous, now));
         Group { settings, members, tiers, tiered, buckets }
+    }
+
+    /// Flows of another group are in this one from now on: what is idle here goes on where it was there.
+    pub(super) fn take_over(&self, from: &Group, now: Ticks) {
+        let Some(buckets) = &self.buckets else { return };
+        // Which of its flows are busy, a group of one does not know.
+        let alone = from.members.first().map_or(NOWHERE, |member| member.tunnel);
+        for (bucket, slot) in (0..).zip(buckets.iter()) {
+            let (current, seen) = match from.slot(bucket) {
+                Some(slot) => (slot.current.load(Relaxed), slot.seen.load(Relaxed)),
+                None => (alone, now.0),
+            };
+            let ours = Ticks(slot.seen.load(Relaxed));
+            let is_idle = now.passed_since(ours, IDLE_GAP) && Ticks(seen).passed_since(ours, 0);
+            if current != NOWHERE && (is_idle || slot.current.load(Relaxed) == NOWHERE) {
+                slot.current.store(current, Relaxed);
+                slot.seen.store(seen, Relaxed);
+            }
+        }
     }
 
     /// Whether it has one member only, and so no buckets.

@@ -238,6 +238,41 @@ fn busy_flows_stay_when_a_group_of_one_grows() {
 }
 
 #[test]
+fn busy_flows_stay_when_their_prefix_moves_to_another_group() {
+    let states = all_live(&weights(&[1; 4]));
+    let old = group(&weights(&[1, 1, 1]));
+    let before = pick_all(&old, &states, Ticks(10));
+    let new = group(&weights(&[1, 1, 1, 1]));
+    new.take_over(&old, Ticks(10 + IDLE_GAP));
+    assert_eq!(pick_all(&new, &states, Ticks(10 + IDLE_GAP)), before);
+    let settled = pick_all(&new, &states, Ticks(10 + 2 * LONG));
+    assert_eq!(count(&settled, 3), BUCKETS / 4);
+    // One that is in use already: its busy flows stay, and so do those that come.
+    let busy_here = 0..BUCKETS as u16 / 2;
+    let at = Ticks(10 + 3 * LONG);
+    for bucket in busy_here.clone() {
+        new.pick(bucket, new.home(bucket), &states, at, 0);
+    }
+    assert_eq!(pick_all(&old, &states, at), before);
+    new.take_over(&old, at);
+    let after = pick_all(&new, &states, at);
+    let (here, there) = after.split_at(busy_here.len());
+    assert_eq!(here, &settled[..here.len()]);
+    assert_eq!(there, &before[here.len()..]);
+    // What was idle there longer than here has nothing to say.
+    let later = Ticks(at.0 + 2 * LONG);
+    let home = pick_all(&new, &states, later);
+    new.take_over(&old, Ticks(later.0 + LONG));
+    assert_eq!(pick_all(&new, &states, Ticks(later.0 + LONG)), home);
+    // All flows of a group of one were on its tunnel.
+    let alone = group(&[member(2, 1, 0)]);
+    let fresh = group(&weights(&[1, 1, 1]));
+    fresh.take_over(&alone, at);
+    assert_eq!(count(&pick_all(&fresh, &states, at), 2), BUCKETS);
+    alone.take_over(&fresh, at);
+}
+
+#[test]
 fn buckets_count_and_are_small() {
     assert_eq!(size_of::<Bucket>(), 16);
     let group = group(&weights(&[1, 1]));
