@@ -46,10 +46,11 @@ fn until_up_packets_are_a_second_apart() {
         for packet in sent(&mut session, at) {
             assert_eq!(packet.desired_min_tx, 1_000_000);
             assert_eq!(packet.required_min_rx, 50_000);
-            times.push(at / SECOND);
+            times.push(at / MS);
         }
     }
-    assert_eq!(times, [0, 1, 2, 3, 4]);
+    // The longest that jitter leaves.
+    assert_eq!(times, [0, 900, 1800, 2700, 3600]);
 }
 
 #[test]
@@ -351,7 +352,7 @@ fn a_peer_in_demand_mode_gets_news_by_poll_sequence_and_nothing_else() {
 
 #[test]
 fn every_interval_is_jittered() {
-    for (multiplier, least, most) in [(1, 75, 90), (3, 75, 100)] {
+    for multiplier in [1, 3] {
         let mut session = up(Config::new(ms(100), multiplier).unwrap(), 0);
         let mut seed = 1u32;
         let mut random = || {
@@ -367,13 +368,13 @@ fn every_interval_is_jittered() {
             if session.poll_transmit(at, &mut random).is_some() {
                 if let Some(last) = last {
                     let percent = (at - last) / MS;
-                    assert!((least..=most).contains(&percent), "{multiplier}: {percent}");
+                    assert!((75..=90).contains(&percent), "{multiplier}: {percent}");
                     seen.insert(percent);
                 }
                 last = Some(at);
             }
         }
-        assert!(seen.len() as u64 >= most - least - 2, "{multiplier}: {seen:?}");
+        assert!(seen.len() >= 13, "{multiplier}: {seen:?}");
     }
 }
 
