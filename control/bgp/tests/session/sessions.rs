@@ -1,12 +1,16 @@
 //! Sessions between two of ours: how they begin, end, and begin again.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use braid_bgp::{
-    Attributes, Cause, Event, Family, NeighborConfig, Notification, Outgoing, Refused, SessionState,
+    Attributes, Cause, Effect, Event, Family, NeighborConfig, Notification, Outgoing, Refused, SessionState,
 };
 
-use crate::{SECOND, announce, attributes, config, net::Net};
+use crate::{
+    SECOND, announce, attributes, config,
+    net::Net,
+    script::{EVERYTHING, Script, keepalive},
+};
 
 fn notified(cause: &Cause) -> (bool, u8, u8) {
     match cause {
@@ -133,6 +137,30 @@ fn no_common_family_is_no_session() {
     assert!(!net.both_established());
     // RFC 5492 section 5: Unsupported Capability.
     assert!(failures(&net, 1).iter().any(|cause| notified(cause) == (true, 2, 7)), "{:?}", net.events);
+}
+
+#[test]
+fn keepalives_come_after_three_quarters_to_a_whole_of_their_interval() {
+    let mut script = Script::established(config(0), EVERYTHING);
+    let (mut gaps, mut last) = (BTreeSet::new(), script.now);
+    while gaps.len() < 40 {
+        script.now = script.neighbor.poll_timeout().unwrap();
+        script.neighbor.handle_timeout(script.now);
+        let effects = script.effects();
+        if effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Transmit(_, octets) if *octets == keepalive()))
+        {
+            // RFC 4271 section 10: of a third of the hold time, which is 30 s.
+            let gap = script.now - last;
+            assert!((15 * SECOND / 2..=10 * SECOND).contains(&gap), "{gap:?}");
+            assert!(gaps.insert(gap), "all are alike: {gaps:?}");
+            last = script.now;
+        }
+        // The peer is heard all the while.
+        script.feed(&keepalive());
+    }
+    assert!(*gaps.first().unwrap() < 8 * SECOND && *gaps.last().unwrap() > 19 * SECOND / 2, "{gaps:?}");
 }
 
 #[test]
