@@ -128,9 +128,25 @@ pub struct Circumstances<'a> {
     pub found: &'a BTreeMap<String, SocketAddr>,
     /// Names of tunnels that stand behind all others.
     pub yielding: &'a BTreeMap<String, i32>,
-    /// Groups for what BGP has learned: tunnels by name, with their shares.
-    pub learned: &'a [Vec<(&'a str, u16)>],
+    /// Groups for what BGP has learned.
+    pub learned: &'a [Vec<LearnedMember<'a>>],
 }
+
+/// A tunnel by which BGP reaches a prefix.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LearnedMember<'a> {
+    /// Its name.
+    pub tunnel: &'a str,
+    /// Its share.
+    pub weight: u16,
+    /// Others are the better choice.
+    pub standby: bool,
+}
+
+/// The priority in the core's groups of tunnels that BGP has a better choice than.
+pub const STANDBY: i32 = i32::MIN;
+/// That of tunnels that stand behind all others, but for those.
+const YIELDING: i32 = STANDBY + 1;
 
 /// What IKE has settled about a tunnel's outer path and SAs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -428,7 +444,11 @@ fn build_groups(config: &Config, ids: &[Option<TunnelId>], circumstances: &Circu
 
 /// In the core's groups.
 fn priority(tunnel: &config::Tunnel, circumstances: &Circumstances<'_>) -> i32 {
-    if circumstances.yielding.contains_key(&tunnel.name) { i32::MIN } else { tunnel.priority }
+    if circumstances.yielding.contains_key(&tunnel.name) {
+        YIELDING
+    } else {
+        tunnel.priority.max(YIELDING + 1)
+    }
 }
 
 /// The members of the groups that BGP wants, each by its share.
@@ -444,12 +464,13 @@ fn learned_members(
     let known = config.tunnels.iter().zip(ids).filter_map(|(tunnel, id)| Some((tunnel, (*id)?)));
     let by_name: BTreeMap<&str, (TunnelId, i32)> =
         known.map(|(tunnel, id)| (tunnel.name.as_str(), (id, priority(tunnel, circumstances)))).collect();
-    let member = |(name, weight): &(&str, u16)| {
-        let (tunnel, priority) = *by_name.get(name)?;
-        Some(Member { tunnel, weight: *weight, priority })
+    let member = |learned: &LearnedMember<'_>| {
+        let (tunnel, priority) = *by_name.get(learned.tunnel)?;
+        let priority = if learned.standby { STANDBY } else { priority };
+        Some(Member { tunnel, weight: learned.weight, priority })
     };
-    let members = |paths: &Vec<(&str, u16)>| {
-        let mut members: Vec<Member> = paths.iter().filter_map(member).collect();
+    let members = |learned: &Vec<LearnedMember<'_>>| {
+        let mut members: Vec<Member> = learned.iter().filter_map(member).collect();
         members.sort_unstable();
         members
     };

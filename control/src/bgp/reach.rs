@@ -99,29 +99,45 @@ impl Reach {
         }
     }
 
-    /// What a choice of the routing table means to whoever forwards: a link that is best, and tunnels that carry
-    /// the traffic or stand by behind it.
+    /// What a choice of the routing table means to whoever forwards: a link that is best, tunnels that carry the
+    /// traffic or would without the link, and tunnels that stand by behind these.
     pub(super) fn route(&self, change: &Change) -> LearnedRoute {
         let hop = |path: &Chosen| self.hop(path.neighbor, path.next_hop, path.attributes.link_local);
         let link = change.paths.iter().find_map(hop).and_then(|hop| match hop {
             Hop::Link(link) => Some(link),
             Hop::Tunnel(_) => None,
         });
-        let mut shares: BTreeMap<String, u32> = BTreeMap::new();
-        for path in if link.is_some() { &change.standby } else { &change.paths } {
-            if let Some(Hop::Tunnel(name)) = hop(path) {
-                let sum = shares.entry(name).or_default();
-                *sum = sum.saturating_add(path.weight);
-            }
-        }
-        let most = shares.values().copied().max().unwrap_or(1).max(1);
-        let fit = |weight: u32| match most {
-            0..=0xffff => weight,
-            _ => (u64::from(weight) * 0xffff / u64::from(most)) as u32,
+        let by_tunnels = |paths: &[Chosen]| {
+            shares(paths.iter().filter_map(|path| match hop(path)? {
+                Hop::Tunnel(name) => Some((name, path.weight)),
+                Hop::Link(_) => None,
+            }))
         };
-        let tunnels = shares.into_iter().map(|(name, weight)| (name, fit(weight).max(1) as u16)).collect();
-        LearnedRoute { prefix: change.prefix, link, tunnels }
+        let standby = by_tunnels(&change.standby);
+        if link.is_some() {
+            return LearnedRoute { prefix: change.prefix, link, tunnels: standby, standby: Vec::new() };
+        }
+        let tunnels = by_tunnels(&change.paths);
+        let carries = |name: &String| tunnels.iter().any(|(other, _)| other == name);
+        // Where others forward what is best, nothing of ours stands by.
+        let standby = standby.into_iter().filter(|(name, _)| !tunnels.is_empty() && !carries(name)).collect();
+        LearnedRoute { prefix: change.prefix, link, tunnels, standby }
     }
+}
+
+/// What each tunnel carries of the sum of its paths' weights, in the core's range.
+fn shares(paths: impl Iterator<Item = (String, u32)>) -> Vec<(String, u16)> {
+    let mut shares: BTreeMap<String, u32> = BTreeMap::new();
+    for (name, weight) in paths {
+        let sum = shares.entry(name).or_default();
+        *sum = sum.saturating_add(weight);
+    }
+    let most = shares.values().copied().max().unwrap_or(1).max(1);
+    let fit = |weight: u32| match most {
+        0..=0xffff => weight,
+        _ => (u64::from(weight) * 0xffff / u64::from(most)) as u32,
+    };
+    shares.into_iter().map(|(name, weight)| (name, fit(weight).max(1) as u16)).collect()
 }
 
 /// The address on a link that stands for a next hop.
@@ -213,20 +229,26 @@ mod tests {
         let prefix = "10.2.0.0/16".parse().unwrap();
         let route = |paths, standby| {
             let route = reach.route(&Change { prefix, paths, standby });
-            (route.link, route.tunnels)
+            (route.link, route.tunnels, route.standby)
         };
         let tunnel = |name: &str, weight| (name.to_owned(), weight);
         let both = vec![chosen(1, "169.254.11.1", 3), chosen(0, "169.254.10.1", 1)];
-        assert_eq!(route(both.clone(), Vec::new()), (None, vec![tunnel("a", 1), tunnel("b", 3)]));
+        let only = |name: &str| vec![tunnel(name, 1)];
+        assert_eq!(route(both.clone(), Vec::new()), (None, vec![tunnel("a", 1), tunnel("b", 3)], Vec::new()));
         let link = Link { gateway: "10.1.0.254".parse().unwrap(), interface: "lan0".to_owned() };
         let best = vec![chosen(2, "10.1.0.254", 1)];
-        assert_eq!(route(best.clone(), Vec::new()), (Some(link.clone()), Vec::new()));
-        assert_eq!(route(best, both), (Some(link), vec![tunnel("a", 1), tunnel("b", 3)]));
+        assert_eq!(route(best.clone(), Vec::new()), (Some(link.clone()), Vec::new(), Vec::new()));
+        assert_eq!(route(best.clone(), both), (Some(link), vec![tunnel("a", 1), tunnel("b", 3)], Vec::new()));
+        // A tunnel that carries does not stand by behind itself, nor one behind what others forward.
+        let (a, b) = (chosen(0, "169.254.10.1", 1), chosen(1, "169.254.11.1", 1));
+        assert_eq!(route(vec![b.clone()], vec![a.clone()]), (None, only("b"), only("a")));
+        assert_eq!(route(vec![b.clone()], vec![a.clone(), b]), (None, only("b"), only("a")));
+        assert_eq!(route(vec![chosen(3, "10.9.0.1", 1)], vec![a]), (None, Vec::new(), Vec::new()));
         // Two paths by one tunnel are one member; weights fit.
         let one = vec![chosen(0, "169.254.10.1", 100_000), chosen(0, "192.0.2.7", 100_000)];
-        assert_eq!(route(one, Vec::new()), (None, vec![tunnel("a", 65_535)]));
+        assert_eq!(route(one, Vec::new()), (None, vec![tunnel("a", 65_535)], Vec::new()));
         for nothing in [vec![chosen(3, "10.9.0.1", 1)], Vec::new()] {
-            assert_eq!(route(nothing, Vec::new()), (None, Vec::new()));
+            assert_eq!(route(nothing, Vec::new()), (None, Vec::new(), Vec::new()));
         }
     }
 }

@@ -202,6 +202,8 @@ fn the_other_end_returns_by_the_tunnel_of_the_higher_priority() {
     assert_eq!(joined.states(0), [SessionState::Established; 2]);
     let there = &joined.learned[1]["10.1.0.0/16"];
     assert_eq!(there.tunnels, [("a".to_owned(), 1)]);
+    // The other way stands by there: what is busy on it ends on it.
+    assert_eq!(there.standby, [("b".to_owned(), 1)]);
 }
 
 #[test]

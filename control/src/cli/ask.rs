@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::{FAILED, RunDir};
 use crate::{
     admin::{self, Request, Response},
+    desired::STANDBY,
     status::Way,
 };
 
@@ -215,9 +216,13 @@ fn describe(way: &Way) -> String {
         for member in &way.members {
             let reason =
                 if member.reason.is_empty() { String::new() } else { format!(": {}", member.reason) };
+            let priority = match member.priority {
+                STANDBY => "behind the others".to_owned(),
+                priority => format!("priority {priority}"),
+            };
             text.push_str(&format!(
-                "          {:width$}  weight {}, priority {}, {}{reason}\n",
-                member.tunnel, member.weight, member.priority, member.state,
+                "          {:width$}  weight {}, {priority}, {}{reason}\n",
+                member.tunnel, member.weight, member.state,
             ));
         }
     }

@@ -28,6 +28,7 @@ use ipnet::IpNet;
 use super::{Effect, Turn};
 use crate::{
     config::{Config, Link},
+    desired::LearnedMember,
     mirror::Beside,
     shared::Shared,
 };
@@ -46,6 +47,8 @@ pub struct LearnedRoute {
     pub link: Option<Link>,
     /// By their names, in order, with their shares.
     pub tunnels: Vec<(String, u16)>,
+    /// Behind those, in the same form: flows that were there may end there, and all go there if those fail.
+    pub standby: Vec<(String, u16)>,
 }
 
 /// What BGP says.
@@ -74,6 +77,7 @@ pub struct Learned {
 struct Ways {
     link: Option<Link>,
     tunnels: Vec<(String, u16)>,
+    standby: Vec<(String, u16)>,
 }
 
 /// Index into [`Table::sets`].
@@ -273,7 +277,7 @@ impl Table {
 
     /// Takes a choice in.
     pub(super) fn learn(&mut self, route: LearnedRoute) {
-        let ways = Ways { link: route.link, tunnels: route.tunnels };
+        let ways = Ways { link: route.link, tunnels: route.tunnels, standby: route.standby };
         let set = if ways == Ways::default() { NONE } else { self.intern(ways) };
         let entry = self.routes.entry(route.prefix).or_insert(Entry::NEW);
         let before = core::mem::replace(&mut entry.wanted, set);
@@ -285,7 +289,7 @@ impl Table {
     /// All of it is void.
     pub(super) fn forget(&mut self) {
         for prefix in self.routes.keys().copied().collect::<Vec<_>>() {
-            self.learn(LearnedRoute { prefix, link: None, tunnels: Vec::new() });
+            self.learn(LearnedRoute { prefix, link: None, tunnels: Vec::new(), standby: Vec::new() });
         }
     }
 
@@ -332,12 +336,15 @@ impl Table {
         }
     }
 
-    /// The sets that are in use, each as a list of tunnels with their shares.
-    pub(super) fn groups(&self) -> Vec<Vec<(&str, u16)>> {
-        self.by_ways
-            .keys()
-            .map(|ways| ways.tunnels.iter().map(|(name, share)| (name.as_str(), *share)).collect())
-            .collect()
+    /// The sets that are in use.
+    pub(super) fn groups(&self) -> Vec<Vec<LearnedMember<'_>>> {
+        fn members(tunnels: &[(String, u16)], standby: bool) -> impl Iterator<Item = LearnedMember<'_>> {
+            tunnels.iter().map(move |(tunnel, weight)| LearnedMember { tunnel, weight: *weight, standby })
+        }
+        fn of(ways: &Ways) -> Vec<LearnedMember<'_>> {
+            members(&ways.tunnels, false).chain(members(&ways.standby, true)).collect()
+        }
+        self.by_ways.keys().map(of).collect()
     }
 
     /// The tables were built, with these groups for [`Table::groups`].

@@ -11,7 +11,7 @@ use super::{
     tests::Rig,
     *,
 };
-use crate::config::Link;
+use crate::{config::Link, desired::STANDBY};
 
 const BGP: &str = "[bgp]\nasn = 65010\nrouter-id = \"10.1.0.1\"\n";
 
@@ -21,7 +21,7 @@ fn net(text: &str) -> IpNet {
 
 fn by(prefix: &str, tunnels: &[(&str, u16)]) -> LearnedRoute {
     let tunnels = tunnels.iter().map(|(name, weight)| ((*name).to_owned(), *weight));
-    LearnedRoute { prefix: net(prefix), link: None, tunnels: tunnels.collect() }
+    LearnedRoute { prefix: net(prefix), link: None, tunnels: tunnels.collect(), standby: Vec::new() }
 }
 
 fn learn(rig: &mut Rig, routes: Vec<LearnedRoute>, complete: bool) {
@@ -67,6 +67,43 @@ fn learned_routes_come_move_and_go() {
     let groups = rig.core.as_ref().unwrap().summary().2.len();
     learn(&mut rig, vec![by("10.8.0.0/16", &[])], true);
     assert_eq!(rig.core.as_ref().unwrap().summary().2.len(), groups - 1);
+}
+
+#[test]
+fn what_bgp_has_a_better_choice_than_stands_by_in_the_same_group() {
+    let mut rig = Rig::with_text(BGP);
+    rig.settle();
+    let members = |rig: &Rig| {
+        let core = rig.core.as_ref().unwrap();
+        let Some(Target::Group(id)) = target(rig, net("10.8.0.0/16")) else { panic!("no group") };
+        let (tunnels, _, groups) = core.summary();
+        let group = groups.iter().find(|group| group.id == id).unwrap();
+        let name = |id| tunnels.iter().find(|tunnel| tunnel.id == id).unwrap().name.clone();
+        let mut members: Vec<_> =
+            group.members.iter().map(|member| (name(member.tunnel), member.priority)).collect();
+        members.sort();
+        (id, members)
+    };
+    let of = |priorities: [i32; 2]| vec![("a".to_owned(), priorities[0]), ("b".to_owned(), priorities[1])];
+    learn(&mut rig, vec![by("10.8.0.0/16", &[("a", 3), ("b", 1)])], true);
+    let (group, equal) = members(&rig);
+    assert_eq!(equal, of([0, 0]));
+    // The other end asks for b, and a still is a way: the group keeps its buckets.
+    let standby = vec![("a".to_owned(), 1)];
+    learn(&mut rig, vec![LearnedRoute { standby, ..by("10.8.0.0/16", &[("b", 1)]) }], true);
+    assert_eq!(members(&rig), (group, of([STANDBY, 0])));
+    // Configured as low as can be, a tunnel that BGP chooses is before one that it does not.
+    let lowest = format!(
+        "{BGP}[[tunnel]]\nname = \"d\"\nlocal = \"192.0.2.4\"\nrole = \"respond\"\ninside = \"169.254.20.2/30\"\n\
+         priority = {}\n[tunnel.ike]\npsk = \"x\"\nremote-id = \"d.example\"\n",
+        i32::MIN
+    );
+    let mut rig = Rig::with_text(&lowest);
+    rig.settle();
+    let standby = vec![("a".to_owned(), 1)];
+    learn(&mut rig, vec![LearnedRoute { standby, ..by("10.8.0.0/16", &[("d", 1)]) }], true);
+    let (_, last) = members(&rig);
+    assert!(last[0].1 == STANDBY && last[1].1 > STANDBY, "{last:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use braid_api::{Member, TunnelId};
 
 use super::{Effect, Offer, Runtime, Turn};
-use crate::failover::Obstacle;
+use crate::{desired::STANDBY, failover::Obstacle};
 
 impl Turn {
     /// Whether a tunnel stands behind others because it has failed once.
@@ -61,11 +61,13 @@ impl Turn {
         // What carries a group in place of a tunnel, where that is of lower priority: the highest such.
         let mut instead: BTreeMap<TunnelId, i32> = BTreeMap::new();
         for group in self.desired.tables.groups.values() {
+            // What BGP has a better choice than takes nothing from anybody.
+            let members = || group.members.iter().filter(|member| member.priority != STANDBY);
             let live = |member: &Member| Some((*priorities.get(&member.tunnel)?, member.tunnel));
-            let best = group.members.iter().filter_map(live).max();
+            let best = members().filter_map(live).max();
             let other = |member: &&Member| best.is_none_or(|(_, tunnel)| tunnel != member.tunnel);
-            let second = group.members.iter().filter(other).filter_map(live).max();
-            for member in &group.members {
+            let second = members().filter(other).filter_map(live).max();
+            for member in members() {
                 let is_best = best.is_some_and(|(_, tunnel)| tunnel == member.tunnel);
                 let Some((carries, _)) = (if is_best { second } else { best }) else { continue };
                 if own.get(&member.tunnel).is_some_and(|own| carries < *own) {

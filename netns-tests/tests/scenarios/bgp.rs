@@ -37,6 +37,8 @@ pub(crate) const OURS: u32 = 65_010;
 pub(crate) const THEIRS: u32 = 64_512;
 /// Each way.
 const LOAD: Load = Load::told_apart(64, 2);
+/// None of its flows ever pauses for as long as a flow must to be moved.
+const BUSY: Load = Load::told_apart(16, 4);
 
 /// The near side without routes, and with this BGP.
 pub(crate) fn with_bgp(text: String, bgp: &str) -> String {
@@ -243,10 +245,23 @@ fn frr_over_two_tunnels() -> Outcome {
     // Of one half of the flows, what was on its way to a tunnel that was cut.
     let lost = log.lost().len();
     assert!(lost > 0 && lost * 2 < log.sent(), "{lost} of {} lost", log.sent());
-    // The far side names another tunnel as the better one, as AWS does when it works on the other.
-    frr.configure(&["route-map to0 permit 10", "set metric 50"])?;
-    frr.vtysh("clear bgp * soft out")?;
-    until(&pair.a, "the lower MED", |status| both_ways(status, &["t0"]))?;
+    // The far side names another tunnel as the better one, as AWS does when it is about to work on the other: what is
+    // busy there ends there.
+    let load = Paced::start(&topology.client, &topology.server, SERVER, BUSY, Instant::now())?;
+    let med = |med: u32| -> Outcome {
+        frr.configure(&["route-map to0 permit 10", &format!("set metric {med}")])?;
+        frr.vtysh("clear bgp * soft out")?;
+        Ok(())
+    };
+    med(50)?;
+    let status = until(&pair.a, "the lower MED", |status| both_ways(status, &["t0"]))?;
+    assert_eq!(status["tunnels"][1]["state"], "standby", "{status}");
+    let sent = |status: &Value| status["tunnels"][1]["tx_packets"].as_u64().unwrap_or_default();
+    let before = sent(&status);
+    until(&pair.a, "more of the busy flows", |status| sent(status) > before + 1000)?;
+    med(100)?;
+    until(&pair.a, "the same MED", |status| both_ways(status, &["t0", "t1"]))?;
+    assert_eq!(load.finish()?.flaw(), None);
     answered(topology)
 }
 

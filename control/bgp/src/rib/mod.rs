@@ -43,8 +43,8 @@ pub trait Resolver {
     /// nearer; an own address cannot be reached.
     fn cost(&self, neighbor: NeighborId, next_hop: IpAddr) -> Option<u32>;
 
-    /// Whether the way there is a link of the kernel's, beside what this gateway forwards itself: behind a best
-    /// path over a link, the best of the others stand by.
+    /// Whether the way there is a link of the kernel's, beside what this gateway forwards itself. Such a path never
+    /// stands by.
     fn is_link(&self, _neighbor: NeighborId, _next_hop: IpAddr) -> bool {
         false
     }
@@ -98,7 +98,8 @@ pub struct Change {
     pub prefix: IpNet,
     /// The paths.
     pub paths: Vec<Chosen>,
-    /// If the best path is over a link: what would be chosen if there were no links.
+    /// What would be chosen if there were none of these, and no links: where packets go until there is another
+    /// choice. Behind a best path over a link, what would be chosen if there were no links.
     pub standby: Vec<Chosen>,
 }
 
@@ -243,7 +244,7 @@ impl Rib {
     /// All paths to a prefix, and what becomes of each now.
     pub fn explain(&self, prefix: &IpNet, resolver: &dyn Resolver) -> Vec<Explained> {
         let Some(entry) = self.table.get(prefix) else { return Vec::new() };
-        let reasons = judge(&self.sources, &self.settings, (prefix, entry), resolver, |_| true);
+        let reasons = judge(&self.sources, &self.settings, (prefix, entry), resolver, |_, _| true);
         let explain = |(path, reason): (&Path, Reason)| {
             let age = self.sources.get(&path.neighbor).map_or(Age::Dead, |source| source.age(prefix, path));
             (age != Age::Dead).then(|| Explained {
@@ -397,11 +398,14 @@ impl Rib {
         for _ in searched..budget {
             let Some(prefix) = self.marked.pop_first() else { break };
             let Some(entry) = self.table.get_mut(&prefix) else { continue };
-            let reasons = judge(&self.sources, &self.settings, (&prefix, entry), resolver, |_| true);
-            let is_link = |path: &Path| resolver.is_link(path.neighbor, path.attributes.next_hop);
-            let best = entry.paths.iter().zip(&reasons).find(|(_, reason)| **reason == Reason::Best);
-            let behind = (entry.paths.len() > 1 && best.is_some_and(|(path, _)| is_link(path))).then(|| {
-                judge(&self.sources, &self.settings, (&prefix, entry), resolver, |path| !is_link(path))
+            let reasons = judge(&self.sources, &self.settings, (&prefix, entry), resolver, |_, _| true);
+            let behind = (reasons.len() > 1).then(|| {
+                let is_link = |path: &Path| resolver.is_link(path.neighbor, path.attributes.next_hop);
+                let best = entry.paths.iter().zip(&reasons).find(|(_, reason)| **reason == Reason::Best);
+                let by_link = best.is_some_and(|(path, _)| is_link(path));
+                let others =
+                    |index: usize, path: &Path| (by_link || !reasons[index].chosen()) && !is_link(path);
+                judge(&self.sources, &self.settings, (&prefix, entry), resolver, others)
             });
             let mut changed = std::mem::take(&mut entry.changed);
             for (index, (path, reason)) in entry.paths.iter_mut().zip(reasons).enumerate() {
@@ -534,17 +538,17 @@ impl Rib {
     }
 }
 
-/// What becomes of each path to a prefix, if there were only those that `of` names.
+/// What becomes of each path to a prefix, if there were only those that `of` names, by index and path.
 fn judge(
     sources: &BTreeMap<NeighborId, Source>,
     settings: &DecisionSettings,
     (prefix, entry): (&IpNet, &Entry),
     resolver: &dyn Resolver,
-    of: impl Fn(&Path) -> bool,
+    of: impl Fn(usize, &Path) -> bool,
 ) -> Vec<Reason> {
     let mut reasons = vec![Reason::Unreachable; entry.paths.len()];
     let (mut candidates, mut indices) = (Vec::new(), Vec::new());
-    for (index, path) in entry.paths.iter().enumerate().filter(|(_, path)| of(path)) {
+    for (index, path) in entry.paths.iter().enumerate().filter(|(index, path)| of(*index, path)) {
         if let Some(barred) = path.barred {
             reasons[index] = barred;
             continue;

@@ -16,7 +16,7 @@ pub(super) struct Path {
     pub(super) barred: Option<Reason>,
     /// What became of it when it was last decided.
     pub(super) outcome: Reason,
-    /// It was then among those that stand by behind a best path over a link.
+    /// It was then among those that stand by.
     pub(super) standby: bool,
     /// In which session of its neighbor it was last sent.
     pub(super) epoch: u32,

@@ -11,7 +11,7 @@ use braid_bgp::{
     Announcement, Attributes, Family, Nlri, RouteLimit, Update,
     policy::{PrefixFilter, PrefixMatch},
     rib::{
-        Change, ImportSettings, MAX_PATHS, NeighborId, Notice, Resolver, Rib,
+        Change, Chosen, ImportSettings, MAX_PATHS, NeighborId, Notice, Resolver, Rib,
         decision::{Candidate, DecisionSettings, Multipath, Reason, decide},
     },
 };
@@ -154,8 +154,7 @@ fn behind_a_best_path_over_a_link_the_best_of_the_others_stand_by() {
     let mut rib = rib();
     let decided = |rib: &mut Rib, link| {
         let changes = rib.decide(&OverLink(link), usize::MAX);
-        let of =
-            |paths: &[braid_bgp::rib::Chosen]| paths.iter().map(|path| path.neighbor).collect::<Vec<_>>();
+        let of = |paths: &[Chosen]| paths.iter().map(|path| path.neighbor).collect::<Vec<_>>();
         changes.iter().map(|change| (of(&change.paths), of(&change.standby))).collect::<Vec<_>>()
     };
     rib.update(A, &announce(&["10.1.0.0/16"], attributes(&[1], 1)));
@@ -168,11 +167,37 @@ fn behind_a_best_path_over_a_link_the_best_of_the_others_stand_by() {
     assert_eq!(decided(&mut rib, A), [(vec![A], vec![B])]);
     rib.update(A, &withdraw(&["10.1.0.0/16"]));
     assert_eq!(decided(&mut rib, A), [(vec![B], vec![])]);
-    // Behind a best path in a tunnel nothing stands by.
+    // Behind a best path in a tunnel no link stands by.
     rib.update(A, &announce(&["10.1.0.0/16"], attributes(&[1], 1)));
     assert_eq!(decided(&mut rib, B), [(vec![A], vec![])]);
     rib.update(B, &withdraw(&["10.1.0.0/16"]));
     assert_eq!(decided(&mut rib, B), []);
+}
+
+#[test]
+fn behind_the_best_path_the_best_of_the_others_stand_by() {
+    let mut rib = rib();
+    let decided = |rib: &mut Rib| {
+        let of = |paths: &[Chosen]| paths.iter().map(|path| path.neighbor).collect::<Vec<_>>();
+        let changes = rib.decide(&Everything, usize::MAX);
+        changes.iter().map(|change| (of(&change.paths), of(&change.standby))).collect::<Vec<_>>()
+    };
+    let med = |med, of| Attributes { med: Some(med), ..attributes(&[1], of) };
+    rib.update(A, &announce(&["10.1.0.0/16"], med(100, 1)));
+    rib.update(B, &announce(&["10.1.0.0/16"], med(100, 2)));
+    assert_eq!(decided(&mut rib), [(vec![A, B], vec![])]);
+    // AWS is about to work on A's end, and says so by the other's lower MED.
+    rib.update(B, &announce(&["10.1.0.0/16"], med(50, 2)));
+    assert_eq!(decided(&mut rib), [(vec![B], vec![A])]);
+    // What our own AS has passed on, or nobody reaches, does not stand by.
+    rib.update(A, &announce(&["10.1.0.0/16"], attributes(&[1, LOCAL_AS], 1)));
+    assert_eq!(decided(&mut rib), [(vec![B], vec![])]);
+    rib.update(A, &announce(&["10.1.0.0/16"], med(100, 1)));
+    assert_eq!(decided(&mut rib), [(vec![B], vec![A])]);
+    rib.update(B, &announce(&["10.1.0.0/16"], med(100, 2)));
+    assert_eq!(decided(&mut rib), [(vec![A, B], vec![])]);
+    rib.update(A, &withdraw(&["10.1.0.0/16"]));
+    assert_eq!(decided(&mut rib), [(vec![B], vec![])]);
 }
 
 #[test]
@@ -194,7 +219,10 @@ fn next_hops_that_come_and_go() {
     reach.0.insert(address(1), 9);
     rib.next_hops_changed(|neighbor, _| neighbor == A);
     let changed = rib.decide(&reach, usize::MAX);
-    assert_eq!(changed.len(), 1, "the farther next hop is no choice where there is a nearer one");
+    let of = |paths: &[Chosen]| paths.iter().map(|path| path.neighbor).collect::<Vec<_>>();
+    let changed: Vec<_> = changed.iter().map(|change| (of(&change.paths), of(&change.standby))).collect();
+    // Where there is a nearer one, the farther next hop only stands by.
+    assert_eq!(changed, [(vec![B], vec![A]), (vec![A], vec![])]);
     let why: Vec<_> =
         rib.explain(&net("10.1.0.0/16"), &reach).iter().map(|path| (path.neighbor, path.reason)).collect();
     assert_eq!(why, [(B, Reason::Best), (A, Reason::Cost)]);
@@ -335,6 +363,9 @@ fn happening() -> impl Strategy<Value = Happening> {
     ]
 }
 
+/// Neighbor, next hop, weight and attributes of paths that are forwarded by.
+type Forwarded = BTreeSet<(u32, IpAddr, u32, Attributes)>;
+
 /// The same without any cleverness: all routes in one list.
 struct Model {
     routes: BTreeMap<(u32, IpNet, u32), (Attributes, bool)>,
@@ -343,10 +374,7 @@ struct Model {
 }
 
 impl Model {
-    fn choose(
-        &self,
-        decision: &DecisionSettings,
-    ) -> BTreeMap<IpNet, BTreeSet<(u32, IpAddr, u32, Attributes)>> {
+    fn choose(&self, decision: &DecisionSettings) -> BTreeMap<IpNet, [Forwarded; 2]> {
         let mut out = BTreeMap::new();
         for prefix in (0..5).map(prefix) {
             let mut candidates = Vec::new();
@@ -367,19 +395,27 @@ impl Model {
                     });
                 }
             }
-            let reasons = decide(&candidates, decision);
-            let chosen = candidates.iter().zip(reasons).filter(|(_, reason)| reason.chosen());
-            let chosen: BTreeSet<_> = chosen
-                .map(|(path, _)| {
-                    let weight = self.settings[&path.neighbor].1;
-                    (path.neighbor, path.attributes.next_hop, weight, path.attributes.clone())
-                })
-                .collect();
+            let (chosen, others) = self.best(candidates, decision);
             if !chosen.is_empty() {
-                out.insert(prefix, chosen);
+                out.insert(prefix, [chosen, self.best(others, decision).0]);
             }
         }
         out
+    }
+    /// What is forwarded by of these, and the others.
+    fn best<'c>(
+        &self,
+        candidates: Vec<Candidate<'c>>,
+        decision: &DecisionSettings,
+    ) -> (Forwarded, Vec<Candidate<'c>>) {
+        let mut reasons = decide(&candidates, decision).into_iter();
+        let (chosen, others): (Vec<_>, Vec<_>) =
+            candidates.into_iter().partition(|_| reasons.next().unwrap().chosen());
+        let forwarded = chosen.into_iter().map(|path| {
+            let weight = self.settings[&path.neighbor].1;
+            (path.neighbor, path.attributes.next_hop, weight, path.attributes.clone())
+        });
+        (forwarded.collect(), others)
     }
 }
 
@@ -405,17 +441,18 @@ proptest! {
             model.settings.insert(neighbor, (false, 1));
         }
         let mut forwarder = BTreeMap::new();
-        let apply = |forwarder: &mut BTreeMap<IpNet, BTreeSet<_>>, changes: Vec<Change>| {
+        let apply = |forwarder: &mut BTreeMap<IpNet, [BTreeSet<_>; 2]>, changes: Vec<Change>| {
             for change in changes {
-                let paths: BTreeSet<_> = change
-                    .paths
-                    .iter()
-                    .map(|path| (path.neighbor.0, path.next_hop, path.weight, (*path.attributes).clone()))
-                    .collect();
-                if paths.is_empty() {
+                let forwarded = [&change.paths, &change.standby].map(|paths| {
+                    let of = |path: &Chosen| {
+                        (path.neighbor.0, path.next_hop, path.weight, (*path.attributes).clone())
+                    };
+                    paths.iter().map(of).collect()
+                });
+                if change.paths.is_empty() {
                     assert!(forwarder.remove(&change.prefix).is_some(), "a change that is none: {change:?}");
                 } else {
-                    forwarder.insert(change.prefix, paths);
+                    forwarder.insert(change.prefix, forwarded);
                 }
             }
         };
