@@ -79,7 +79,10 @@ pub(super) fn of(config: &Config, bgp: &Bgp, neighbor: &Neighbor) -> Option<Sett
         next_hop_v6,
         prepend: neighbor.prepend,
         med: neighbor.med.or_else(|| med_by_priority(config, bgp, tunnel?.priority)),
-        filter: PrefixFilter::all(),
+        filter: match &neighbor.export_prefixes {
+            Some(rules) => PrefixFilter::only(rules.iter().copied()),
+            None => PrefixFilter::all(),
+        },
         sources: BTreeSet::new(),
         limit: neighbor.max_advertised.map(RouteLimit::new),
         leaving: false,

@@ -275,6 +275,26 @@ fn filters_keep_out_what_is_ours_and_what_is_nobodys() {
 }
 
 #[test]
+fn a_neighbor_is_told_what_its_filter_lets_pass() {
+    let mut joined = Joined::new(OURS, BOTH);
+    let told = |joined: &Joined| joined.learned[1].keys().cloned().collect::<Vec<_>>();
+    let announce = "\"10.1.0.0/16\", \"10.1.7.0/24\", \"10.3.0.0/16\"";
+    for (key, expected) in [
+        ("", &["10.1.0.0/16", "10.1.7.0/24", "10.3.0.0/16"][..]),
+        ("export-prefixes = [\"10.1.0.0/16 le 24\"]\n", &["10.1.0.0/16", "10.1.7.0/24"]),
+        ("export-prefixes = \"10.3.0.0/16\"\n", &["10.3.0.0/16"]),
+        ("export-prefixes = []\n", &[]),
+    ] {
+        let (now, text) = (joined.now, OURS.replace("asn", &format!("{key}asn")));
+        let ours = configuration(65_010, 2, announce, &text);
+        joined.speakers[0].configure(&ours, ours.bgp.as_ref().unwrap(), now);
+        joined.settle();
+        assert_eq!(told(&joined), expected, "{key}");
+        assert_eq!(joined.states(0), [SessionState::Established; 2]);
+    }
+}
+
+#[test]
 fn after_a_restart_nothing_is_chosen_before_all_is_said() {
     let mut joined = Joined::new(OURS, BOTH);
     assert_eq!(joined.states(1), [SessionState::Established; 2]);

@@ -54,6 +54,7 @@ pub(super) static NEIGHBOR: Schema = Schema {
         "families",
         "add-path",
         "export",
+        "export-prefixes",
         "import",
         "local-preference",
         "med",
@@ -132,6 +133,8 @@ pub struct Neighbor {
     pub add_path: bool,
     /// Neighbors whose routes it is told, by name.
     pub export: Vec<String>,
+    /// It is told only these; `None`: whatever is announced or exported.
+    pub export_prefixes: Option<Vec<PrefixMatch>>,
     /// Only these are accepted; `None`: all but our own.
     pub import: Option<Vec<PrefixMatch>>,
     /// Of what it sends, if it is external.
@@ -397,7 +400,11 @@ fn read_neighbor(
     let local_preference = number("local-preference", 0, u32::MAX.into(), report);
     let med = number("med", 0, u32::MAX.into(), report);
     let restart = section.get("graceful-restart").map(|item| restart_time(&item, report));
-    let import = section.get("import").map(|item| item.one_or_list(MAX_RULES, prefix_match, report));
+    let mut rules = |name| {
+        let rules = section.get(name)?.one_or_list(MAX_RULES, prefix_match, report);
+        Some(rules.into_iter().map(|(rule, _)| rule).collect())
+    };
+    let (import, export_prefixes) = (rules("import"), rules("export-prefixes"));
     let export = section.get("export").map(|item| item.one_or_list(MAX_NEIGHBORS, exported, report));
     let most = i64::from(u32::MAX);
     let neighbor = Neighbor {
@@ -416,7 +423,8 @@ fn read_neighbor(
         families: section.get("families").map(|item| read_families(&item, report)),
         add_path,
         export: export.into_iter().flatten().map(|(name, _)| name).collect(),
-        import: import.map(|rules| rules.into_iter().map(|(rule, _)| rule).collect()),
+        export_prefixes,
+        import,
         local_preference: local_preference.map_or(DEFAULT_LOCAL_PREFERENCE, |value| value as u32),
         med: med.map(|med| med as u32),
         prepend: number("prepend", 0, MAX_PREPEND, report).unwrap_or(0) as u8,

@@ -609,6 +609,7 @@ weight = 3
 max-prefix = 1000
 bfd = false
 export = ["bgp:lan-router"]
+export-prefixes = ["10.1.0.0/16"]
 [[bgp.neighbor]]
 name = "lan-router"
 address = "10.1.0.254"
@@ -636,6 +637,7 @@ fn bgp_means_what_it_says() {
     assert_eq!(a.md5.as_ref().unwrap().expose(), b"not to be shown");
     assert!(!format!("{a:?}").contains("not to be shown"));
     assert_eq!(a.import.as_ref().unwrap()[0].to_string(), "10.0.0.0/8 le 24");
+    assert_eq!(a.export_prefixes.as_ref().unwrap()[0].to_string(), "10.1.0.0/16");
     assert_eq!((a.export.as_slice(), a.max_prefix), (&["lan-router".to_owned()][..], 1000));
     // No table grows without a bound.
     assert_eq!(router.max_prefix, 2_000_000);
