@@ -90,6 +90,10 @@ drop_reasons! {
     /// From the wire: a packet for one of our BFD sessions that is not as RFC 5880 section 6.8.6 and RFC 5881
     /// section 5 want it.
     BfdDiscarded = "bfd_discarded",
+    /// From the wire: BFD or a probe's reply, while the liveness thread has not taken those before it.
+    LivenessFull = "liveness_full",
+    /// From the wire: a ping of our inside address, whose answer found no room among what waits to be sent.
+    EchoFull = "echo_full",
     /// From the wire: CE marked outside a tunnel whose inner packet is not ECN-capable (RFC 6040 section 4.2).
     EcnIllegal = "ecn_illegal",
     /// To the LAN: shed in overload so that probes and control traffic live.

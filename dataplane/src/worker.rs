@@ -4,37 +4,41 @@
 //! it, and probes and IKE are seen even in overload. Pools stay open over system calls until their
 //! device or socket is empty.
 
+pub mod lan;
+mod sender;
+#[cfg(test)]
+mod tests;
+
 use std::{
-    collections::HashMap,
-    io::{self, IoSlice},
+    io::IoSlice,
     net::SocketAddr,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, mpsc},
     time::Duration,
 };
 
-use braid_api::{Encapsulation, Event, SaId, TunnelId};
+use braid_api::{Event, SaId, TunnelId};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::{
     drop_reason::DropReason,
-    forward::{Arrival, Departure, Drops, Forwarder, Now, Progress, Wire},
+    forward::{Arrival, Departure, Drops, Forwarder, Now, Progress},
     handshakes,
     io::{
-        batch::{Outgoing, ReceivePool, SendBatch},
+        batch::ReceivePool,
         tun::{TunDevice, TunQueue},
     },
     liveness::Input,
     offload::{
-        MAX_HEADERS,
-        coalesce::{Coalescer, Pending, Slots},
+        coalesce::{Coalescer, Slots},
         vnet::{VNET_LEN, Vnet},
     },
     punt::PuntLine,
-    runs::{HEADROOM, Run, TAILROOM},
-    tables::{Carrier, IDLE_GAP, Reader, Tables, Ticks, TunnelStates},
-    wireguard::NotSealed,
+    runs::{HEADROOM, TAILROOM},
+    tables::{IDLE_GAP, Reader, Tables, Ticks, TunnelStates},
 };
+
+pub use sender::{OuterSocket, Sender, Sent};
 
 /// Slots of the receive pool: 48 buffers of 64 KiB.
 const SLOTS: usize = 48;
@@ -111,123 +115,6 @@ impl Notices {
             let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
         }
         sent
-    }
-}
-
-/// An outer socket and what comes out of it.
-#[derive(Debug)]
-pub struct OuterSocket {
-    /// Bound address; port 0 for raw ESP.
-    pub local: SocketAddr,
-    /// It is WireGuard's, not ESP's and IKE's.
-    pub wireguard: bool,
-    /// Non-blocking.
-    pub fd: OwnedFd,
-}
-
-impl OuterSocket {
-    fn wire(&self) -> Wire {
-        if self.wireguard { Wire::WireGuard } else { Wire::of(self.local) }
-    }
-}
-
-/// Sends runs; the worker and the liveness thread have one each.
-#[derive(Debug, Default)]
-pub struct Sender {
-    sockets: Vec<OuterSocket>,
-    by_address: HashMap<SocketAddr, usize>,
-    batch: SendBatch,
-    gso: bool,
-}
-
-/// What became of a run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Sent {
-    /// Packets that the kernel refused, by cause.
-    pub full: u32,
-    /// Larger than the path takes.
-    pub too_big: u32,
-    /// For another reason.
-    pub failed: u32,
-}
-
-impl Sender {
-    /// With `gso` runs go out in one piece over UDP.
-    pub fn new(gso: bool) -> Self {
-        Sender { gso, ..Sender::default() }
-    }
-
-    /// Adds a socket, or replaces the one with its address.
-    pub fn add(&mut self, socket: OuterSocket) {
-        self.remove(socket.local);
-        self.by_address.insert(socket.local, self.sockets.len());
-        self.sockets.push(socket);
-    }
-
-    /// Closes the socket with this address.
-    pub fn remove(&mut self, local: SocketAddr) {
-        if let Some(index) = self.by_address.remove(&local) {
-            self.sockets.swap_remove(index);
-            if let Some(moved) = self.sockets.get(index) {
-                self.by_address.insert(moved.local, index);
-            }
-        }
-    }
-
-    /// The socket with this address.
-    pub fn socket(&self, local: SocketAddr) -> Option<BorrowedFd<'_>> {
-        self.by_address.get(&local).map(|&index| self.sockets[index].fd.as_fd())
-    }
-
-    /// Sends one datagram from the socket with the address `local`.
-    pub fn send_one(&mut self, local: SocketAddr, datagram: &[u8], out: Outgoing) -> Sent {
-        self.send(local, core::iter::once(datagram), datagram.len(), 1, out)
-    }
-
-    /// Sends what lies in `pieces`, one after the other, from the socket with the address `local`:
-    /// packets of `segment` bytes, `packets` in all, of which only the last may be shorter.
-    pub fn send<'a>(
-        &mut self,
-        local: SocketAddr,
-        pieces: impl Iterator<Item = &'a [u8]> + Clone,
-        segment: usize,
-        packets: u32,
-        out: Outgoing,
-    ) -> Sent {
-        let Some(&index) = self.by_address.get(&local) else {
-            return Sent { failed: packets, ..Sent::default() };
-        };
-        let socket = self.sockets[index].fd.as_fd();
-        let mut sent = Sent::default();
-        if self.gso && local.port() != 0 {
-            match self.batch.send_gso(socket, pieces.clone(), segment, out) {
-                Ok(()) => return sent,
-                // A device without checksum offload takes no GSO: one by one then, for this run.
-                Err(error)
-                    if packets > 1 && matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) => {}
-                Err(error) => {
-                    sent.count(&error, packets);
-                    return sent;
-                }
-            }
-        }
-        let datagrams = pieces.flat_map(|piece| piece.chunks(segment));
-        self.batch.send_each(socket, datagrams, out, |error| sent.count(&error, 1));
-        sent
-    }
-}
-
-impl Sent {
-    fn count(&mut self, error: &io::Error, packets: u32) {
-        match error.raw_os_error() {
-            Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => self.full += packets,
-            Some(libc::EMSGSIZE) => self.too_big += packets,
-            _ => self.failed += packets,
-        }
-    }
-
-    fn all(self) -> u32 {
-        self.full + self.too_big + self.failed
     }
 }
 
@@ -430,12 +317,7 @@ impl Worker {
                     Progress::Full => self.write_lan(),
                 }
             }
-            for reply in self.forwarder.probe_replies.drain(..) {
-                let _ = self.probes.try_send(Input::Reply(reply));
-            }
-            for packet in self.forwarder.bfd_packets.drain(..) {
-                let _ = self.probes.try_send(Input::Bfd(packet));
-            }
+            self.hand_over_liveness();
             self.punt(slot, local, got.from);
             self.hand_over_handshakes(local);
             for event in self.forwarder.events.drain(..) {
@@ -455,6 +337,16 @@ impl Worker {
         self.forwarder.punted.clear();
     }
 
+    /// Hands probes' replies and BFD to the liveness thread.
+    fn hand_over_liveness(&mut self) {
+        let replies = self.forwarder.probe_replies.drain(..).map(Input::Reply);
+        let all = replies.chain(self.forwarder.bfd_packets.drain(..).map(Input::Bfd));
+        let lost = all.filter_map(|input| self.probes.try_send(input).err()).count();
+        if lost > 0 {
+            self.forwarder.drop(DropReason::LivenessFull, lost as u64);
+        }
+    }
+
     /// Hands WireGuard's handshake messages to the thread that computes.
     fn hand_over_handshakes(&mut self, local: SocketAddr) {
         for message in core::mem::take(&mut self.forwarder.handshakes) {
@@ -466,36 +358,10 @@ impl Worker {
 
     /// Writes everything that waits for the LAN.
     fn write_lan(&mut self) {
-        let Some(device) = &self.device else {
-            let lost: usize = self.forwarder.lan.pending().iter().map(Pending::count).sum();
-            self.forwarder.drop(DropReason::DeviceFull, lost as u64);
-            self.forwarder.lan.clear();
-            return;
-        };
-        let mut refused = None;
-        let mut lost = 0;
-        for pending in self.forwarder.lan.pending() {
-            match write_pending(device, pending, &self.pool) {
-                Ok(true) => {}
-                Ok(false) => lost += pending.count(),
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && pending.count() > 1 => {
-                    // Some kernels take the header and refuse what it says: one by one from now on.
-                    refused = Some(pending.gso(self.pool.bytes(pending.first())));
-                    for place in pending.apart() {
-                        let parts = [IoSlice::new(&[0; VNET_LEN]), IoSlice::new(self.pool.bytes(place))];
-                        lost += usize::from(!matches!(device.write(&parts), Ok(true)));
-                    }
-                }
-                Err(_) => lost += pending.count(),
-            }
-        }
         self.writes += self.forwarder.lan.pending().len();
-        self.forwarder.lan.clear();
+        let lost = lan::write(self.device.as_ref(), &mut self.forwarder.lan, &self.pool);
         if lost > 0 {
-            self.forwarder.drop(DropReason::DeviceFull, lost as u64);
-        }
-        if let Some(gso) = refused {
-            self.forwarder.lan.disable(gso);
+            self.forwarder.drop(DropReason::DeviceFull, lost);
         }
     }
 
@@ -552,7 +418,7 @@ impl Worker {
     fn flush(&mut self, all: bool) {
         let Worker { forwarder, sender, notices, number, buffer, used, .. } = self;
         let drops = Arc::clone(forwarder.drops());
-        forwarder.runs.flush(all, |run| leave(run, buffer, sender, &drops, *number, notices));
+        forwarder.runs.flush(all, |run| sender::leave(run, buffer, sender, &drops, *number, notices));
         if forwarder.runs.is_empty() {
             *used = 0;
         }
@@ -566,89 +432,6 @@ impl Worker {
             let _ = device.write(&[IoSlice::new(head), IoSlice::new(&error)]);
         }
     }
-}
-
-/// Seals a run and sends it, under the guard of the SA or the session, so that wire order is sequence order.
-fn leave(
-    run: &mut Run,
-    buffer: &mut [u8],
-    sender: &mut Sender,
-    drops: &Drops,
-    number: usize,
-    notices: &Notices,
-) {
-    let carrier = run.carrier.clone();
-    let count = run.count;
-    let out = Outgoing { to: run.to, tos: run.tos };
-    let refused = |reason: DropReason| drops.add(number, reason as usize, u64::from(count));
-    let sent = match &carrier {
-        Carrier::Esp(sa) => {
-            let mut sequence = sa.lock();
-            if run.seal(&mut sequence, buffer).is_err() {
-                refused(DropReason::Exhausted);
-                notices.send(Notice::Exhausted(sa.id));
-                return;
-            }
-            let local = match run.encapsulation {
-                Encapsulation::Esp => SocketAddr::new(run.local.ip(), 0),
-                Encapsulation::Udp | Encapsulation::WireGuard => run.local,
-            };
-            sender.send(local, run.pieces(buffer), run.segment, count, out)
-        }
-        Carrier::WireGuard(peer) => {
-            let Some(mut session) = peer.sending() else {
-                refused(DropReason::NoSession);
-                return;
-            };
-            if let Err(NotSealed(reason)) = run.seal_wireguard(&mut session, buffer) {
-                refused(reason);
-                return;
-            }
-            sender.send(run.local, run.pieces(buffer), run.segment, count, out)
-        }
-    };
-    if sent.all() > 0 {
-        for (reason, packets) in [
-            (DropReason::SocketFull, sent.full),
-            (DropReason::PathMtu, sent.too_big),
-            (DropReason::SendFailed, sent.failed),
-        ] {
-            drops.add(number, reason as usize, u64::from(packets));
-        }
-        if sent.too_big > 0 {
-            notices.send(Notice::TooBigOutside(carrier.tunnel()));
-        }
-    }
-    let delivered = u64::from(count - sent.all().min(count));
-    let bytes =
-        if sent.all() == 0 { run.inner_bytes } else { run.inner_bytes * delivered / u64::from(count.max(1)) };
-    run.live.sent(number, delivered, bytes);
-    if let Carrier::Esp(sa) = &carrier {
-        sa.counter.add(delivered, bytes);
-    }
-}
-
-fn write_pending(device: &TunQueue, pending: &Pending, pool: &ReceivePool) -> io::Result<bool> {
-    /// The device's header, the packet's headers, the first payload and the others.
-    const MOST: usize = 3 + 64;
-    let first = pool.bytes(pending.first());
-    if !device.vnet_hdr() {
-        return device.write(&[IoSlice::new(first)]);
-    }
-    let (vnet, headers) = pending.headers(first);
-    let Some((headers, len)): Option<([u8; MAX_HEADERS], usize)> = headers else {
-        return device.write(&[IoSlice::new(&vnet), IoSlice::new(first)]);
-    };
-    let mut parts = [IoSlice::new(&[]); MOST];
-    parts[0] = IoSlice::new(&vnet);
-    parts[1] = IoSlice::new(&headers[..len]);
-    parts[2] = IoSlice::new(&first[len..]);
-    let mut count = 3;
-    for (part, place) in parts[3..].iter_mut().zip(pending.rest()) {
-        *part = IoSlice::new(pool.bytes(*place));
-        count += 1;
-    }
-    device.write(&parts[..count])
 }
 
 fn decode_vnet(packet: &[u8]) -> Option<Vnet> {
@@ -685,25 +468,4 @@ pub fn monotonic() -> Now {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let time = Duration::new(time.tv_sec as u64, time.tv_nsec as u32);
     Now::from_nanos(time.as_nanos() as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_that_lost_the_processor_is_late_until_no_stamp_of_it_counts() {
-        const MS: u64 = 1_000_000;
-        let mut lateness = Lateness::default();
-        let mut at = |ms: u64, worked| lateness.at(Now::from_nanos(ms * MS), worked).late;
-        assert_eq!(at(5000, false), 0);
-        assert_eq!(at(5001, true), 0);
-        // 12 ms in one batch: late for that long and the idle gap.
-        assert_eq!(at(5013, true), 120);
-        assert_eq!(at(5014, true), 120);
-        assert_eq!(at(5035, false), 120);
-        assert_eq!(at(5036, true), 0);
-        // Silence makes nothing late.
-        assert_eq!(at(9000, false), 0);
-    }
 }

@@ -388,7 +388,7 @@ impl Forwarder {
                 self.bfd_packets.push(packet);
                 return Ok(true);
             }
-            Some(Ok(_)) => return Err(DropReason::Overload),
+            Some(Ok(_)) => return Err(DropReason::LivenessFull),
             Some(Err(_)) => return Err(DropReason::BfdDiscarded),
             None => {}
         }
@@ -396,14 +396,14 @@ impl Forwarder {
             // A ping that is too big for the way back is left to the kernel, which fragments.
             Some(Echo::Request) if packet.len <= usize::from(tunnel.mtu) => {
                 icmp::turn_round(bytes, packet);
-                self.reply(tunnel, packet, bytes);
+                self.reply(tunnel, packet, bytes)?;
                 true
             }
+            Some(Echo::ProbeReply { .. }) if self.probe_replies.len() == MAX_REPLIES => {
+                return Err(DropReason::LivenessFull);
+            }
             Some(Echo::ProbeReply { cookie }) => {
-                if self.probe_replies.len() < MAX_REPLIES {
-                    let reply = ProbeReply { tunnel: settings.id, cookie, nanos: now.nanos };
-                    self.probe_replies.push(reply);
-                }
+                self.probe_replies.push(ProbeReply { tunnel: settings.id, cookie, nanos: now.nanos });
                 true
             }
             Some(Echo::Request) | None => false,

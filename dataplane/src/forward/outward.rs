@@ -107,7 +107,7 @@ impl Forwarder {
             Some(way) => way,
             None => match self.find_way(tables, packet, flow) {
                 Ok(way) => way,
-                Err(reason) => return self.end(reason, 1),
+                Err(reason) => return self.end_whole(reason, &packet, buffer, departure),
             },
         };
         let (tunnel, group) = match way {
@@ -127,7 +127,7 @@ impl Forwarder {
             },
         };
         let Some(tunnel) = tunnel.and_then(|id| tables.tunnel(id)) else {
-            return self.end(DropReason::NoTunnel, 1);
+            return self.end_whole(DropReason::NoTunnel, &packet, buffer, departure);
         };
         let before = departure.placed.0;
         let progress = self.place_packet(tables, tunnel, &InFlow { packet, flow }, buffer, departure, now);
@@ -196,12 +196,14 @@ impl Forwarder {
         now: Now,
     ) -> Progress {
         let packet = &of.packet;
-        let Some(carrier) = &tunnel.outbound else { return self.end(DropReason::NoSa, 1) };
+        let Some(carrier) = &tunnel.outbound else {
+            return self.end_whole(DropReason::NoSa, packet, buffer, departure);
+        };
         if let Carrier::Esp(sa) = carrier
             && !sa.any
             && !sa.accepts(packet.source(), packet.destination())
         {
-            return self.end(DropReason::SelectorOut, 1);
+            return self.end_whole(DropReason::SelectorOut, packet, buffer, departure);
         }
         let at = departure.at.start..departure.at.start + packet.len;
         mss::clamp(&mut buffer[at.clone()], packet, tunnel.settings.clamp_mtu, departure.vnet.needs_csum);
@@ -322,16 +324,32 @@ impl Forwarder {
         Progress::Done
     }
 
-    /// A packet of the gateway's own into one tunnel, masked or not: a ping's reply.
-    pub(super) fn reply(&mut self, tunnel: &Tunnel, packet: &Packet, bytes: &[u8]) {
-        let Some(carrier) = &tunnel.outbound else { return };
+    /// A packet of the gateway's own, within the tunnel's MTU, into one tunnel, masked or not: a ping's reply.
+    pub(super) fn reply(&mut self, tunnel: &Tunnel, packet: &Packet, bytes: &[u8]) -> Result<(), DropReason> {
+        let carrier = tunnel.outbound.as_ref().ok_or(DropReason::NoSa)?;
         let flow = self.flows.place(&packet.key);
         let last = self.flows.last_run(flow);
-        if packet.len <= usize::from(tunnel.mtu)
-            && let Ok(out) = self.runs.place(tunnel, carrier, kind(packet), packet.len, last)
-        {
-            out.copy_from_slice(&bytes[..packet.len]);
+        match self.runs.place(tunnel, carrier, kind(packet), packet.len, last) {
+            Ok(out) => out.copy_from_slice(&bytes[..packet.len]),
+            Err(NoPlace::Full) => return Err(DropReason::EchoFull),
+            Err(NoPlace::NoRemote) => return Err(DropReason::NoSa),
         }
+        Ok(())
+    }
+
+    /// Nothing more of what the device gave: a super-packet counts as the packets that it stands for.
+    #[cold]
+    #[inline(never)]
+    fn end_whole(
+        &self,
+        reason: DropReason,
+        packet: &Packet,
+        buffer: &[u8],
+        departure: &Departure,
+    ) -> Progress {
+        let segments = Segmenter::new(&buffer[departure.at.clone()], packet, departure.vnet);
+        let packets = segments.map_or(1, |segments| segments.count() - departure.placed.0);
+        self.end(reason, packets as u64)
     }
 
     #[cold]
