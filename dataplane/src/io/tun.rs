@@ -3,7 +3,8 @@
 //!
 //! Facts from the kernel's `tuntap` documentation and `linux/if_tun.h`: `TUNSETOFFLOAD` is
 //! device-wide and survives a detach, so it is set on every open; `IFF_TUN_EXCL` refuses a device
-//! that exists. A kernel without USO (before 6.2) gets TSO alone, one without TSO nothing.
+//! that exists. A kernel without USO (before 6.2) gets TSO alone, one without TSO nothing, and where
+//! there is no virtio-net header at all (`TUNGETFEATURES`) it is the plain device.
 //!
 //! With several queues the kernel gives a flow the queue that its answers were last written to, so
 //! that a flow whose answers change their worker changes its own, and overtakes itself. What is
@@ -11,7 +12,7 @@
 //! all workers write to one such queue, and a flow's queue is a function of its hash.
 
 use std::{
-    ffi::c_int,
+    ffi::{c_int, c_uint},
     fmt, fs,
     io::{self, IoSlice},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd},
@@ -19,6 +20,9 @@ use std::{
 
 /// Longest name of a network device, in bytes.
 pub const MAX_NAME_LEN: usize = libc::IFNAMSIZ - 1;
+
+const TSO: c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+const USO: c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
 /// An open device.
 #[derive(Debug)]
@@ -70,12 +74,16 @@ impl std::error::Error for OpenError {}
 
 /// Creates a TUN device that vanishes with its last descriptor.
 ///
-/// With `offload`, what the kernel has of TSO and USO is turned on; without, or where the kernel
+/// With `offload`, what the kernel has of TSO and USO is turned on; without, or where its driver
 /// has no virtio-net header, it is the plain device.
 ///
 /// # Errors
 /// See [`OpenError`]; nothing is left behind.
 pub fn open(name: &str, queues: u32, offload: bool) -> Result<OpenedTun, OpenError> {
+    open_with(&Kernel, name, queues, offload)
+}
+
+fn open_with(driver: &impl Driver, name: &str, queues: u32, offload: bool) -> Result<OpenedTun, OpenError> {
     let well_formed = !name.is_empty()
         && name.len() <= MAX_NAME_LEN
         && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
@@ -88,29 +96,62 @@ pub fn open(name: &str, queues: u32, offload: bool) -> Result<OpenedTun, OpenErr
     if !offload {
         return open_plain(name, queues);
     }
-    let multi = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
-    let mut fds = Vec::new();
-    for queue in 0..queues.max(1) {
-        let exclusive = if queue == 0 { libc::IFF_TUN_EXCL } else { 0 };
+    let first = open_driver()?;
+    if driver.features(&first) & libc::IFF_VNET_HDR == 0 {
+        return open_plain(name, queues);
+    }
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let flags = flags | if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    set_interface(&first, name, flags | libc::IFF_TUN_EXCL)?;
+    let mut fds = vec![first];
+    for _ in 1..queues {
         let fd = open_driver()?;
-        set_interface(&fd, name, libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi | exclusive)?;
+        set_interface(&fd, name, flags)?;
         fds.push(fd);
     }
     if queues > 1 {
         let writer = open_driver()?;
-        set_interface(&writer, name, libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi)?;
+        set_interface(&writer, name, flags)?;
         detach(&writer)?;
         fds.push(writer);
     }
-    // Everything, then without USO, then checksums alone.
-    let tso = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
-    for wanted in [tso | libc::TUN_F_USO4 | libc::TUN_F_USO6, tso, libc::TUN_F_CSUM, 0] {
+    turn_on_offloads(driver, &fds[0]);
+    Ok(OpenedTun { name: name.to_owned(), fds, vnet_hdr: true })
+}
+
+/// What not every TUN driver has.
+trait Driver {
+    /// The kinds of devices that it knows (`IFF_…`), none where it does not say.
+    fn features(&self, fd: &OwnedFd) -> c_int;
+
+    /// Whether it takes these offloads (`TUN_F_…`), all of them.
+    fn set_offload(&self, fd: &OwnedFd, wanted: c_uint) -> bool;
+}
+
+/// The driver of the kernel that this runs on.
+struct Kernel;
+
+impl Driver for Kernel {
+    fn features(&self, fd: &OwnedFd) -> c_int {
+        let mut features: c_int = 0;
+        // SAFETY: TUNGETFEATURES writes one int, which lives across the call.
+        let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETFEATURES, &raw mut features) };
+        if result == 0 { features } else { 0 }
+    }
+
+    fn set_offload(&self, fd: &OwnedFd, wanted: c_uint) -> bool {
         // SAFETY: TUNSETOFFLOAD takes its argument by value; the descriptor is open.
-        if unsafe { libc::ioctl(fds[0].as_raw_fd(), libc::TUNSETOFFLOAD, wanted as libc::c_ulong) } == 0 {
+        unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(wanted)) == 0 }
+    }
+}
+
+/// Everything, else without USO, else checksums alone, else nothing.
+fn turn_on_offloads(driver: &impl Driver, fd: &OwnedFd) {
+    for wanted in [TSO | USO, TSO, libc::TUN_F_CSUM, 0] {
+        if driver.set_offload(fd, wanted) {
             break;
         }
     }
-    Ok(OpenedTun { name: name.to_owned(), fds, vnet_hdr: true })
 }
 
 fn open_driver() -> Result<OwnedFd, OpenError> {
@@ -245,6 +286,92 @@ impl TunDevice for TunQueue {
                 | rustix::io::Errno::IO,
             ) => Ok(false),
             Err(error) => Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// The kernel, if it had no more than this.
+    struct Old {
+        features: c_int,
+        offloads: c_uint,
+        turned_on: Cell<Option<c_uint>>,
+    }
+
+    impl Old {
+        fn new(features: c_int, offloads: c_uint) -> Self {
+            Old { features, offloads, turned_on: Cell::new(None) }
+        }
+    }
+
+    impl Driver for Old {
+        fn features(&self, fd: &OwnedFd) -> c_int {
+            Kernel.features(fd) & self.features
+        }
+
+        fn set_offload(&self, fd: &OwnedFd, wanted: c_uint) -> bool {
+            let takes = wanted & !self.offloads == 0 && Kernel.set_offload(fd, wanted);
+            if takes {
+                self.turned_on.set(Some(wanted));
+            }
+            takes
+        }
+    }
+
+    /// Whether the kernel puts a virtio-net header before the device's packets.
+    fn has_vnet_hdr(fd: &OwnedFd) -> bool {
+        // SAFETY: all-zero bytes are a valid ifreq.
+        let mut request: libc::ifreq = unsafe { core::mem::zeroed() };
+        // SAFETY: TUNGETIFF writes one ifreq, which lives across the call; it sets the flags.
+        let flags = unsafe {
+            assert_eq!(libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request), 0);
+            request.ifr_ifru.ifru_flags
+        };
+        c_int::from(flags) & libc::IFF_VNET_HDR != 0
+    }
+
+    #[test]
+    fn a_device_has_what_its_driver_has() {
+        if std::env::var_os("BRAID_NETNS").is_none_or(|value| value != "1") {
+            println!("a device needs root: BRAID_NETNS=1");
+            return;
+        }
+        let name = format!("braidt{}", std::process::id());
+        // What the driver knows of devices and of offloads, and what is then turned on.
+        let all = TSO | USO;
+        for (features, offloads, turned_on) in [
+            (!0, all, Some(all)),
+            (!0, TSO | libc::TUN_F_USO4, Some(TSO)),
+            (!0, TSO, Some(TSO)),
+            (!0, libc::TUN_F_CSUM | libc::TUN_F_TSO4, Some(libc::TUN_F_CSUM)),
+            (!0, 0, Some(0)),
+            (!libc::IFF_VNET_HDR, all, None),
+            (0, all, None),
+        ] {
+            for queues in [1, 2] {
+                let driver = Old::new(features, offloads);
+                let opened = open_with(&driver, &name, queues, true);
+                let Some(turned_on) = turned_on else {
+                    if queues > 1 {
+                        assert!(matches!(opened, Err(OpenError::PlainIsSingleQueue)));
+                        continue;
+                    }
+                    let opened = opened.unwrap();
+                    assert!(!opened.vnet_hdr && !has_vnet_hdr(&opened.fds[0]));
+                    assert_eq!((opened.fds.len(), driver.turned_on.get()), (1, None));
+                    continue;
+                };
+                let opened = opened.unwrap();
+                assert!(opened.vnet_hdr && has_vnet_hdr(&opened.fds[0]));
+                assert_eq!(opened.fds.len(), if queues > 1 { 3 } else { 1 });
+                assert_eq!(driver.turned_on.get(), Some(turned_on));
+                assert!(matches!(open_with(&driver, &name, queues, true), Err(OpenError::Exists)));
+            }
         }
     }
 }
