@@ -4,8 +4,6 @@
 //! [`forward`], which is pure: it sees the published [`tables`], writes into the worker's bounded
 //! pools, and neither does I/O nor reads a clock. See the README for the way of a packet.
 
-#![deny(unsafe_code)]
-
 pub mod counters;
 pub mod drop_reason;
 pub mod esp;

@@ -4,7 +4,7 @@
 //! protocol is known beyond the control messages of the kernel (`UDP_SEGMENT`, `UDP_GRO`, TOS).
 //! Opening needs privileges and is done by the launcher; the core gets open descriptors.
 
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "the kernel's interface")]
 
 pub mod batch;
 pub mod heap;

@@ -156,6 +156,7 @@ impl KeMethod {
     }
 
     /// Begins an exchange as its initiator. ML-KEM draws its key pair from the system's randomness.
+    #[expect(clippy::disallowed_methods, reason = "AWS-LC takes no randomness for ML-KEM")]
     pub fn initiate(self, rng: &mut dyn Random) -> Result<KePrivate, CryptoError> {
         let (public, secret) = match self.family() {
             Family::Modp(group) => {
@@ -178,6 +179,7 @@ impl KeMethod {
 
     /// Answers a peer's public value: our public value (or ciphertext) and the shared secret. ML-KEM
     /// encapsulates with the system's randomness.
+    #[expect(clippy::disallowed_methods, reason = "AWS-LC takes no randomness for ML-KEM")]
     pub fn respond(
         self,
         rng: &mut dyn Random,
