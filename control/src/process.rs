@@ -453,7 +453,13 @@ impl Control {
                 self.note_echo(tunnel, len);
                 None
             }
-            FromCore::Event(event) => Some(Event::Core(event)),
+            FromCore::Event(event) => {
+                // Our own look tells as well until when that is so.
+                if matches!(event, braid_api::Event::PathMtu { .. }) {
+                    self.watch.note_change();
+                }
+                Some(Event::Core(event))
+            }
             FromCore::Answer { number, answer } => match (self.queries.remove(&number)?, answer) {
                 (Pending::Turn, Answer::Stats(stats)) => Some(Event::Stats(stats.tunnels)),
                 (Pending::Stash(read), Answer::Stash(more)) => {

@@ -25,7 +25,7 @@ use rtnetlink::{
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
-use tokio::{io::Interest, net::UnixDatagram};
+use tokio::{io::Interest, net::UnixDatagram, time::timeout_at};
 
 use crate::{
     config::{Remote, Tunnel},
@@ -40,6 +40,10 @@ const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400 | 1 << 31;
 const MIN_GAP: Duration = Duration::from_millis(20);
 /// Share of the time that looks may take.
 const LOOK_SHARE: u32 = 10;
+/// In which the kernel tells how long it believes what a path takes (USER_HZ).
+const TICK: Duration = Duration::from_millis(10);
+/// After that time, so that it has forgotten.
+const FORGETTING: Duration = Duration::from_millis(100);
 
 /// What to look at for one tunnel.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -71,6 +75,8 @@ pub struct Watch {
     device: String,
     next_look: Instant,
     changed: bool,
+    /// When the kernel forgets that a path is narrower than its link, of which it gives no notice.
+    narrow_until: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -101,7 +107,13 @@ impl Watch {
             device,
             next_look: Instant::now(),
             changed: false,
+            narrow_until: None,
         })
+    }
+
+    /// Somebody else has heard of a change.
+    pub fn note_change(&mut self) {
+        self.changed = true;
     }
 
     /// Waits until something may have changed.
@@ -112,7 +124,16 @@ impl Watch {
                 return;
             }
             // The buffer is made once there is something to read: this is called for every event of any kind.
-            let ready = self.notices.readable().await;
+            let ready = match self.narrow_until {
+                None => self.notices.readable().await,
+                Some(until) => match timeout_at(until.into(), self.notices.readable()).await {
+                    Ok(ready) => ready,
+                    Err(_) => {
+                        self.changed = true;
+                        continue;
+                    }
+                },
+            };
             let mut buffer = vec![0; netlink::BUFFER_LEN];
             let (notices, receiver) = (&self.notices, &mut self.receiver);
             let receive = || receiver.receive(notices.as_fd(), &mut buffer);
@@ -135,6 +156,7 @@ impl Watch {
         let begin = Instant::now();
         self.drain();
         self.changed = false;
+        self.narrow_until = None;
         let mut links = HashMap::new();
         let look =
             |(name, lookup): (&String, &Lookup)| (name.clone(), self.look_at(lookup, resolved, &mut links));
@@ -210,6 +232,8 @@ impl Watch {
                 }
                 if let (Some(mtu), Some(learned)) = (&mut outer.mtu, route.mtu) {
                     *mtu = (*mtu).min(u16::try_from(learned).unwrap_or(u16::MAX));
+                    let until = route.expires.map(|expires| Instant::now() + expires + FORGETTING);
+                    self.narrow_until = self.narrow_until.into_iter().chain(until).min();
                 }
             }
             Err(_) => outer.blocked = Some(Blocked::NoRoute { remote }),
@@ -248,7 +272,7 @@ impl Watch {
         if !matches!(route.header.kind, RouteType::Unicast | RouteType::Local) {
             return Err(io::ErrorKind::HostUnreachable.into());
         }
-        let mut found = Route { interface: 0, source: None, mtu: None };
+        let mut found = Route { interface: 0, source: None, mtu: None, expires: None };
         for attribute in route.attributes {
             match attribute {
                 RouteAttribute::Oif(index) => found.interface = index,
@@ -259,6 +283,9 @@ impl Watch {
                         RouteMetric::Mtu(mtu) if mtu > 0 => Some(mtu),
                         _ => None,
                     });
+                }
+                RouteAttribute::CacheInfo(info) if info.expires > 0 => {
+                    found.expires = Some(TICK * info.expires);
                 }
                 _ => {}
             }
@@ -320,6 +347,8 @@ struct Route {
     interface: u32,
     source: Option<IpAddr>,
     mtu: Option<u32>,
+    /// After this time the kernel will say otherwise.
+    expires: Option<Duration>,
 }
 
 fn read_link(link: &LinkMessage) -> Link {

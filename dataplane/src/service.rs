@@ -275,21 +275,37 @@ impl Service {
 
     /// The kernel refused a packet as too big for its path: it knows what the path takes.
     fn ask_path_mtu(&mut self, tunnel: TunnelId) {
-        let mut reader = self.writer.reader();
-        let Some(ends) = reader
-            .enter()
-            .tunnel(tunnel)
-            .and_then(|found| Some((found.settings.local, found.live.remote()?, found.settings.path_mtu)))
-        else {
-            return;
-        };
-        let (local, remote, configured) = ends;
-        let uplink = self.punt.uplink(local);
-        let Ok(path_mtu) = path::path_mtu(local.ip(), remote.ip(), OUTER_MARK, uplink) else { return };
-        let path_mtu = path_mtu.min(configured);
+        let Some((path_mtu, used)) = self.path_mtus(tunnel) else { return };
+        let path_mtu = path_mtu.min(used);
         self.lowered.insert(tunnel, Instant::now());
         self.writer.set_path_mtu(tunnel, Some(path_mtu));
         self.tell(&FromCore::Event(Event::PathMtu { tunnel, path_mtu }));
+    }
+
+    /// What the kernel says that a tunnel's path takes, and what the tunnel takes it for.
+    fn path_mtus(&self, tunnel: TunnelId) -> Option<(u16, u16)> {
+        let mut reader = self.writer.reader();
+        let tables = reader.enter();
+        let found = tables.tunnel(tunnel)?;
+        let (local, remote, put) = (found.settings.local, found.live.remote()?, found.settings.path_mtu);
+        let used = found.live.path_mtu().map_or(put, |lowered| lowered.min(put));
+        let path_mtu = path::path_mtu(local.ip(), remote.ip(), OUTER_MARK, self.punt.uplink(local)).ok()?;
+        Some((path_mtu, used))
+    }
+
+    /// A path was narrow for long. Control has put the tunnel with what was found then, and learns that there is
+    /// more now.
+    fn look_again(&mut self, tunnel: TunnelId) {
+        match self.path_mtus(tunnel) {
+            Some((path_mtu, used)) if path_mtu <= used => drop(self.lowered.insert(tunnel, Instant::now())),
+            wider => {
+                self.lowered.remove(&tunnel);
+                self.writer.set_path_mtu(tunnel, None);
+                if let Some((path_mtu, _)) = wider {
+                    self.tell(&FromCore::Event(Event::PathMtu { tunnel, path_mtu }));
+                }
+            }
+        }
     }
 
     fn housekeeping(&mut self) {
@@ -307,9 +323,9 @@ impl Service {
             .filter(|(_, since)| since.elapsed() > PATH_MTU_AGE)
             .map(|(id, _)| *id)
             .collect();
-        for tunnel in due {
-            self.lowered.remove(&tunnel);
-            self.writer.set_path_mtu(tunnel, None);
+        // Later, if nobody would hear of it.
+        if self.control.as_ref().is_some_and(|control| control.greeted) {
+            due.into_iter().for_each(|tunnel| self.look_again(tunnel));
         }
     }
 

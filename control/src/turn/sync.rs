@@ -2,7 +2,10 @@
 //! says of itself.
 
 use core::time::Duration;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use braid_api::{
     BootId, Cause, Direction, Epoch, Event as CoreEvent, Hello, MAX_OPS, Op, RejectReason, Rejected, Sa,
@@ -156,6 +159,13 @@ impl Turn {
             runtime.draining = false;
             runtime.unexplained = false;
             runtime.health.handle_hello(now);
+            // Where nobody but a core has looked, it was the last one.
+            if is_new
+                && tunnel.remote.is_none()
+                && let Some(outer) = self.memory.outer.get_mut(&tunnel.name)
+            {
+                outer.mtu = None;
+            }
             if before != Some(hello.boot) {
                 runtime.health.handle_new_core(now);
                 // Nobody else misses a session.
@@ -529,6 +539,10 @@ impl Turn {
                 }
             }
             CoreEvent::PathMtu { tunnel, path_mtu } => {
+                // What it holds is as good as put so: only another value is put again, also the one of before.
+                if let Some(held) = self.core.as_mut().and_then(|core| core.mirror.tunnels.get_mut(&tunnel)) {
+                    Arc::make_mut(held).path_mtu = path_mtu;
+                }
                 let Some(tunnel) = self.index(tunnel).and_then(|index| self.config.tunnels.get(index)) else {
                     return;
                 };

@@ -95,6 +95,8 @@ pub(super) struct Rig {
     from_core: VecDeque<Event>,
     plan: Option<KernelPlan>,
     plans: usize,
+    /// Of the device, by the last plan.
+    last_mtu: Option<u16>,
     /// Every key that any core has ever taken.
     installed: BTreeSet<Vec<u8>>,
     replies: Vec<(Token, Result<String, Vec<String>>)>,
@@ -145,6 +147,7 @@ impl Rig {
             from_core: VecDeque::new(),
             plan: None,
             plans: 0,
+            last_mtu: None,
             installed: BTreeSet::new(),
             replies: Vec::new(),
             notes: Vec::new(),
@@ -194,6 +197,7 @@ impl Rig {
                 }
                 Effect::Plan(plan) => {
                     assert!(self.plan.is_none(), "one plan at a time");
+                    self.last_mtu = Some(plan.mtu);
                     self.plan = Some(*plan);
                     self.plans += 1;
                 }

@@ -214,6 +214,9 @@ impl Writer {
         for (live, remote) in &done.remotes {
             live.set_remote(Some(*remote));
         }
+        for live in &done.paths {
+            live.set_path_mtu(None);
+        }
         self.ledger.commit();
         done.tunnels
     }
@@ -244,6 +247,8 @@ struct Done {
     remotes: Vec<(Arc<TunnelLive>, SocketAddr)>,
     /// Groups that a prefix has left, and entered.
     moved: BTreeMap<(GroupId, GroupId), (Arc<Group>, Arc<Group>)>,
+    /// Tunnels of whose paths nothing is to be believed but what their settings say.
+    paths: Vec<Arc<TunnelLive>>,
     tunnels: Vec<TunnelId>,
     bfd_links: Option<Vec<BfdLink>>,
 }
@@ -343,14 +348,14 @@ impl Attempt<'_> {
             let live = Arc::new(TunnelLive::new(self.workers, settings.remote));
             self.ledger.set_name(&settings.name, Some(id));
             let remote = settings.remote;
-            let tunnel = Arc::new(Tunnel::new(Arc::new(settings), None, live, remote));
+            let tunnel = Arc::new(Tunnel::new(Arc::new(settings), None, live, remote, None));
             self.install(TunnelEntry { tunnel, sas: Vec::new(), users: 0, synced: self.sync });
             self.done.tunnels.push(id);
             return self.set_state(id, MASKED, DRAINING | BY_CORE);
         };
         self.ledger.set_tunnel_synced(id, self.sync);
         let old = &entry.tunnel;
-        if *old.settings == settings {
+        if *old.settings == settings && old.live.path_mtu().is_none() {
             return Ok(());
         }
         if old.settings.name != settings.name {
@@ -362,13 +367,15 @@ impl Attempt<'_> {
         if let Some(remote) = moved {
             self.done.remotes.push((old.live.clone(), remote));
         }
+        // Control looks at paths too, and has heard of what was found. Where it has not, that is found again.
+        self.done.paths.extend(old.live.path_mtu().map(|_| old.live.clone()));
         let remote = moved.or_else(|| old.live.remote());
         let other_protocol = is_wireguard(&old.settings) != is_wireguard(&settings);
         if other_protocol {
             self.forget_peer(old);
         }
         let outbound = if other_protocol { None } else { old.outbound.clone() };
-        let tunnel = Tunnel::new(Arc::new(settings), outbound, old.live.clone(), remote);
+        let tunnel = Tunnel::new(Arc::new(settings), outbound, old.live.clone(), remote, None);
         self.install(TunnelEntry { tunnel: Arc::new(tunnel), synced: self.sync, ..entry });
         if other_protocol {
             self.renew_tunnel(id);
@@ -476,8 +483,8 @@ impl Attempt<'_> {
         }
         self.change(Change::Peer(peer.index, Some(peer.clone())));
         let remote = self.remote_of(old);
-        let carrier = Some(Carrier::WireGuard(peer));
-        let tunnel = Arc::new(Tunnel::new(old.settings.clone(), carrier, old.live.clone(), remote));
+        let (carrier, found) = (Some(Carrier::WireGuard(peer)), self.found_of(old));
+        let tunnel = Arc::new(Tunnel::new(old.settings.clone(), carrier, old.live.clone(), remote, found));
         self.install(TunnelEntry { tunnel, ..entry });
         self.done.tunnels.push(id);
         Ok(())
@@ -487,6 +494,12 @@ impl Attempt<'_> {
     fn remote_of(&self, tunnel: &Tunnel) -> Option<SocketAddr> {
         let pending = self.done.remotes.iter().rev().find(|(live, _)| Arc::ptr_eq(live, &tunnel.live));
         pending.map(|(_, remote)| *remote).or_else(|| tunnel.live.remote())
+    }
+
+    /// What its path was found to take, unless this transaction says otherwise.
+    fn found_of(&self, tunnel: &Tunnel) -> Option<u16> {
+        let is_said = self.done.paths.iter().any(|live| Arc::ptr_eq(live, &tunnel.live));
+        tunnel.live.path_mtu().filter(|_| !is_said)
     }
 
     fn put_sa(&mut self, sa: Sa) -> Outcome {
@@ -540,7 +553,8 @@ impl Attempt<'_> {
         let old = &entry.tunnel;
         let outbound = if is_wireguard(&old.settings) { old.outbound.clone() } else { newest };
         let remote = self.remote_of(old);
-        let tunnel = Tunnel::new(old.settings.clone(), outbound, old.live.clone(), remote);
+        let found = self.found_of(old);
+        let tunnel = Tunnel::new(old.settings.clone(), outbound, old.live.clone(), remote, found);
         self.install(TunnelEntry { tunnel: Arc::new(tunnel), ..entry });
     }
 

@@ -509,6 +509,26 @@ fn the_path_mtu_bounds_the_inner_mtu() {
 }
 
 #[test]
+fn what_control_says_of_a_path_takes_the_place_of_what_was_found() {
+    let mut writer = busy();
+    let put = |path_mtu| vec![Op::PutTunnel(braid_api::Tunnel { path_mtu, ..tunnel(0) })];
+    let mtu = |writer: &Writer| writer.reader().enter().tunnel(TunnelId(0)).unwrap().mtu;
+    assert_eq!(writer.set_path_mtu(TunnelId(0), Some(1400)), Some(1338));
+    // Not what comes to nothing.
+    let mut ops = put(1500);
+    ops.push(Op::PutTunnel(braid_api::Tunnel { path_mtu: 0, ..tunnel(1) }));
+    assert_eq!(refused(&mut writer, ops), RejectReason::BadMtu);
+    assert_eq!(mtu(&writer), 1338);
+    for (id, path_mtu, expected) in [(100, 1500, 1438), (101, 1400, 1338), (102, 1500, 1438)] {
+        ok(&mut writer, put(path_mtu));
+        assert_eq!(mtu(&writer), expected);
+        // Whatever else makes it anew.
+        ok(&mut writer, vec![Op::PutSa(sa(id, 0, Direction::Out, 0x1009 + id as u32))]);
+        assert_eq!(mtu(&writer), expected);
+    }
+}
+
+#[test]
 fn sequence_numbers_end_and_lifetimes_are_told_once() {
     let mut writer = busy();
     let sa = outbound(&writer, 0);

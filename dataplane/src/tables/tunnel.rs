@@ -34,14 +34,16 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// `remote` is where the peer is, or will be once this is in force.
+    /// `remote` is where the peer is, or will be once this is in force; `found` is what its path was found to take,
+    /// if less than the settings say.
     pub(super) fn new(
         settings: Arc<braid_api::Tunnel>,
         outbound: Option<Carrier>,
         live: Arc<TunnelLive>,
         remote: Option<SocketAddr>,
+        found: Option<u16>,
     ) -> Self {
-        let path_mtu = live.path_mtu().map_or(settings.path_mtu, |found| found.min(settings.path_mtu));
+        let path_mtu = found.map_or(settings.path_mtu, |found| found.min(settings.path_mtu));
         let outer_v6 = remote.unwrap_or(settings.local).is_ipv6();
         let mtu = match &outbound {
             Some(Carrier::Esp(sa)) => inner_mtu(path_mtu, outer_v6, settings.encapsulation, sa.suite),

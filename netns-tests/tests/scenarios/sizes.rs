@@ -3,6 +3,7 @@
 use crate::pair::{Pair, Setup, patient};
 use braid_netns::capture::{Capture, Packet};
 use braid_netns::content::{self, Echo};
+use braid_netns::gateway::Gateway;
 use braid_netns::raw::{self, RawSocket};
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, SERVER, SERVER6};
@@ -18,6 +19,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("sizes::fragments_of_a_flow_stay_together", fragments_of_a_flow_stay_together),
     ("sizes::df_cleared", df_cleared),
     ("sizes::a_narrower_path_is_followed", a_narrower_path_is_followed),
+    ("sizes::a_path_that_is_wide_again_is_used", a_path_that_is_wide_again_is_used),
 ];
 
 /// Of one tunnel with AES-GCM in UDP over IPv4 with 1500 bytes.
@@ -211,26 +213,9 @@ fn a_narrower_path_is_followed() -> Outcome {
         let Topology { client, server, .. } = &pair.topology;
         let internet = pair.topology.internet.as_ref().ok_or("no internet")?;
         fits(client, before)?;
-        let path = &pair.topology.paths[0];
-        if outer6.is_some() {
-            for (far, device) in [(path.a6, "a0"), (path.b6, "b0")] {
-                internet.ip(&format!("-6 route add {far}/128 dev {device} mtu lock 1400"))?;
-            }
-        } else {
-            for (far, device) in [(path.a, "a0"), (path.b, "b0")] {
-                internet.ip(&format!("route add {far}/32 dev {device} mtu lock 1400"))?;
-            }
-        }
+        narrow(&pair, internet, outer6.is_some(), "add")?;
         let told = Capture::start(client, "eth0", TOO_BIG, 96)?;
-        for (gateway, host, address) in [(&pair.a, client, SERVER), (&pair.b, server, CLIENT)] {
-            retry_until("the path's new MTU", SOON, || {
-                let whole = Pings { size: before - 28, df: true, count: 1, ..Pings::default() };
-                ping(host, address, &whole).map_err(|error| error.to_string())?;
-                let status = gateway.status().map_err(|error| error.to_string())?;
-                let mtu = &status["tunnels"][0]["mtu"];
-                if mtu.as_u64() == Some(u64::from(after)) { Ok(()) } else { Err(mtu.to_string()) }
-            })?;
-        }
+        learn(&pair, before, after)?;
         fits(client, after)?;
         let told: BTreeSet<_> = told.stop()?.iter().filter_map(Packet::too_big).collect();
         assert!(told.contains(&after) && told.iter().all(|mtu| [before, after].contains(mtu)), "{told:?}");
@@ -241,6 +226,60 @@ fn a_narrower_path_is_followed() -> Outcome {
         for gateway in [&pair.a, &pair.b] {
             assert_eq!(gateway.status()?["tunnels"][0]["state"], "up");
         }
+    }
+    Ok(())
+}
+
+/// The router in the middle takes 1400 bytes to either gateway (`add`), or as many as before (`del`).
+fn narrow(pair: &Pair, internet: &Netns, v6: bool, what: &str) -> Outcome {
+    let path = &pair.topology.paths[0];
+    let ways = [(IpAddr::from(path.a), IpAddr::from(path.a6), "a0"), (path.b.into(), path.b6.into(), "b0")];
+    for (v4, long, device) in ways {
+        let (family, far) = if v6 { ("-6", long) } else { ("-4", v4) };
+        let len = if v6 { 128 } else { 32 };
+        internet.ip(&format!("{family} route {what} {far}/{len} dev {device} mtu lock 1400"))?;
+    }
+    Ok(())
+}
+
+/// Packets of `before` bytes, until the gateways have learned that only `after` fit.
+fn learn(pair: &Pair, before: u32, after: u32) -> Outcome {
+    let Topology { client, server, .. } = &pair.topology;
+    for (gateway, host, address) in [(&pair.a, client, SERVER), (&pair.b, server, CLIENT)] {
+        retry_until("the path's new MTU", SOON, || {
+            let whole = Pings { size: before - 28, df: true, count: 1, ..Pings::default() };
+            ping(host, address, &whole).map_err(|error| error.to_string())?;
+            let mtu = mtu(gateway).map_err(|error| error.to_string())?;
+            if mtu == Some(u64::from(after)) { Ok(()) } else { Err(format!("{mtu:?}")) }
+        })?;
+    }
+    Ok(())
+}
+
+fn mtu(gateway: &Gateway) -> Result<Option<u64>> {
+    Ok(gateway.status()?["tunnels"][0]["mtu"].as_u64())
+}
+
+/// The kernel forgets that a path was narrow, after ten minutes or what is set, and tells nobody.
+fn a_path_that_is_wide_again_is_used() -> Outcome {
+    for (outer6, before, after) in [(None, 1438, 1338), (Some(0), 1418, 1318)] {
+        let topology = Topology::builder().build()?;
+        for netns in [&topology.gateway_a, &topology.gateway_b] {
+            netns.sysctl("net/ipv4/route/mtu_expires", "3")?;
+            netns.sysctl("net/ipv6/route/mtu_expires", "3")?;
+        }
+        let pair = Pair::start_edited(&Setup { outer6, ..one_tunnel() }, topology, |_, text| patient(text))?;
+        let internet = pair.topology.internet.as_ref().ok_or("no internet")?;
+        narrow(&pair, internet, outer6.is_some(), "add")?;
+        learn(&pair, before, after)?;
+        narrow(&pair, internet, outer6.is_some(), "del")?;
+        for gateway in [&pair.a, &pair.b] {
+            retry_until("the path's old MTU", SOON, || match mtu(gateway) {
+                Ok(mtu) if mtu == Some(u64::from(before)) => Ok(()),
+                other => Err(format!("{other:?}")),
+            })?;
+        }
+        fits(&pair.topology.client, before)?;
     }
     Ok(())
 }

@@ -2,6 +2,57 @@
 
 use super::*;
 
+/// What a plan and a tunnel say of the inner MTU.
+fn mtus(rig: &Rig) -> (Option<u16>, u16, u16) {
+    let core = rig.core.as_ref().unwrap();
+    let mut reader = core.reader();
+    let tables = reader.enter();
+    let tunnel = tables.tunnel(rig.id("a").unwrap()).unwrap();
+    (rig.last_mtu, tunnel.settings.path_mtu, tunnel.mtu)
+}
+
+#[test]
+fn a_path_that_is_wide_again_makes_its_tunnel_wide_again() {
+    let mut rig = Rig::settled();
+    let lower = |rig: &mut Rig| {
+        for name in ["a", "b", "c"] {
+            let tunnel = rig.id(name).unwrap();
+            rig.core.as_mut().unwrap().set_path_mtu(tunnel, Some(1400));
+            rig.event(Event::Core(CoreEvent::PathMtu { tunnel, path_mtu: 1400 }));
+        }
+        rig.settle();
+    };
+    assert_eq!(mtus(&rig), (Some(1438), 1500, 1438));
+    // A look of ours says so, or the core.
+    lower(&mut rig);
+    assert_eq!(mtus(&rig), (Some(1338), 1400, 1338));
+    ["a", "b", "c"].iter().for_each(|name| rig.link(name, true));
+    rig.settle();
+    assert_eq!(mtus(&rig), (Some(1438), 1500, 1438));
+    lower(&mut rig);
+    let tunnel = rig.id("a").unwrap();
+    rig.event(Event::Core(CoreEvent::PathMtu { tunnel, path_mtu: 1500 }));
+    rig.settle();
+    assert_eq!(mtus(&rig), (Some(1438), 1500, 1438));
+    // It was so for no longer than it took to hear of it: what was put before is put once more.
+    rig.core.as_mut().unwrap().set_path_mtu(tunnel, Some(1400));
+    rig.event(Event::Core(CoreEvent::PathMtu { tunnel, path_mtu: 1400 }));
+    rig.link("a", true);
+    assert_eq!(mtus(&rig).2, 1338);
+    rig.settle();
+    assert_eq!(mtus(&rig), (Some(1438), 1500, 1438));
+    // What the last core had found of a path that nobody else looks at is as good as forgotten.
+    let mut rig = Rig::with(NEGOTIATED);
+    rig.settle();
+    let tunnel = rig.id("a").unwrap();
+    rig.event(Event::Core(CoreEvent::PathMtu { tunnel, path_mtu: 1400 }));
+    rig.settle();
+    assert_eq!(mtus(&rig).1, 1400);
+    rig.kill_core();
+    rig.settle();
+    assert_eq!(mtus(&rig).1, 1500);
+}
+
 #[test]
 fn a_reload_touches_only_what_changed() {
     let mut rig = Rig::settled();
