@@ -4,6 +4,7 @@
 use crate::pair::{START, Setup, Side, patient};
 use braid_netns::capture::Capture;
 use braid_netns::gateway::{Gateway, binary};
+use braid_netns::guard::temp_dir;
 use braid_netns::leak::State;
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, CLIENT6, NET_A, NET_A6, SERVER, SERVER6};
@@ -13,12 +14,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 pub(crate) const ALL: &[Scenario] = &[
     ("kernel::everything_is_put_back", everything_is_put_back),
     ("kernel::nothing_in_clear_whatever_is_killed", nothing_in_clear_whatever_is_killed),
+    ("kernel::what_is_protected_goes_nowhere_whatever_is_killed", what_is_protected_goes_nowhere),
     ("kernel::nothing_from_a_tunnel_into_a_tunnel", nothing_from_a_tunnel_into_a_tunnel),
     ("kernel::two_gateways_in_one_namespace", two_gateways_in_one_namespace),
     ("kernel::what_others_remove_comes_back", what_others_remove_comes_back),
@@ -202,6 +205,51 @@ fn nothing_in_clear_whatever_is_killed() -> Outcome {
     Ok(())
 }
 
+/// Prefixes that no route leads into the tunnel, and a default route would carry in clear.
+fn what_is_protected_goes_nowhere() -> Outcome {
+    let topology = network()?;
+    let netns = &topology.gateway_a;
+    let before = State::of(netns)?;
+    for address in [OUTSIDE, OUTSIDE6] {
+        assert!(answered(&topology.client, address)?, "{address} must answer in clear at first");
+    }
+    let _b = start(&topology, Side::B, "")?;
+    let text = patient(setup().configuration(Side::A, &topology.paths));
+    let protect = format!("[gateway]\nprotect = [\"{OUTSIDE}/32\", \"{OUTSIDE6}/128\"]\n");
+    let mut gateway = Gateway::start(netns, &text.replacen("[gateway]\n", &protect, 1))?;
+    gateway.wait_up(START)?;
+    let capture = Capture::start(netns, "wan0", "ip or ip6", 128)?;
+    assert!(answered(&topology.client, SERVER)? && answered(&topology.client, SERVER6)?);
+    let nowhere = |when: &str| -> Outcome {
+        for address in [OUTSIDE, OUTSIDE6] {
+            let ping = ["ping", "-n", "-c", "2", "-i", "0.01", "-W", "1", address];
+            // Of refusals only some are told.
+            assert_eq!(topology.client.output(&ping)?.status.code(), Some(1), "{when}: {address}");
+            assert_eq!(netns.output(&ping)?.status.code(), Some(2), "{when}: {address} from the gateway");
+        }
+        Ok(())
+    };
+    nowhere("all runs")?;
+    kill_part(netns, "braid-control")?;
+    nowhere("control was killed")?;
+    kill_part(netns, "braid-dataplane")?;
+    nowhere("the core was killed")?;
+    gateway.process().signal(Signal::SIGKILL);
+    gateway.process().wait(SOON)?;
+    nowhere("all was killed")?;
+    let mut second = start_again(&gateway, netns)?;
+    nowhere("it starts again")?;
+    let packets = capture.stop()?;
+    let outside: Vec<IpAddr> = vec![OUTSIDE.parse()?, OUTSIDE6.parse()?];
+    let in_clear = packets.iter().filter_map(|packet| packet.headers());
+    assert_eq!(in_clear.into_iter().find(|headers| outside.contains(&headers.destination)), None);
+    assert!(packets.iter().any(|packet| packet.is_esp_in_udp()), "nothing was encrypted");
+    assert_eq!(second.stop(SOON)?.code(), Some(0));
+    assert_eq!(without_processes(&before, &State::of(netns)?), Vec::<String>::new());
+    assert!(answered(&topology.client, OUTSIDE)?, "nothing protects it any more");
+    Ok(())
+}
+
 fn nothing_from_a_tunnel_into_a_tunnel() -> Outcome {
     const ELSEWHERE: &str = "10.99.0.1";
     let topology = network()?;
@@ -310,14 +358,29 @@ fn refusals_are_one_line() -> Outcome {
     netns.ip("link del braid0")?;
     refuse(&text.replace("local = \"192.0.2.1\"", "local = \"192.0.2.77\""), &["192.0.2.77"])?;
     refuse(&text.replacen("10.1.0.1", "10.1.0.77", 1), &["10.1.0.77"])?;
+    // A container that was given too little.
+    let directory = temp_dir("refused")?;
+    let config = directory.path().join("braid.toml");
+    fs::write(&config, &text)?;
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o600))?;
+    for (dropped, name) in [("-net_admin", "CAP_NET_ADMIN"), ("-net_raw", "CAP_NET_RAW")] {
+        let without = ["setpriv", "--bounding-set", dropped, "--inh-caps", dropped];
+        refused(&run_with(netns, &without, &config, &directory.path().join("run"))?, &[name, "is missing"]);
+    }
     assert_eq!(without_processes(&before, &State::of(netns)?), Vec::<String>::new());
     Ok(())
 }
 
 fn run_in(netns: &Netns, config: &Path, run_dir: &Path) -> Result<Ran> {
+    run_with(netns, &[], config, run_dir)
+}
+
+/// By way of another program.
+fn run_with(netns: &Netns, by: &[&str], config: &Path, run_dir: &Path) -> Result<Ran> {
     let program = binary("braid")?;
     let [program, config, run_dir] = [&program, config, run_dir].map(|path| path.to_string_lossy());
-    netns.output(&[&program, "run", "--config", &config, "--run-dir", &run_dir, "--insecure-manual-keys"])
+    let run = [&program, "run", "--config", &config, "--run-dir", &run_dir, "--insecure-manual-keys"];
+    netns.output(&[by, &run].concat())
 }
 
 fn refused(ran: &Ran, words: &[&str]) {
