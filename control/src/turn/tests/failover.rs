@@ -240,3 +240,61 @@ fn the_highest_priority_that_is_up_carries() {
     let route = routes.iter().find(|route| route.prefix.to_string() == "10.3.0.0/16").unwrap();
     assert_eq!(route.paths, [("a", 1, true), ("b", 1, false)]);
 }
+
+/// The SA of a tunnel in one direction.
+fn sa_of(rig: &Rig, name: &str, direction: Direction) -> braid_api::SaId {
+    let (id, sas) = (rig.id(name).unwrap(), rig.core.as_ref().unwrap().summary().1);
+    sas.iter().find(|sa| sa.tunnel == id && sa.direction == direction).unwrap().id
+}
+
+#[test]
+fn an_sa_that_is_used_up_takes_its_tunnel_out_until_there_are_new_keys() {
+    const USED_UP: &str = "the SA's sequence numbers are used up";
+    for direction in [Direction::In, Direction::Out] {
+        let mut rig = Rig::settled();
+        let sa = sa_of(&rig, "a", direction);
+        let soon = Note::NearlyExhausted { tunnel: "a".to_owned() };
+        rig.event(Event::Core(CoreEvent::SaLifetime { sa, hard: false }));
+        assert!(rig.notes.contains(&soon) && !masks(&rig));
+        rig.event(Event::Core(CoreEvent::SaLifetime { sa, hard: true }));
+        assert!(masks(&rig));
+        rig.settle();
+        assert_eq!(rig.state("a"), Some(TunnelState::Masked));
+        let (state, reason) = rig.view("a");
+        assert!(state == State::Down && reason.starts_with(USED_UP), "{reason}");
+        assert_eq!(rig.view("b").0, State::Up);
+        assert_eq!(rig.turn.tunnels(rig.now)[0].last_failure.as_ref().unwrap().why.cause(), "exhausted");
+        rig.reload(3);
+        rig.settle();
+        assert_eq!((rig.view("a").0, rig.state("a")), (State::Up, Some(TunnelState::Live)));
+    }
+    // It happened while nobody listened.
+    let mut rig = Rig::settled();
+    rig.disconnect(true);
+    let mut hello = rig.core.as_mut().unwrap().hello(Duration::ZERO, 1, true);
+    let a = rig.id("a").unwrap();
+    hello.sas.iter_mut().filter(|sa| sa.tunnel == a).for_each(|sa| sa.stopped = true);
+    rig.connected = true;
+    rig.event(Event::CoreHello(hello));
+    rig.settle();
+    let (state, reason) = rig.view("a");
+    assert!(state == State::Down && reason.starts_with(USED_UP), "{reason}");
+    assert_eq!((rig.state("a"), rig.view("b").0), (Some(TunnelState::Masked), State::Up));
+}
+
+#[test]
+fn an_sa_that_ike_made_is_rekeyed_in_time_and_out_once_it_is_used_up() {
+    let mut rig = Rig::with(NEGOTIATED);
+    rig.settle();
+    rig.negotiate("a");
+    rig.settle_for(5);
+    assert_eq!(rig.view("a").0, State::Up);
+    let sa = sa_of(&rig, "a", Direction::Out);
+    rig.event(Event::Core(CoreEvent::SaLifetime { sa, hard: false }));
+    let told = rig.notes.iter().any(|note| matches!(note, Note::NearlyExhausted { .. }));
+    assert!(!told && !masks(&rig));
+    rig.event(Event::Core(CoreEvent::SaLifetime { sa, hard: true }));
+    assert!(masks(&rig));
+    rig.settle_for(5);
+    assert_eq!(rig.view("a").0, State::Down);
+}
