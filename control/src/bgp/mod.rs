@@ -1,6 +1,7 @@
 //! BGP between the loop's sockets and clocks: [`speaker`] decides, [`net`] moves octets, [`settings`] and
 //! [`reach`] translate, [`view`] shows.
 
+mod aws;
 mod net;
 mod reach;
 mod settings;

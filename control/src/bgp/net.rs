@@ -560,6 +560,23 @@ mod tests {
     }
 
     #[test]
+    fn an_error_of_the_system_says_why_nobody_was_reached() {
+        use rustix::io::Errno;
+        let cases = [
+            (Errno::CONNREFUSED, Unreached::Refused),
+            (Errno::CONNRESET, Unreached::Refused),
+            (Errno::TIMEDOUT, Unreached::Silent),
+            (Errno::HOSTUNREACH, Unreached::NoRoute),
+            (Errno::NETUNREACH, Unreached::NoRoute),
+            (Errno::ADDRNOTAVAIL, Unreached::NotOurs),
+            (Errno::PERM, Unreached::Other("Operation not permitted (os error 1)".to_owned())),
+        ];
+        for (errno, expected) in cases {
+            assert_eq!(Unreached::of(&errno.into()), expected, "{errno:?}");
+        }
+    }
+
+    #[test]
     fn a_neighbor_that_reads_nothing_does_not_keep_what_was_closed() {
         run(async {
             let mut net = Net::new();

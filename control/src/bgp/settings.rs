@@ -160,3 +160,129 @@ fn med_by_priority(config: &Config, bgp: &Bgp, priority: i32) -> Option<u32> {
     let rank = priorities.iter().rev().position(|other| *other == priority)?;
     (priorities.len() > 1).then_some(MED_STEP.saturating_mul(u32::try_from(rank).unwrap_or(u32::MAX)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, time::Duration};
+
+    use braid_bgp::rib::decision::Multipath;
+
+    use super::*;
+
+    const TEXT: &str = r#"
+[[tunnel]]
+name = "a"
+local = "192.0.2.1"
+role = "respond"
+inside = ["169.254.10.2/30", "fd00:10::2/126"]
+weight = 5
+[tunnel.ike]
+psk = "x"
+remote-id = "a.example"
+[[tunnel]]
+name = "b"
+local = "192.0.2.2"
+role = "respond"
+inside = "169.254.11.2/30"
+priority = -1
+weight = 6
+[tunnel.ike]
+psk = "x"
+remote-id = "b.example"
+[bgp]
+asn = 65010
+router-id = "10.1.0.1"
+multipath = "relaxed"
+max-paths = 7
+always-compare-med = true
+[[bgp.neighbor]]
+tunnel = "a"
+asn = 64512
+hold-time = "9s"
+passive = true
+add-path = true
+local-preference = 200
+prepend = 2
+max-prefix = 1000
+max-advertised = 100
+graceful-restart = "60s"
+md5 = "secret"
+[[bgp.neighbor]]
+tunnel = "b"
+asn = 65010
+weight = 3
+med = 44
+families = ["ipv4"]
+graceful-restart = false
+[[bgp.neighbor]]
+address = "10.1.0.254"
+interface = "lan0"
+source = "10.1.0.1"
+asn = 64999
+ttl-security = true
+"#;
+
+    #[test]
+    fn everything_that_is_configured_arrives_where_it_counts() {
+        let config = crate::config::parse(TEXT, Path::new("x.toml"), 0o600).unwrap();
+        let bgp = config.bgp.as_ref().unwrap();
+        let [a, b, router] = [0, 1, 2].map(|index| of(&config, bgp, &bgp.neighbors[index]).unwrap());
+
+        let session = |settings: &Settings| {
+            let NeighborConfig { local_as, remote_as, router_id, hold_time, passive, add_path, .. } =
+                settings.session;
+            (local_as, remote_as, router_id.to_string(), hold_time.as_secs(), passive, add_path)
+        };
+        assert_eq!(session(&a), (65_010, 64_512, "10.1.0.1".to_owned(), 9, true, true));
+        assert_eq!(session(&b), (65_010, 65_010, "10.1.0.1".to_owned(), 30, false, false));
+        assert_eq!(a.session.families, [Family::Ipv4, Family::Ipv6]);
+        assert_eq!(b.session.families, [Family::Ipv4]);
+        let kept =
+            [&a, &b, &router].map(|settings| settings.session.graceful_restart.map(|time| time.as_secs()));
+        assert_eq!(kept, [Some(60), None, Some(120)]);
+
+        let import = |settings: &Settings| {
+            let ImportSettings { external, local_pref, weight, limit, .. } = &settings.import;
+            (*external, *local_pref, *weight, limit.unwrap().most)
+        };
+        // Without a weight of its own, the tunnel's; outside the tunnels, one.
+        assert_eq!(import(&a), (true, 200, 5, 1000));
+        assert_eq!(import(&b), (false, 100, 3, 2_000_000));
+        assert_eq!(import(&router), (true, 100, 1, 2_000_000));
+
+        let export = |settings: &Settings| {
+            let ExportSettings { local_as, external, prepend, med, limit, leaving, .. } = &settings.export;
+            (*local_as, *external, *prepend, *med, limit.map(|limit| limit.most), *leaving)
+        };
+        assert_eq!(export(&a), (65_010, true, 2, Some(0), Some(100), false));
+        assert_eq!(export(&b), (65_010, false, 0, Some(44), None, false));
+        assert_eq!(export(&router), (65_010, true, 0, None, None, false));
+        let hops =
+            [&a, &b, &router].map(|settings| (settings.export.next_hop_v4, settings.export.next_hop_v6));
+        let v4 = |text: &str| Some(text.parse().unwrap());
+        assert_eq!(hops[0], (v4("169.254.10.2"), Some("fd00:10::2".parse().unwrap())));
+        assert_eq!(hops[1..], [(v4("169.254.11.2"), None), (v4("10.1.0.1"), None)]);
+
+        let end = |settings: &Settings| {
+            let Endpoint { remote, local, interface, ttl_security, md5 } = &settings.endpoint;
+            let md5 = md5.as_ref().map(|key| key.expose().to_vec());
+            (remote.to_string(), local.unwrap().to_string(), interface.clone(), *ttl_security, md5)
+        };
+        let text = |text: &str| text.to_owned();
+        assert_eq!(
+            end(&a),
+            (text("169.254.10.1"), text("169.254.10.2"), None, false, Some(b"secret".to_vec()))
+        );
+        assert_eq!(end(&router), (text("10.1.0.254"), text("10.1.0.1"), Some(text("lan0")), true, None));
+
+        let DecisionSettings { multipath, max_paths, always_compare_med, .. } = decision(bgp);
+        assert_eq!((multipath, max_paths, always_compare_med), (Multipath::Relaxed, 7, true));
+        // Without priorities that differ no MED is told, and by default equal paths share.
+        let plain = TEXT.replace("priority = -1\n", "").replace("multipath = \"relaxed\"\n", "");
+        let config = crate::config::parse(&plain, Path::new("x.toml"), 0o600).unwrap();
+        let bgp = config.bgp.as_ref().unwrap();
+        assert_eq!(of(&config, bgp, &bgp.neighbors[0]).unwrap().export.med, None);
+        assert_eq!(decision(bgp).multipath, Multipath::Equal);
+        assert_eq!(bgp.neighbors[0].hold_time, Duration::from_secs(9));
+    }
+}

@@ -28,6 +28,7 @@ use bytes::Bytes;
 use next_hops::{Failed, Named};
 
 use super::{
+    aws,
     net::Unreached,
     reach::Reach,
     settings::{self, Endpoint, Settings},
@@ -99,6 +100,10 @@ pub(super) struct Peer {
     malformed: BTreeSet<u8>,
     /// The next hops that it has named.
     named: Named,
+    /// It is configured how many routes it takes.
+    is_limited: bool,
+    /// The limit of AWS's of which the log has heard in this session.
+    warned_of: Option<u32>,
 }
 
 /// The speaker.
@@ -217,6 +222,7 @@ impl Speaker {
                     peer.local_pref = settings.import.local_pref;
                     peer.bfd = neighbor.bfd;
                     peer.med = med;
+                    peer.is_limited = neighbor.max_advertised.is_some();
                     if let Some(local) = peer.local {
                         (export.next_hop_v4, export.next_hop_v6) = settings::next_hops([local]);
                     }
@@ -268,6 +274,8 @@ impl Speaker {
             refusal: None,
             malformed: BTreeSet::new(),
             named: Named::default(),
+            is_limited: neighbor.max_advertised.is_some(),
+            warned_of: None,
         }
     }
 
@@ -495,6 +503,11 @@ impl Speaker {
         }
         let (outgoing, notice) = peer.out.poll(TOLD);
         peer.session.send(&outgoing);
+        let near = peer.near_aws();
+        if near > peer.warned_of {
+            peer.warned_of = near;
+            self.said.push(Said { warning: true, line: aws::warning(&peer.name, peer.out.len()) });
+        }
         if !peer.out.pending() {
             if complete {
                 for family in std::mem::take(&mut peer.owed) {
@@ -591,6 +604,7 @@ impl Speaker {
                 peer.last_failure = None;
                 (peer.unreached, peer.refusal) = (None, None);
                 peer.malformed.clear();
+                peer.warned_of = None;
                 if let Place::Tunnel(tunnel) = &peer.place {
                     self.silent.remove(tunnel);
                 }
@@ -706,6 +720,12 @@ impl Peer {
         if matches!(cause, Cause::Sent(_) | Cause::Received(_)) {
             self.refusal = Some(cause.clone());
         }
+    }
+
+    /// The limit of AWS's that what it is told comes near to, or passes.
+    pub(super) fn near_aws(&self) -> Option<u32> {
+        let may_be = self.external && !self.is_limited && self.place.tunnel().is_some();
+        aws::reached(self.out.len()).filter(|_| may_be)
     }
 
     /// The state of its session.

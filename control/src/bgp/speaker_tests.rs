@@ -52,11 +52,20 @@ fn theirs(announce: &str) -> Config {
     configuration(65_020, 1, announce, &neighbors)
 }
 
+/// As [`theirs`], in our own AS.
+fn inside() -> Config {
+    let neighbors = OURS.replace("65020", "65010").replace("asn =", "passive = true\nasn =");
+    configuration(65_010, 1, BOTH, &neighbors)
+}
+
 impl Joined {
     fn new(ours: &str, announce: &str) -> Self {
+        Joined::between([configuration(65_010, 2, "\"10.1.0.0/16\"", ours), theirs(announce)])
+    }
+
+    fn between(configs: [Config; 2]) -> Self {
         let now = Instant::now();
-        let ours = configuration(65_010, 2, "\"10.1.0.0/16\"", ours);
-        let mut speakers = [speaker(&ours, now), speaker(&theirs(announce), now)];
+        let mut speakers = configs.map(|config| speaker(&config, now));
         for speaker in &mut speakers {
             speaker.begin(None, now);
         }
@@ -148,6 +157,15 @@ impl Joined {
         }
     }
 
+    /// What is shown of our neighbors; nothing goes on after it.
+    fn shown(&mut self, neighbors: &str) -> (Vec<super::Trouble>, Vec<super::NeighborView>) {
+        let config = configuration(65_010, 2, "", neighbors);
+        let mut bgp = super::Bgp::new(1);
+        bgp.speaker = Some(std::mem::replace(&mut self.speakers[0], speaker(&config, self.now)));
+        bgp.config.clone_from(&config.bgp);
+        (bgp.troubles(), bgp.neighbors(self.now))
+    }
+
     fn states(&self, side: usize) -> Vec<SessionState> {
         self.speakers[side].peers.values().map(|peer| peer.state()).collect()
     }
@@ -227,6 +245,36 @@ fn a_tunnel_that_is_drained_is_told_to_be_the_worst_and_keeps_its_session() {
     joined.speakers[0].set_drained(BTreeSet::new());
     joined.settle();
     assert_eq!(there(&joined), ["a", "b"]);
+}
+
+#[test]
+fn a_tunnel_that_stands_behind_others_is_worse_than_any_and_better_than_one_that_goes() {
+    let mut joined = Joined::new(OURS, BOTH);
+    let ours = |priority: i32| {
+        let mut config = configuration(65_010, 2, "\"10.1.0.0/16\"", OURS);
+        config.tunnels[1].priority = priority;
+        config
+    };
+    let there = |joined: &mut Joined| {
+        joined.settle();
+        assert_eq!(joined.states(0), [SessionState::Established; 2]);
+        let tunnels = joined.learned[1]["10.1.0.0/16"].tunnels.iter();
+        tunnels.map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    joined.speakers[0].set_yielding(["a".to_owned()].into());
+    assert_eq!(there(&mut joined), ["b"]);
+    // Whatever priorities are configured meanwhile.
+    let (now, config) = (joined.now, ours(-1));
+    joined.speakers[0].configure(&config, config.bgp.as_ref().unwrap(), now);
+    assert_eq!(there(&mut joined), ["b"]);
+    joined.speakers[0].set_drained(["b".to_owned()].into());
+    assert_eq!(there(&mut joined), ["a"]);
+    joined.speakers[0].set_drained(BTreeSet::new());
+    joined.speakers[0].set_yielding(BTreeSet::new());
+    assert_eq!(there(&mut joined), ["a"]);
+    let config = ours(0);
+    joined.speakers[0].configure(&config, config.bgp.as_ref().unwrap(), now);
+    assert_eq!(there(&mut joined), ["a", "b"]);
 }
 
 #[test]
@@ -380,6 +428,86 @@ fn the_log_hears_once_a_session_of_what_is_malformed() {
     let said = lines.len();
     lines.dedup();
     assert_eq!(lines.len(), said);
+    let malformed: Vec<_> = joined.shown(OURS).1.iter().map(|neighbor| neighbor.malformed).collect();
+    assert_eq!(malformed, [100, 0]);
+}
+
+/// How many prefixes of ours to announce.
+fn many(count: usize) -> String {
+    (0..count)
+        .map(|index| format!("\"10.1.{}.{}/32\"", index / 256, index % 256))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+#[test]
+fn what_comes_near_to_what_aws_takes_is_told_before() {
+    let limited = OURS.replacen("asn", "max-advertised = 5000\nasn", 1);
+    for (count, neighbors, names, most) in [
+        (79, OURS, &[][..], None),
+        (80, OURS, &["a", "b"], Some(100)),
+        (100, &limited, &["b"], Some(100)),
+        (150, OURS, &["a", "b"], None),
+        (900, OURS, &["a", "b"], Some(1000)),
+        (1001, &limited, &["b"], None),
+        (120, &OURS.replace("65020", "65010"), &[], None),
+    ] {
+        let announce = many(count);
+        let mut joined = Joined::between([
+            configuration(65_010, 2, &announce, neighbors),
+            if neighbors.contains("65020") { theirs(BOTH) } else { inside() },
+        ]);
+        assert_eq!(joined.states(0), [SessionState::Established; 2]);
+        let said = |joined: &mut Joined| {
+            let lines = joined.speakers[0].take_said().into_iter().filter(|said| said.warning);
+            lines.map(|said| said.line).collect::<Vec<_>>()
+        };
+        let lines = said(&mut joined);
+        assert_eq!(lines.len(), names.len(), "{count}: {lines:?}");
+        for (line, name) in lines.iter().zip(names) {
+            let begin = format!(
+                "neighbor {name} is told {count} routes: if it is AWS's, it ends the session beyond 100 "
+            );
+            assert!(
+                line.starts_with(&begin) && line.contains("1000") && line.contains("max-advertised"),
+                "{line}"
+            );
+        }
+        let (troubles, _) = joined.shown(neighbors);
+        let found: Vec<_> = troubles.into_iter().map(|trouble| (trouble.name, trouble.why)).collect();
+        let expected = names.iter().flat_map(|name| {
+            most.map(|most| ((*name).to_owned(), super::Why::NearAws { told: count, most }))
+        });
+        assert_eq!(found, expected.collect::<Vec<_>>(), "{count}");
+    }
+}
+
+#[test]
+fn who_asks_for_routes_again_is_told_all_of_them() {
+    let mut joined = Joined::new(OURS, BOTH);
+    let [(number, id), _] = joined.connections["a"];
+    // RFC 2918 section 3: IPv4 unicast, which is all that we announce.
+    let refresh = [&[0xff; 16][..], &[0, 23, 5, 0, 1, 0, 1]].concat();
+    let mut said = |refreshed: bool| {
+        if refreshed {
+            joined.speakers[0].received(number, id, &refresh, joined.now);
+        }
+        joined.speakers[0].work(|_| true, joined.now);
+        let mut said = Vec::new();
+        while let Some(command) = joined.speakers[0].poll_command() {
+            let Command::Transmit(to, _, octets) = command else { panic!("{command:?}") };
+            assert_eq!(to, number);
+            said.extend(octets);
+        }
+        said
+    };
+    assert!(said(false).is_empty());
+    for _ in 0..2 {
+        let update = said(true);
+        // An UPDATE that ends with the prefix.
+        assert!(update.get(18) == Some(&2) && update.ends_with(&[16, 10, 1]), "{update:?}");
+    }
+    assert_eq!(joined.states(0), [SessionState::Established; 2]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Why neighbors have no session, for `braid doctor`.
+//! Why neighbors have no session, or may soon have none, for `braid doctor`.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use braid_bgp::{Cause, Notification, Opened};
 use super::{Bgp, net::Unreached, speaker::Peer};
 use crate::config::Place;
 
-/// A neighbor without a session, and what is known of the reason.
+/// A neighbor without a session, or that may lose it, and what is known of the reason.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Trouble {
     /// Its name.
@@ -32,7 +32,7 @@ pub struct Trouble {
     pub why: Why,
 }
 
-/// Why a neighbor has no session.
+/// Why a neighbor has no session, or may lose it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Why {
     /// It may not have one: its path is down.
@@ -47,16 +47,30 @@ pub enum Why {
     Broken,
     /// Nothing has come of it yet.
     Trying,
+    /// It has one, and AWS would soon end it.
+    NearAws {
+        /// Routes it was told.
+        told: usize,
+        /// Those that it takes.
+        most: u32,
+    },
 }
 
 impl Bgp {
-    /// Neighbors without sessions, in the order of the file.
+    /// Neighbors without sessions, or that may lose them, in the order of the file.
     pub fn troubles(&self) -> Vec<Trouble> {
         let (Some(speaker), Some(config)) = (&self.speaker, &self.config) else { return Vec::new() };
         let trouble = |neighbor: &crate::config::Neighbor| {
             let peer = speaker.peers.values().find(|peer| peer.name == neighbor.name)?;
-            let is_there = peer.session.established().is_some();
-            (!is_there).then(|| Trouble {
+            let why = match peer.session.established() {
+                None => speaker.obstacle(peer).map_or_else(|| why(peer), Why::Held),
+                // Who has taken more is not AWS, or has another limit.
+                Some(_) => {
+                    let told = peer.out.len();
+                    Why::NearAws { told, most: peer.near_aws().filter(|most| told <= *most as usize)? }
+                }
+            };
+            Some(Trouble {
                 name: peer.name.clone(),
                 address: peer.endpoint.remote,
                 local: peer.endpoint.local,
@@ -69,7 +83,7 @@ impl Bgp {
                 opened: peer.session.last_open(),
                 is_signed: neighbor.md5.is_some(),
                 is_passive: neighbor.passive,
-                why: speaker.obstacle(peer).map_or_else(|| why(peer), Why::Held),
+                why,
             })
         };
         config.neighbors.iter().filter_map(trouble).collect()

@@ -1,4 +1,4 @@
-//! What `braid doctor` says of BGP neighbors without a session. Pure.
+//! What `braid doctor` says of BGP neighbors without a session, and of those that may lose it. Pure.
 
 use std::{io, net::SocketAddr};
 
@@ -91,6 +91,11 @@ pub(super) fn of(trouble: &Trouble, answers: Option<bool>) -> Option<Finding> {
             format!("have it connect to {}, TCP port 179, or leave passive out", ours(trouble)),
         ),
         Why::Trying => None,
+        Why::NearAws { told, most } => at(
+            format!("{address} is told {told} routes: if it is AWS's, it may end the session beyond {most}"),
+            "bgp.neighbor.max-advertised",
+            "set max-advertised to what the neighbor takes; announce fewer where that is too few".to_owned(),
+        ),
     }
 }
 
@@ -238,6 +243,12 @@ mod tests {
                 "leave source out",
             ),
             (plain(Why::Broken), "bgp.neighbor.address", "without a word", "AS 65010"),
+            (
+                plain(Why::NearAws { told: 90, most: 100 }),
+                "bgp.neighbor.max-advertised",
+                "is told 90 routes: if it is AWS's, it may end the session beyond 100",
+                "set max-advertised",
+            ),
         ];
         for ((trouble, answers), key, problem, remedy) in cases {
             let found = of(&trouble, answers).unwrap();

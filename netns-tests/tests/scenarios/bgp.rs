@@ -402,7 +402,6 @@ fn many_routes_from_bird() -> Outcome {
     .map_err(Into::into)
 }
 
-/// A password that only one end has, and AS numbers that either side does not expect.
 /// When the gateway was killed, and when the next start fails.
 fn what_was_learned_stays_unreachable() -> Outcome {
     let mut pair = start(1, &neighbors(1, ""))?;
@@ -471,8 +470,9 @@ fn a_port_that_another_program_has() -> Outcome {
     Ok(())
 }
 
+/// Nobody there, a password that only one end has, and AS numbers that either side does not expect.
 fn doctor_says_why_there_is_no_session() -> Outcome {
-    let pair = start(1, &neighbors(1, "md5 = \"between-us\""))?;
+    let pair = start(1, &neighbors(1, ""))?;
     let says = |key: &str, problem: &str| {
         retry_until(problem, SOON, || {
             let said = pair.a.braid(&["doctor", "--json"]).map_err(|error| error.to_string())?.stdout;
@@ -483,6 +483,11 @@ fn doctor_says_why_there_is_no_session() -> Outcome {
             if fits && finding["step"] == "BGP with t0" { Ok(()) } else { Err(said) }
         })
     };
+    says("bgp.neighbor.address", "169.254.10.2 refuses TCP port 179: there is no BGP speaker")?;
+    let text = patient(Setup { tunnels: 1, ..Setup::default() }.configuration(Side::A, &pair.topology.paths));
+    pair.a.write_configuration(&with_bgp(text, &neighbors(1, "md5 = \"between-us\"")))?;
+    let reload = pair.a.braid(&["reload"])?;
+    assert!(reload.status.success(), "{}", reload.stderr);
     let signed = || {
         let mut speaker = far(1);
         speaker.peers[0].md5 = Some("between-us".to_owned());
