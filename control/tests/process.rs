@@ -29,6 +29,7 @@ use braid_api::{
 };
 use braid_dataplane::{esp::Engine, tables::Writer};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 /// Nothing here takes long; a machine under load may.
@@ -330,6 +331,57 @@ fn a_reload_changes_what_it_says_or_nothing() {
     assert_eq!(world.core().installed, 4);
 }
 
+/// Waits until this is so.
+fn until(what: &str, is: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    rustix::process::kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+#[test]
+fn a_signal_reloads_as_the_command_does() {
+    let mut world = World::new("hangup", ToControl::Done);
+    world.start();
+    world.await_states("up");
+    let before = world.summary();
+    let log = || fs::read_to_string(world.dir.join("log")).unwrap();
+    world.write_config(&configuration(0));
+    signal(world.control.as_ref().unwrap(), Signal::HUP);
+    until("the log says what is wrong", || log().contains("tunnel.weight: 0 is out of range"));
+    assert_eq!(world.summary(), before);
+    world.write_config(&configuration(7));
+    signal(world.control.as_ref().unwrap(), Signal::HUP);
+    let weights =
+        || world.summary().2.into_iter().flat_map(|group| group.members).map(|member| member.weight);
+    until("the new weights", || weights().all(|weight| weight == 7));
+    assert_eq!((world.summary().0, world.summary().1), (before.0, before.1));
+    world.await_states("up");
+}
+
+#[test]
+fn status_is_drawn_again_and_again_until_somebody_interrupts() {
+    let mut world = World::new("watch", ToControl::Done);
+    world.start();
+    world.await_states("up");
+    for leave in [Signal::INT, Signal::TERM] {
+        let shown = world.dir.join("shown");
+        let file = fs::File::create(&shown).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_braid"));
+        command.args(["status", "--watch", "--run-dir"]).arg(&world.dir).stdin(Stdio::null()).stdout(file);
+        let mut watching = command.spawn().unwrap();
+        let pages = || fs::read_to_string(&shown).unwrap().matches("here: 2 of 2 tunnels up").count();
+        until("two pages", || pages() >= 2);
+        signal(&watching, leave);
+        assert_eq!(watching.wait().unwrap().code(), Some(0));
+    }
+}
+
 #[test]
 fn metrics_follow_the_configuration() {
     let mut world = World::new("metrics", ToControl::Done);
@@ -436,6 +488,8 @@ fn no_sequence_of_deaths_installs_a_manual_key_again() {
 #[test]
 fn it_asks_the_launcher_for_all_that_the_kernel_must_have() {
     let mut world = World::new("plan", ToControl::Done);
+    let protect = "[gateway]\nprotect = [\"10.0.0.0/8\", \"fd00::/8\"]\n";
+    world.write_config(&configuration(1).replacen("[gateway]\n", protect, 1));
     world.start();
     world.await_states("up");
     let plans = world.plans.lock().unwrap();
@@ -445,6 +499,7 @@ fn it_asks_the_launcher_for_all_that_the_kernel_must_have() {
     assert_eq!(plan.peers.len(), 2);
     assert_eq!(plan.addresses.len(), 2);
     assert_eq!(plan.routes[0].prefix.to_string(), "10.2.0.0/16");
+    assert_eq!(plan.protect.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "fd00::/8"]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crossterm::{
     event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
     execute, queue, terminal,
 };
+use nix::sys::signal::{SigSet, Signal};
 
 use super::{
     FAILED, RunDir,
@@ -71,6 +72,7 @@ fn other_version(error: &serde_json::Error) -> ExitCode {
 }
 
 fn watch(run_dir: &Path) -> ExitCode {
+    leave_on_signals();
     if !io::stdout().is_terminal() {
         return watch_lines(run_dir);
     }
@@ -188,10 +190,31 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // A terminal that is gone needs no restoring.
-        let _ = execute!(self.0, cursor::Show, terminal::LeaveAlternateScreen);
-        let _ = terminal::disable_raw_mode();
+        leave_screen();
     }
+}
+
+fn leave_screen() {
+    // A terminal that is gone needs no restoring.
+    let _ = execute!(io::stdout(), cursor::Show, terminal::LeaveAlternateScreen);
+    let _ = terminal::disable_raw_mode();
+}
+
+/// A signal ends it as well as a key does, and leaves the terminal as it was.
+fn leave_on_signals() {
+    let mut signals = SigSet::empty();
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
+    if signals.thread_block().is_err() {
+        return;
+    }
+    std::thread::spawn(move || {
+        if signals.wait().is_ok() {
+            if terminal::is_raw_mode_enabled().is_ok_and(|is_ours| is_ours) {
+                leave_screen();
+            }
+            std::process::exit(0);
+        }
+    });
 }
 
 /// The page for people. `before` gives rates instead of totals.
@@ -318,6 +341,9 @@ pub(super) fn way(path: &crate::status::Path) -> String {
 
 fn neighbor_row(neighbor: &crate::bgp::NeighborView) -> [String; 9] {
     let stale = if neighbor.stale > 0 { format!(" ({} stale)", neighbor.stale) } else { String::new() };
+    let malformed = (neighbor.malformed > 0).then(|| format!("{} malformed UPDATEs", neighbor.malformed));
+    let reason = Some(neighbor.reason.clone()).filter(|reason| !reason.is_empty());
+    let remarks: Vec<String> = reason.into_iter().chain(malformed).collect();
     [
         neighbor.name.clone(),
         neighbor.asn.to_string(),
@@ -327,7 +353,7 @@ fn neighbor_row(neighbor: &crate::bgp::NeighborView) -> [String; 9] {
         neighbor.accepted.to_string(),
         neighbor.advertised.to_string(),
         neighbor.address.clone(),
-        neighbor.reason.clone(),
+        remarks.join("; "),
     ]
 }
 
@@ -411,6 +437,25 @@ mod tests {
             (time(9.25), time(61.0), time(7300.0), time(90_000.0)),
             ("9.2 s".into(), "1 min 1 s".into(), "2 h 1 min".into(), "1 d 1 h".into())
         );
+    }
+
+    #[test]
+    fn what_a_neighbor_sends_wrong_is_shown_beside_why_it_is_not_there() {
+        let neighbor = |malformed: u64, reason: &str| {
+            let json = serde_json::json!({
+                "name": "a", "address": "169.254.10.1", "tunnel": "a", "asn": 64512, "state": "established",
+                "reason": reason, "since_s": 1.0, "received": 5, "accepted": 4, "stale": 2, "left_out": 0,
+                "advertised": 1, "held_back": 0, "hold_time_s": 30, "families": ["ipv4"],
+                "graceful_restart": true, "bfd": null, "messages_received": 9, "established": 1,
+                "malformed": malformed,
+            });
+            let [.., received, _, _, _, last] = neighbor_row(&serde_json::from_value(json).unwrap());
+            assert_eq!(received, "5 (2 stale)");
+            last
+        };
+        assert_eq!(neighbor(0, ""), "");
+        assert_eq!(neighbor(3, ""), "3 malformed UPDATEs");
+        assert_eq!(neighbor(3, "the connection failed"), "the connection failed; 3 malformed UPDATEs");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod bgp_spread;
 mod change;
 mod clients;
 mod collide;
+mod commands;
 mod demo;
 mod direct;
 mod dissect;
@@ -57,6 +58,7 @@ const GROUPS: &[&[Scenario]] = &[
     change::ALL,
     spread::ALL,
     order::ALL,
+    commands::ALL,
     demo::ALL,
     strongswan::ALL,
     collide::ALL,
