@@ -236,4 +236,75 @@ mod tests {
         assert!(serde_json::from_str::<Request>("{\"command\":\"drain\"}").is_err());
         assert_eq!(serde_json::to_string(&Request::Status).unwrap(), "{\"command\":\"status\"}");
     }
+
+    /// Talks to [`converse`], and answers every question that it understands.
+    fn talk(work: impl AsyncFnOnce(BufReader<UnixStream>)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (asked, mut questions) = mpsc::channel::<Asked>(1);
+            let answering = tokio::spawn(async move {
+                while let Some((request, answer)) = questions.recv().await {
+                    let _ = answer.send(Response::Ok(serde_json::to_value(&request).unwrap()));
+                }
+            });
+            let conversing = tokio::spawn(converse(theirs, asked));
+            timeout(IDLE / 2, work(BufReader::new(ours))).await.unwrap();
+            // Whoever hangs up before an answer ends it with an error.
+            let _ = conversing.await.unwrap();
+            answering.await.unwrap();
+        });
+    }
+
+    /// The next answer; `None` at the end.
+    async fn answer(stream: &mut BufReader<UnixStream>) -> Option<Response> {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.ok().filter(|read| *read > 0)?;
+        Some(serde_json::from_str(&line).unwrap())
+    }
+
+    const STATUS: &[u8] = b"{\"command\":\"status\"}\n";
+
+    #[test]
+    fn what_is_no_question_is_said_to_be_none_and_the_next_one_is_answered() {
+        talk(async |mut stream| {
+            for line in [&b"\n"[..], b"status\n", b"{\"command\":\"statsu\"}\n", b"\xff\0\xfe\n", b"[[[[{\n"]
+            {
+                stream.write_all(line).await.unwrap();
+                let refused = Response::failed("braid: the question is not understood");
+                assert_eq!(answer(&mut stream).await, Some(refused), "{line:?}");
+            }
+            stream.write_all(STATUS).await.unwrap();
+            let right = Response::Ok(serde_json::to_value(Request::Status).unwrap());
+            assert_eq!(answer(&mut stream).await, Some(right));
+        });
+    }
+
+    #[test]
+    fn a_question_without_an_end_is_not_read_to_its_end() {
+        for len in [MAX_REQUEST_LEN as usize, 4 * MAX_REQUEST_LEN as usize] {
+            talk(async |mut stream| {
+                // It begins as one that would be understood.
+                let long = [&b"{\"command\":\"drain\",\"tunnel\":\""[..], &vec![b'x'; len]].concat();
+                // It may be closed while we write.
+                let _ = stream.write_all(&long).await;
+                let _ = stream.write_all(STATUS).await;
+                let first = answer(&mut stream).await;
+                let refused = Response::failed("braid: the question is not understood");
+                assert!(first.is_none_or(|answer| answer == refused));
+                assert_eq!(answer(&mut stream).await, None, "nothing after it is a question");
+            });
+        }
+    }
+
+    proptest::proptest! {
+        /// Bytes, and what looks like a document of ours.
+        #[test]
+        fn no_bytes_panic(bytes: Vec<u8>, text in "[\\[{\"a-z:,0-9. \\\\}\\]-]{0,60}") {
+            for bytes in [&bytes[..], text.as_bytes(), format!("{{\"command\":\"path\",{text}}}").as_bytes()] {
+                let _ = serde_json::from_slice::<Request>(bytes);
+                let _ = serde_json::from_slice::<Response>(bytes);
+            }
+        }
+    }
 }

@@ -75,8 +75,10 @@ pub fn decode<T: DeserializeOwned>(message: &[u8]) -> Result<T, DecodeError> {
 mod tests {
     use super::*;
     use crate::{
-        BootId, Direction, Epoch, Op, Sa, SaId, SecretKey, Selectors, Spi, Suite, ToCore, Transaction,
-        TunnelId,
+        BootId, Direction, Epoch, Op, Sa, SaId, SecretKey, Selectors, Spi, StashValue, Suite, ToCore,
+        Transaction, TunnelId,
+        launcher::{FromClient, KernelPlan, PlannedRoute, PlannedSocket, ToControl, ToCoreProcess},
+        punt::{FromPunt, PuntOut, ToPunt},
     };
 
     fn transaction() -> ToCore {
@@ -124,6 +126,40 @@ mod tests {
         assert_eq!(frame_len((MAX_FRAME_LEN as u32 + 1).to_le_bytes()), Err(DecodeError::TooLong));
     }
 
+    /// What is read of any of our sockets, by all that reads one.
+    fn read_as_anything(bytes: &[u8]) {
+        let _ = decode::<ToCore>(bytes);
+        let _ = decode::<crate::FromCore>(bytes);
+        let _ = decode::<FromClient>(bytes);
+        let _ = decode::<ToControl>(bytes);
+        let _ = decode::<ToCoreProcess>(bytes);
+        let _ = decode::<KernelPlan>(bytes);
+        let _ = decode::<ToPunt>(bytes);
+        let _ = decode::<FromPunt>(bytes);
+    }
+
+    fn messages() -> [Vec<u8>; 4] {
+        let ends = ["192.0.2.1:4500", "[2001:db8::1]:4500"].map(|end| end.parse().unwrap());
+        let [local, remote] = ends;
+        let source = Some("10.1.0.1".parse().unwrap());
+        let plan = KernelPlan {
+            device: "braid0".to_owned(),
+            addresses: vec!["169.254.10.2/30".parse().unwrap()],
+            routes: vec![PlannedRoute { prefix: "10.2.0.0/16".parse().unwrap(), source }],
+            protect: vec!["fd00::/8".parse().unwrap()],
+            udp: vec![PlannedSocket { local, uplink: Some("eth1".to_owned()), wireguard: false }],
+            peers: vec![remote.ip()],
+            ..KernelPlan::default()
+        };
+        let stash = Some((9, StashValue(vec![1; 40])));
+        [
+            encode(&transaction()).unwrap().to_vec(),
+            encode(&FromClient::Plan(plan)).unwrap().to_vec(),
+            encode(&ToPunt::Send(PuntOut { local, remote, bytes: vec![7; 60], stash })).unwrap().to_vec(),
+            encode(&ToControl::Failed { message: "no".to_owned() }).unwrap().to_vec(),
+        ]
+    }
+
     #[test]
     fn keys_are_not_printed() {
         let text = format!("{:?}", transaction());
@@ -134,8 +170,23 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_bytes_panic(bytes: Vec<u8>) {
-            let _ = decode::<ToCore>(&bytes);
-            let _ = decode::<crate::FromCore>(&bytes);
+            read_as_anything(&bytes);
+        }
+
+        /// As the last one, with bytes that begin as a message does.
+        #[test]
+        fn no_message_with_wrong_bytes_panics(
+            which in 0_usize..4,
+            wrong in proptest::collection::vec((0_usize..400, proptest::prelude::any::<u8>()), 1..6),
+            cut in 0_usize..400,
+        ) {
+            let mut bytes = messages()[which][FRAME_HEADER_LEN..].to_vec();
+            for (at, value) in wrong {
+                let at = at % bytes.len();
+                bytes[at] = value;
+            }
+            read_as_anything(&bytes);
+            read_as_anything(&bytes[..cut % (bytes.len() + 1)]);
         }
     }
 }
