@@ -6,8 +6,6 @@
 //! throughput by turns with plain kernel forwarding over the same links, the split from the
 //! gateways' counters, loss and recovery from numbered packets, and encryption and the way of
 //! each flow from a look at the outer links.
-//!
-//! Not done: WireGuard tunnels, which do not exist yet.
 
 #![forbid(unsafe_code)]
 
