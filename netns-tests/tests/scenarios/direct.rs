@@ -12,7 +12,7 @@ use braid_netns::gateway::Gateway;
 use braid_netns::paced::{Load, Paced};
 use braid_netns::routing::{Bird, Peer};
 use braid_netns::runner::{Outcome, Scenario};
-use braid_netns::topology::{CLIENT, NET_A, NET_B, SERVER};
+use braid_netns::topology::{CLIENT, CLIENT6, NET_A, NET_A6, NET_B, NET_B6, SERVER, SERVER6};
 use braid_netns::traffic::{Pings, ping};
 use braid_netns::{Netns, Result, Topology, retry_until};
 use nix::sys::signal::Signal;
@@ -20,17 +20,59 @@ use serde_json::Value;
 use std::time::{Duration, Instant};
 
 pub(crate) const ALL: &[Scenario] = &[
-    ("direct::a_static_route_over_a_link", a_static_route_over_a_link),
-    ("direct::a_router_on_a_link_before_tunnels", a_router_on_a_link_before_tunnels),
+    ("direct::a_static_route_over_a_link", || a_static_route_over_a_link(&V4)),
+    ("direct::a_static_ipv6_route_over_a_link", || a_static_route_over_a_link(&V6)),
+    ("direct::a_router_on_a_link_before_tunnels", || a_router_on_a_link_before_tunnels(&V4)),
+    ("direct::an_ipv6_router_on_a_link_before_tunnels", || a_router_on_a_link_before_tunnels(&V6)),
     ("direct::bfd_on_a_link_with_frr", bfd_on_a_link_with_frr),
     ("direct::bfd_on_a_link_between_two_gateways", bfd_on_a_link_between_two_gateways),
     ("direct::the_next_hop_of_another_program_stays", the_next_hop_of_another_program_stays),
     ("direct::many_prefixes_leave_a_link_as_one", many_prefixes_leave_a_link_as_one),
 ];
 
-const LINK: &str = "dx0";
-const NEAR: &str = "10.9.0.1";
-const FAR: &str = "10.9.0.2";
+pub(crate) const LINK: &str = "dx0";
+pub(crate) const NEAR: &str = "10.9.0.1";
+pub(crate) const FAR: &str = "10.9.0.2";
+const NEAR6: &str = "fd00:9::1";
+const FAR6: &str = "fd00:9::2";
+
+/// What crosses the link, of one family.
+struct Ends {
+    client: &'static str,
+    server: &'static str,
+    net_a: &'static str,
+    net_b: &'static str,
+    near: &'static str,
+    far: &'static str,
+    /// As `ip` and pcap call it.
+    family: &'static str,
+    icmp: &'static str,
+    /// A prefix that nobody has.
+    nowhere: &'static str,
+}
+
+const V4: Ends = Ends {
+    client: CLIENT,
+    server: SERVER,
+    net_a: NET_A,
+    net_b: NET_B,
+    near: NEAR,
+    far: FAR,
+    family: "-4",
+    icmp: "icmp",
+    nowhere: "198.51.100.0/24",
+};
+const V6: Ends = Ends {
+    client: CLIENT6,
+    server: SERVER6,
+    net_a: NET_A6,
+    net_b: NET_B6,
+    near: NEAR6,
+    far: FAR6,
+    family: "-6",
+    icmp: "icmp6",
+    nowhere: "2001:db8:77::/48",
+};
 /// Each way.
 const LOAD: Load = Load::told_apart(64, 2);
 const FEW: Pings = Pings { count: 5, interval: Duration::from_millis(20), size: 56, df: false };
@@ -38,11 +80,14 @@ const FEW: Pings = Pings { count: 5, interval: Duration::from_millis(20), size: 
 const MOVED: Duration = Duration::from_secs(3);
 
 /// The standard network, with the link.
-fn topology(paths: usize) -> Result<Topology> {
+pub(crate) fn topology(paths: usize) -> Result<Topology> {
     let topology = Topology::builder().paths(paths).build()?;
     topology.gateway_a.veth(LINK, &topology.gateway_b, LINK, 1500)?;
     topology.gateway_a.address(LINK, &format!("{NEAR}/30"))?;
     topology.gateway_b.address(LINK, &format!("{FAR}/30"))?;
+    topology.gateway_a.sysctl(&keeps_addresses(), "1")?;
+    topology.gateway_a.address(LINK, &format!("{NEAR6}/64"))?;
+    topology.gateway_b.address(LINK, &format!("{FAR6}/64"))?;
     Ok(topology)
 }
 
@@ -54,7 +99,7 @@ fn behind_link(text: &str, prefix: &str, gateway: &str) -> String {
 }
 
 /// What carries a prefix, as the status says.
-fn carries(status: &Value, prefix: &str) -> Vec<String> {
+pub(crate) fn carries(status: &Value, prefix: &str) -> Vec<String> {
     let routes = status["routes"].as_array().into_iter().flatten();
     let paths = routes.filter(|route| route["prefix"] == prefix);
     let paths = paths.flat_map(|route| route["paths"].as_array().into_iter().flatten());
@@ -69,11 +114,11 @@ fn carries(status: &Value, prefix: &str) -> Vec<String> {
 }
 
 /// Pings each way, and looks that they go by this device and not by the other, if that is up.
-fn crosses_by(topology: &Topology, device: &str, other: Option<&str>) -> Outcome {
+fn crosses_by(topology: &Topology, ends: &Ends, device: &str, other: Option<&str>) -> Outcome {
     let netns = &topology.gateway_a;
-    let used = Capture::start(netns, device, "icmp", 64)?;
-    let idle = other.map(|other| Capture::start(netns, other, "icmp", 64)).transpose()?;
-    for (from, to) in [(&topology.client, SERVER), (&topology.server, CLIENT)] {
+    let used = Capture::start(netns, device, ends.icmp, 64)?;
+    let idle = other.map(|other| Capture::start(netns, other, ends.icmp, 64)).transpose()?;
+    for (from, to) in [(&topology.client, ends.server), (&topology.server, ends.client)] {
         assert_eq!(ping(from, to, &FEW)?.rtt_ms.len(), 5, "{to} by {device}");
     }
     let of_pings = |packets: Vec<Packet>| {
@@ -81,7 +126,7 @@ fn crosses_by(topology: &Topology, device: &str, other: Option<&str>) -> Outcome
             packet.headers().is_some_and(|headers| {
                 [headers.source, headers.destination]
                     .iter()
-                    .all(|end| [CLIENT, SERVER].contains(&&*end.to_string()))
+                    .all(|end| [ends.client, ends.server].contains(&&*end.to_string()))
             })
         };
         packets.iter().filter(|packet| ends(packet)).count()
@@ -93,16 +138,16 @@ fn crosses_by(topology: &Topology, device: &str, other: Option<&str>) -> Outcome
     Ok(())
 }
 
-fn loads(topology: &Topology, origin: Instant) -> Result<[Paced; 2]> {
+fn loads(topology: &Topology, ends: &Ends, origin: Instant) -> Result<[Paced; 2]> {
     Ok([
-        Paced::start(&topology.client, &topology.server, SERVER, LOAD, origin)?,
-        Paced::start(&topology.server, &topology.client, CLIENT, LOAD, origin)?,
+        Paced::start(&topology.client, &topology.server, ends.server, LOAD, origin)?,
+        Paced::start(&topology.server, &topology.client, ends.client, LOAD, origin)?,
     ])
 }
 
 /// Routes that Braid has over links.
-fn over_links(netns: &Netns) -> Result<Vec<String>> {
-    let text = netns.ip("-4 route show table all proto 178")?;
+fn over_links(netns: &Netns, ends: &Ends) -> Result<Vec<String>> {
+    let text = netns.ip(&format!("{} route show table all proto 178", ends.family))?;
     Ok(text.lines().filter(|line| line.contains(&format!("dev {LINK}"))).map(str::to_owned).collect())
 }
 
@@ -112,8 +157,8 @@ fn next_hops(netns: &Netns) -> Result<Vec<String>> {
 }
 
 /// Waits until so many routes go over the link.
-fn until_over_links(netns: &Netns, count: usize) -> Outcome {
-    retry_until(&format!("{count} routes over the link"), SOON, || match over_links(netns) {
+fn until_over_links(netns: &Netns, ends: &Ends, count: usize) -> Outcome {
+    retry_until(&format!("{count} routes over the link"), SOON, || match over_links(netns, ends) {
         Ok(found) if found.len() == count => Ok(()),
         Ok(found) => Err(found.len().to_string()),
         Err(error) => Err(error.to_string()),
@@ -122,13 +167,13 @@ fn until_over_links(netns: &Netns, count: usize) -> Outcome {
 }
 
 /// The link is lost under load and comes back: the loss costs what it takes to hear of it, the return nothing.
-fn lost_and_back(pair: &Pair, tunnels: &[&str], on_link: impl Fn(&Value) -> bool) -> Outcome {
+fn lost_and_back(pair: &Pair, ends: &Ends, tunnels: &[&str], on_link: impl Fn(&Value) -> bool) -> Outcome {
     let topology = &pair.topology;
     let origin = Instant::now();
-    let under_way = loads(topology, origin)?;
+    let under_way = loads(topology, ends, origin)?;
     let lost_at = origin.elapsed();
     topology.gateway_a.ip(&format!("link set {LINK} down"))?;
-    until(&pair.a, "the tunnels to carry", |status| carries(status, NET_B) == tunnels)?;
+    until(&pair.a, "the tunnels to carry", |status| carries(status, ends.net_b) == tunnels)?;
     retry_until("all flows by the tunnels", SOON, || {
         (origin.elapsed() > lost_at + MOVED).then_some(()).ok_or("not yet")
     })?;
@@ -139,30 +184,54 @@ fn lost_and_back(pair: &Pair, tunnels: &[&str], on_link: impl Fn(&Value) -> bool
         let slowest = resumed.iter().map(|(_, at)| *at - lost_at).max().unwrap_or_default();
         assert!(slowest < MOVED, "the slowest flow came back after {slowest:?}");
     }
-    crosses_by(topology, "braid0", None)?;
+    crosses_by(topology, ends, "braid0", None)?;
     let origin = Instant::now();
-    let under_way = loads(topology, origin)?;
+    let under_way = loads(topology, ends, origin)?;
     topology.gateway_a.ip(&format!("link set {LINK} up"))?;
-    until(&pair.a, "the link to carry", on_link)?;
+    until(&pair.a, "the link to carry", &on_link)?;
     for load in under_way {
         let log = load.finish()?;
         assert_eq!((log.lost(), log.refused, log.damaged), (Vec::new(), 0, 0), "of {}", log.sent());
     }
-    crosses_by(topology, LINK, Some("braid0"))
+    crosses_by(topology, ends, LINK, Some("braid0"))?;
+    if ends.family == "-4" {
+        return Ok(());
+    }
+    // As kernels do by themselves: the address goes with the link, and comes back after it.
+    topology.gateway_a.sysctl(&keeps_addresses(), "0")?;
+    topology.gateway_a.ip(&format!("link set {LINK} down"))?;
+    until(&pair.a, "the tunnels to carry", |status| carries(status, ends.net_b) == tunnels)?;
+    topology.gateway_a.ip(&format!("link set {LINK} up"))?;
+    retry_until("the link without a way to the gateway", SOON, || {
+        match topology.gateway_a.ip("-6 route show") {
+            Ok(routes) if routes.contains(&format!("fe80::/64 dev {LINK}")) => Ok(()),
+            Ok(routes) => Err(routes),
+            Err(error) => Err(error.to_string()),
+        }
+    })?;
+    topology.gateway_a.address(LINK, &format!("{}/64", ends.near))?;
+    until_over_links(&topology.gateway_a, ends, 1)?;
+    until(&pair.a, "the link to carry", &on_link)?;
+    crosses_by(topology, ends, LINK, Some("braid0"))
 }
 
-fn a_static_route_over_a_link() -> Outcome {
+/// Whether IPv6 addresses outlive the link.
+fn keeps_addresses() -> String {
+    format!("net/ipv6/conf/{LINK}/keep_addr_on_down")
+}
+
+fn a_static_route_over_a_link(ends: &Ends) -> Outcome {
     let setup = Setup::default();
     let mut pair = Pair::start_edited(&setup, topology(2)?, |side, text| match side {
-        Side::A => behind_link(&patient(text), NET_B, FAR),
-        Side::B => behind_link(&patient(text), NET_A, NEAR),
+        Side::A => behind_link(&patient(text), ends.net_b, ends.far),
+        Side::B => behind_link(&patient(text), ends.net_a, ends.near),
     })?;
-    let on_link = |status: &Value| carries(status, NET_B) == [LINK];
+    let on_link = |status: &Value| carries(status, ends.net_b) == [LINK];
     until(&pair.a, "the link to carry", on_link)?;
-    crosses_by(&pair.topology, LINK, Some("braid0"))?;
-    lost_and_back(&pair, &["t0", "t1"], on_link)?;
+    crosses_by(&pair.topology, ends, LINK, Some("braid0"))?;
+    lost_and_back(&pair, ends, &["t0", "t1"], on_link)?;
     // Control dies: the link carries all the while.
-    let under_way = loads(&pair.topology, Instant::now())?;
+    let under_way = loads(&pair.topology, ends, Instant::now())?;
     kill_part(&pair.topology.gateway_a, "braid-control")?;
     until(&pair.a, "the link to carry", on_link)?;
     for load in under_way {
@@ -170,18 +239,21 @@ fn a_static_route_over_a_link() -> Outcome {
     }
     // A reload takes the link out of the configuration, and puts it back.
     let plain = patient(setup.configuration(Side::A, &pair.topology.paths));
-    let under_way = loads(&pair.topology, Instant::now())?;
-    for (text, by) in [(plain.clone(), &["t0", "t1"][..]), (behind_link(&plain, NET_B, FAR), &[LINK])] {
+    let under_way = loads(&pair.topology, ends, Instant::now())?;
+    for (text, by) in
+        [(plain.clone(), &["t0", "t1"][..]), (behind_link(&plain, ends.net_b, ends.far), &[LINK])]
+    {
         pair.a.write_configuration(&text)?;
         assert!(pair.a.braid(&["reload"])?.status.success());
-        until(&pair.a, "the other way", |status| carries(status, NET_B) == by)?;
+        until(&pair.a, "the other way", |status| carries(status, ends.net_b) == by)?;
     }
     for load in under_way {
         let log = load.finish()?;
         assert_eq!((log.lost(), log.refused, log.damaged), (Vec::new(), 0, 0), "of {}", log.sent());
     }
-    let both =
-        |netns: &Netns| Ok::<_, braid_netns::Error>((over_links(netns)?.len(), next_hops(netns)?.len()));
+    let both = |netns: &Netns| {
+        Ok::<_, braid_netns::Error>((over_links(netns, ends)?.len(), next_hops(netns)?.len()))
+    };
     assert_eq!(both(&pair.topology.gateway_a)?, (1, 1));
     // What a gateway that was killed leaves, the next one removes, and a clean end leaves nothing.
     pair.a.process().signal(Signal::SIGKILL);
@@ -193,13 +265,13 @@ fn a_static_route_over_a_link() -> Outcome {
         Err(error) => Err(error.to_string()),
     })?;
     // Versions before next-hop objects left their routes by themselves.
-    netns.ip(&format!("route add 198.51.100.0/24 via {FAR} dev {LINK} proto 178 metric 16"))?;
+    netns.ip(&format!("route add {} via {} dev {LINK} proto 178 metric 16", ends.nowhere, ends.far))?;
     assert_eq!(both(netns)?, (2, 1));
     let mut next = Gateway::start(netns, &plain)?;
     until(&next, "its plan", |status| status["core"] == true)?;
-    until_over_links(netns, 0)?;
+    until_over_links(netns, ends, 0)?;
     assert_eq!(both(netns)?, (0, 0));
-    next.write_configuration(&behind_link(&plain, NET_B, FAR))?;
+    next.write_configuration(&behind_link(&plain, ends.net_b, ends.far))?;
     assert!(next.braid(&["reload"])?.status.success());
     until(&next, "the link to carry", on_link)?;
     next.process().stop(SOON)?;
@@ -221,7 +293,7 @@ fn the_next_hop_of_another_program_stays() -> Outcome {
     pair.a.process().wait_for_output("refuses 10.9.0.2 on dx0 as a next hop", SOON)?;
     // What stands behind the link carries.
     let netns = pair.topology.gateway_a.clone();
-    assert_eq!(over_links(&netns)?.len(), 0);
+    assert_eq!(over_links(&netns, &V4)?.len(), 0);
     assert_eq!(ping(&pair.topology.client, SERVER, &FEW)?.rtt_ms.len(), 5);
     let stays = || -> Outcome {
         assert!(netns.ip("nexthop show")?.contains(&format!("id {ID} via {CLIENT}")));
@@ -238,29 +310,35 @@ fn the_next_hop_of_another_program_stays() -> Outcome {
 }
 
 /// The far router announces the same prefix on the link and in the tunnel; the link is preferred.
-fn a_router_on_a_link_before_tunnels() -> Outcome {
+fn a_router_on_a_link_before_tunnels(ends: &Ends) -> Outcome {
     let bgp = format!(
-        "{}[[bgp.neighbor]]\nname = \"direct\"\naddress = \"{FAR}\"\ninterface = \"{LINK}\"\n\
+        "{}[[bgp.neighbor]]\nname = \"direct\"\naddress = \"{}\"\ninterface = \"{LINK}\"\n\
          asn = {THEIRS}\nlocal-preference = 200\n",
-        neighbors(1, "")
+        neighbors(1, ""),
+        ends.far
     );
     let setup = Setup { tunnels: 1, ..Setup::default() };
     let pair = Pair::start_edited(&setup, topology(1)?, |side, text| match side {
         Side::A => with_bgp(patient(text), &bgp),
-        Side::B => behind_link(&patient(text), NET_A, NEAR),
+        Side::B => behind_link(&patient(text), ends.net_a, ends.near),
     })?;
     let mut speaker = far(1);
-    let on_link = Peer { address: NEAR.to_owned(), local: FAR.to_owned(), ..speaker.peers[0].clone() };
+    let on_link = Peer {
+        address: ends.near.to_owned(),
+        local: ends.far.to_owned(),
+        local6: FAR6.to_owned(),
+        ..speaker.peers[0].clone()
+    };
     speaker.peers.push(on_link);
     let _frr = Frr::speak(&pair.topology.gateway_b, &speaker)?;
-    let on_link = |status: &Value| established(status) == 2 && carries(status, NET_B) == [LINK];
+    let on_link = |status: &Value| established(status) == 2 && carries(status, ends.net_b) == [LINK];
     until(&pair.a, "the link to carry, the tunnel to stand by", |status| {
         let stands_by = status["routes"].to_string().contains("\"active\":false,\"tunnel\":\"t0\"");
         on_link(status) && stands_by
     })?;
-    crosses_by(&pair.topology, LINK, Some("braid0"))?;
-    lost_and_back(&pair, &["t0"], on_link)?;
-    assert_eq!(over_links(&pair.topology.gateway_a)?.len(), 1);
+    crosses_by(&pair.topology, ends, LINK, Some("braid0"))?;
+    lost_and_back(&pair, ends, &["t0"], on_link)?;
+    assert_eq!(over_links(&pair.topology.gateway_a, ends)?.len(), 1);
     Ok(())
 }
 
@@ -379,9 +457,9 @@ fn bfd_on_a_link_between_two_gateways() -> Outcome {
         until(gateway, "the link to carry", ready(prefix))?;
     }
     let origin = Instant::now();
-    vanishes_and_back(&pair, loads(&pair.topology, origin)?.into(), origin)?;
+    vanishes_and_back(&pair, loads(&pair.topology, &V4, origin)?.into(), origin)?;
     until(&pair.b, "the link to carry", ready(NET_A))?;
-    crosses_by(&pair.topology, LINK, Some("braid0"))
+    crosses_by(&pair.topology, &V4, LINK, Some("braid0"))
 }
 
 /// A full table over the link, with the tunnel behind it, and the load to one of the last prefixes in it.
@@ -417,7 +495,7 @@ fn many_prefixes_leave_a_link_as_one() -> Outcome {
         told && carries(status, NET_B) == [LINK] && bfd_of_link(status)["state"] == "up"
     };
     until(&pair.a, "the link to carry", on_link)?;
-    until_over_links(&netns, all)?;
+    until_over_links(&netns, &V4, all)?;
     // All of them have the device behind them.
     let behind = || netns.ip("-4 route show proto 178 dev braid0").map(|text| text.lines().count());
     assert_eq!((behind()?, next_hops(&netns)?.len()), (all, 1));
@@ -432,7 +510,7 @@ fn many_prefixes_leave_a_link_as_one() -> Outcome {
         Err(error) => Err(error.to_string()),
     })?;
     // All at once, and what stands behind was not touched.
-    assert_eq!((over_links(&netns)?.len(), behind()?), (0, all));
+    assert_eq!((over_links(&netns, &V4)?.len(), behind()?), (0, all));
     until(&pair.a, "the tunnel to carry", |status| carries(status, NET_B) == ["t0"])?;
     retry_until("all flows by the tunnel", SOON, || {
         (origin.elapsed() > lost_at + MOVED).then_some(()).ok_or("not yet")
@@ -441,7 +519,7 @@ fn many_prefixes_leave_a_link_as_one() -> Outcome {
     assert_eq!(resumed.len(), LOAD.flows, "every flow goes on");
     let slowest = resumed.iter().map(|(_, at)| *at - lost_at).max().unwrap_or_default();
     assert!(slowest < MOVED, "the slowest flow came back after {slowest:?}");
-    assert_eq!((over_links(&netns)?.len(), behind()?), (0, all));
+    assert_eq!((over_links(&netns, &V4)?.len(), behind()?), (0, all));
     // Of what BGP has said of each prefix since, the kernel was told nothing.
     let told = changes.stdout();
     assert!(told.lines().count() < MANY / 100, "{}", told.lines().count());
@@ -451,7 +529,7 @@ fn many_prefixes_leave_a_link_as_one() -> Outcome {
         fault.undo()?;
     }
     until(&pair.a, "the link to carry again", on_link)?;
-    until_over_links(&netns, all)?;
+    until_over_links(&netns, &V4, all)?;
     let log = load.finish()?;
     assert_eq!((log.lost(), log.refused, log.damaged), (Vec::new(), 0, 0), "of {}", log.sent());
     // Each of them is put back by itself.
@@ -459,9 +537,9 @@ fn many_prefixes_leave_a_link_as_one() -> Outcome {
     // The link is down for a moment that control knows nothing of.
     signal_part(&netns, "braid-control", Signal::SIGSTOP)?;
     netns.ip(&format!("link set {LINK} down"))?;
-    assert_eq!((over_links(&netns)?.len(), next_hops(&netns)?.len()), (0, 0));
+    assert_eq!((over_links(&netns, &V4)?.len(), next_hops(&netns)?.len()), (0, 0));
     netns.ip(&format!("link set {LINK} up"))?;
-    until_over_links(&netns, all)?;
+    until_over_links(&netns, &V4, all)?;
     signal_part(&netns, "braid-control", Signal::SIGCONT)?;
     until(&pair.a, "the link to carry still", on_link)?;
     pair.a.process().stop(SOON)?;
