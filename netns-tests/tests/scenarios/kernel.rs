@@ -12,6 +12,7 @@ use braid_netns::traffic::{Pings, ping};
 use braid_netns::{Netns, Process, Ran, Result, Topology, poll_until, retry_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -26,6 +27,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("kernel::two_gateways_in_one_namespace", two_gateways_in_one_namespace),
     ("kernel::what_others_remove_comes_back", what_others_remove_comes_back),
     ("kernel::refusals_are_one_line", refusals_are_one_line),
+    ("kernel::deadlines_come_before_ordinary_threads", deadlines_come_before_ordinary_threads),
 ];
 
 /// A host in the middle, reached by the default route and, once there is a tunnel, by it alone.
@@ -36,6 +38,12 @@ const DEFAULT_ROUTES: &str = "\n[[route]]\nprefix = \"0.0.0.0/0\"\nvia = [\"t0\"
 const SOON: Duration = Duration::from_secs(10);
 /// Requests that nothing needs to answer.
 const FEW: Pings = Pings { count: 2, interval: Duration::from_millis(10), size: 56, df: false };
+
+/// Of the second gateways of one namespace.
+const OTHER_NET_A: &str = "10.3.0.0/24";
+const OTHER_NET_B: &str = "10.4.0.0/24";
+const OTHER_CLIENT: &str = "10.3.0.2";
+const OTHER_SERVER: &str = "10.4.0.2";
 
 fn setup() -> Setup {
     Setup { tunnels: 1, ..Setup::default() }
@@ -87,13 +95,18 @@ fn wait_for(netns: &Netns, wanted: &State) -> Result<()> {
     })
 }
 
-/// Signals one of a gateway's processes; its process id.
-pub(crate) fn signal_part(netns: &Netns, name: &str, signal: Signal) -> Result<i32> {
-    let pid = poll_until(&format!("{name} running"), SOON, || {
+/// The id of one of a gateway's processes.
+fn part(netns: &Netns, name: &str) -> Result<i32> {
+    poll_until(&format!("{name} running"), SOON, || {
         netns.processes().ok()?.into_iter().find(|pid| {
             fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(name))
         })
-    })?;
+    })
+}
+
+/// Signals one of a gateway's processes; its process id.
+pub(crate) fn signal_part(netns: &Netns, name: &str, signal: Signal) -> Result<i32> {
+    let pid = part(netns, name)?;
     let _ = kill(Pid::from_raw(pid), signal);
     Ok(pid)
 }
@@ -296,7 +309,21 @@ fn two_gateways_in_one_namespace() -> Outcome {
     let path = &topology.paths[1];
     let moved = other.replace(&topology.paths[0].a.to_string(), &path.a.to_string());
     let moved = moved.replace("169.254.10.", "169.254.20.").replace("fd00:ffff:10::", "fd00:ffff:20::");
+    // Its own networks, to a peer of its own.
+    let moved = moved.replace("10.2.0.0/24", OTHER_NET_B).replace("fd00:2::/64", "fd00:4::/64");
+    let moved = moved.replace(&topology.paths[0].b.to_string(), &path.b.to_string());
+    let far_text = setup().configuration(Side::B, &topology.paths);
+    let mut far_first = Gateway::start(&topology.gateway_b, &far_text)?;
+    let far_moved = far_text
+        .replacen("[gateway]\n", "[core]\ndevice = \"braid1\"\n\n[gateway]\n", 1)
+        .replace(&topology.paths[0].a.to_string(), &path.a.to_string())
+        .replace(&topology.paths[0].b.to_string(), &path.b.to_string())
+        .replace("169.254.10.", "169.254.20.")
+        .replace("fd00:ffff:10::", "fd00:ffff:20::")
+        .replace("10.1.0.0/24", OTHER_NET_A)
+        .replace("fd00:1::/64", "fd00:3::/64");
     let mut second = Gateway::start(netns, &moved)?;
+    let mut far_second = Gateway::start(&topology.gateway_b, &far_moved)?;
     poll_until("both devices", START, || {
         let devices = netns.devices().ok()?;
         ["braid0", "braid1"].iter().all(|name| devices.iter().any(|d| d == name)).then_some(())
@@ -305,7 +332,41 @@ fn two_gateways_in_one_namespace() -> Outcome {
         let routes = netns.ip("route show proto 177").map_err(|error| error.to_string())?;
         if routes.contains("braid1") { Ok(()) } else { Err(routes) }
     })?;
+    for gateway in [&mut first, &mut second, &mut far_first, &mut far_second] {
+        gateway.wait_up(START)?;
+    }
+    topology.client.address("lo", &format!("{OTHER_CLIENT}/32"))?;
+    topology.server.address("lo", &format!("{OTHER_SERVER}/32"))?;
+    for (netns, via) in [(netns, CLIENT), (&topology.gateway_b, SERVER)] {
+        let other = if via == CLIENT { OTHER_CLIENT } else { OTHER_SERVER };
+        netns.ip(&format!("route add {other}/32 via {via} dev lan0"))?;
+    }
+    for (device, idle, from, to) in
+        [("braid0", "braid1", CLIENT, SERVER), ("braid1", "braid0", OTHER_CLIENT, OTHER_SERVER)]
+    {
+        let [used, other] = [device, idle].map(|device| Capture::start(netns, device, "icmp", 64));
+        let (used, other) = (used?, other?);
+        let said =
+            topology.client.run(&["ping", "-n", "-c", "3", "-i", "0.05", "-W", "5", "-I", from, to])?;
+        assert!(said.stdout.contains(" 0% packet loss"), "{}", said.stdout);
+        assert_eq!((used.stop()?.len(), other.stop()?.len()), (6, 0), "by {device}");
+    }
     assert_eq!(first.process().stop(SOON)?.code(), Some(0));
+    // The other one goes on.
+    topology.client.run(&[
+        "ping",
+        "-n",
+        "-c",
+        "3",
+        "-i",
+        "0.05",
+        "-W",
+        "5",
+        "-I",
+        OTHER_CLIENT,
+        OTHER_SERVER,
+    ])?;
+    netns.ip(&format!("route del {OTHER_CLIENT}/32"))?;
     assert_eq!(netns.read_sysctl("net/ipv4/ip_forward")?, "1");
     assert!(netns.ip("route show proto 177")?.contains("unreachable"));
     assert_eq!(second.process().stop(SOON)?.code(), Some(0));
@@ -387,4 +448,37 @@ fn refused(ran: &Ran, words: &[&str]) {
     assert_eq!(ran.status.code(), Some(2), "{}", ran.stderr);
     let lines: Vec<&str> = ran.stderr.lines().collect();
     assert!(matches!(lines[..], [line] if words.iter().all(|word| line.contains(word))), "{}", ran.stderr);
+}
+
+/// What watches tunnels and links runs before all else that wants a processor, where the machine allows it; what
+/// carries packets does not.
+fn deadlines_come_before_ordinary_threads() -> Outcome {
+    /// Of sched(7).
+    const SCHED_FIFO: &str = "1";
+    const SCHED_OTHER: &str = "0";
+    /// `policy` in proc_pid_stat(5), counted from the state, which is field 3.
+    const POLICY: usize = 41 - 3;
+    let topology = network()?;
+    let netns = &topology.gateway_a;
+    let _gateway = start(&topology, Side::A, "")?;
+    let allowed = netns.output(&["chrt", "--fifo", "1", "true"])?.status.success();
+    let core = part(netns, "braid-dataplane")?;
+    let mut policies = BTreeMap::new();
+    for task in fs::read_dir(format!("/proc/{core}/task"))? {
+        let stat = fs::read_to_string(task?.path().join("stat"))?;
+        let (name, fields) = stat.rsplit_once(") ").ok_or("no name in stat")?;
+        let name = name.split_once('(').map_or(name, |(_, name)| name).to_owned();
+        policies.insert(name, fields.split(' ').nth(POLICY).unwrap_or_default().to_owned());
+    }
+    for (thread, policy) in [
+        ("liveness", SCHED_FIFO),
+        ("uplinks", SCHED_FIFO),
+        ("bfd-links", SCHED_FIFO),
+        ("handshakes", SCHED_OTHER),
+        ("worker-0", SCHED_OTHER),
+    ] {
+        let wanted = if allowed { policy } else { SCHED_OTHER };
+        assert_eq!(policies.get(thread).map(String::as_str), Some(wanted), "{thread} of {policies:?}");
+    }
+    Ok(())
 }
