@@ -1,14 +1,16 @@
 //! Traffic through tunnels with fixed keys: that it crosses, whatever its protocol, family and
 //! size, and that nobody on the way sees any of it.
 
-use crate::pair::{Pair, Setup};
+use crate::pair::{Pair, Setup, patient};
+use crate::wireguard;
 use braid_netns::capture::{Capture, Packet};
 use braid_netns::content::{self, Echo};
+use braid_netns::raw::checksum;
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{SERVER, SERVER6};
 use braid_netns::traffic::{IperfServer, Pings, TcpLoad, ping};
 use braid_netns::{Offload, Topology};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub(crate) const ALL: &[Scenario] = &[
@@ -16,6 +18,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("tunnel::all_protocols_over_ipv6", all_protocols_over_ipv6),
     ("tunnel::raw_esp", raw_esp),
     ("tunnel::every_suite", every_suite),
+    ("tunnel::outer_checksums_are_there_and_right", outer_checksums_are_there_and_right),
 ];
 
 const TCP: TcpLoad = TcpLoad { flows: 4, seconds: 1, reverse: false };
@@ -166,6 +169,49 @@ fn every_suite() -> Outcome {
                 content::tcp(client, server, address, 2_000_000, reverse, TRANSFER)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// By both families and both protocols, where no device completes them on the way.
+fn outer_checksums_are_there_and_right() -> Outcome {
+    let esp = Pair::start_patient(&Setup { outer6: Some(1), ..Setup::default() })?;
+    checksums_are_right(&esp)?;
+    checksums_are_right(&wireguard::pair(1, &[0], patient)?)
+}
+
+fn checksums_are_right(pair: &Pair) -> Outcome {
+    /// Each way, of each tunnel.
+    const ENOUGH: usize = 20;
+    let topology = &pair.topology;
+    topology.offloads(Offload::All, false)?;
+    let internet = topology.internet.as_ref().ok_or("no internet")?;
+    let captures = topology
+        .paths
+        .iter()
+        .map(|path| Capture::start(internet, &format!("a{}", path.index), "udp", 0))
+        .collect::<Result<Vec<_>, _>>()?;
+    pings_cross(topology)?;
+    for address in [SERVER, SERVER6] {
+        udp_crosses(topology, address)?;
+    }
+    for reverse in [false, true] {
+        content::tcp(&topology.client, &topology.server, SERVER, 200_000, reverse, TRANSFER)?;
+    }
+    for (path, capture) in captures.into_iter().enumerate() {
+        let mut seen = BTreeMap::new();
+        for packet in capture.stop()? {
+            let headers = packet.headers().ok_or("no headers")?;
+            let (addresses, udp) = if headers.source.is_ipv4() { (12, 20) } else { (8, 40) };
+            assert_eq!(packet.ip.len(), packet.wire_length, "cut by the capture");
+            // RFC 768: a zero says that there is none.
+            assert_ne!(packet.ip[udp + 6..udp + 8], [0, 0], "no checksum: {headers:?}");
+            let length = u32::try_from(packet.ip.len() - udp)?;
+            let sum = checksum(&packet.ip[addresses..], 17 + length);
+            assert_eq!(sum, 0, "a wrong checksum: {headers:?}, {length} bytes");
+            *seen.entry(headers.source).or_insert(0) += 1;
+        }
+        assert!(seen.len() == 2 && seen.values().all(|count| *count > ENOUGH), "path {path}: {seen:?}");
     }
     Ok(())
 }

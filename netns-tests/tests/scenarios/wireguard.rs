@@ -184,7 +184,7 @@ fn as_wireguard(text: &str, tunnel: usize, path: &OuterPath, side: Side, keys: &
 }
 
 /// Two Braid gateways; the tunnels named are WireGuard.
-fn pair(tunnels: usize, of_wireguard: &[usize], edit: impl Fn(String) -> String) -> Result<Pair> {
+pub(crate) fn pair(tunnels: usize, of_wireguard: &[usize], edit: impl Fn(String) -> String) -> Result<Pair> {
     let setup = Setup { tunnels, ..Setup::default() };
     let topology = Topology::builder().paths(tunnels).build()?;
     let keys = Pairs::generate(&topology)?;
