@@ -6,9 +6,10 @@ use crate::guard::{TempDir, temp_dir};
 use crate::process::check;
 use crate::routing::Speaker;
 use crate::{Error, Netns, Process, Result, retry_until};
+use nix::sys::signal::Signal;
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -19,13 +20,15 @@ const ZEBRA: &str = "ip forwarding\nipv6 forwarding\n";
 const USER: &str = "frr";
 const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(5);
+/// Where a daemon that was killed leaves a directory, by its name and process id.
+const LEFT: &str = "/var/tmp/frr";
 
 /// Running daemons. Dropped, they end.
 #[derive(Debug)]
 pub struct Frr {
     netns: Netns,
     // Before the directory: dropped first.
-    daemons: Vec<Process>,
+    daemons: Vec<(String, Process)>,
     directory: TempDir,
 }
 
@@ -59,7 +62,40 @@ impl Frr {
     /// # Errors
     /// When it does not start.
     pub fn add(&mut self, name: &str, configuration: &str) -> Result<()> {
-        let path = self.directory.path().join(format!("{name}.conf"));
+        self.configure_and_launch(name, configuration)
+    }
+
+    /// Kills a daemon, as a crash does.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        let running = self.daemons.iter().position(|(daemon, _)| daemon == name);
+        let running = running.ok_or_else(|| Error::Usage(format!("no {name} runs")))?;
+        let (_, mut daemon) = self.daemons.remove(running);
+        daemon.signal(Signal::SIGKILL);
+        daemon.wait(STOP)?;
+        let _ = fs::remove_dir_all(format!("{LEFT}/{name}.{}", daemon.pid()));
+        Ok(())
+    }
+
+    /// Starts a daemon that was killed, with the configuration that it had first and this much more.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_again(&mut self, name: &str, more: &str) -> Result<()> {
+        let path = self.configuration(name);
+        let before = fs::read_to_string(&path);
+        let before = before.map_err(Error::io(format!("cannot read {}", path.display())))?;
+        self.configure_and_launch(name, &(before + more))
+    }
+
+    fn configuration(&self, name: &str) -> PathBuf {
+        self.directory.path().join(format!("{name}.conf"))
+    }
+
+    fn configure_and_launch(&mut self, name: &str, configuration: &str) -> Result<()> {
+        let path = self.configuration(name);
         fs::write(&path, configuration).map_err(Error::io(format!("cannot write {}", path.display())))?;
         give(&path)?;
         self.launch(name)?;
@@ -106,7 +142,7 @@ impl Frr {
     fn launch(&mut self, name: &str) -> Result<()> {
         let directory = self.directory.path();
         let mut command = Command::new(Path::new(DAEMONS).join(name));
-        command.arg("-f").arg(directory.join(format!("{name}.conf")));
+        command.arg("-f").arg(self.configuration(name));
         command.arg("-i").arg(directory.join(format!("{name}.pid")));
         command.arg("-z").arg(directory.join("zserv.api"));
         command.arg("--vty_socket").arg(directory);
@@ -115,7 +151,7 @@ impl Frr {
         if name == "bfdd" {
             command.arg("--bfdctl").arg(directory.join("bfdd.sock"));
         }
-        self.daemons.push(self.netns.spawn_command(command)?);
+        self.daemons.push((name.to_owned(), self.netns.spawn_command(command)?));
         Ok(())
     }
 }
@@ -123,7 +159,7 @@ impl Frr {
 impl Drop for Frr {
     fn drop(&mut self) {
         // Killed, they leave a directory each behind in /var/tmp.
-        for daemon in self.daemons.iter_mut().rev() {
+        for (_, daemon) in self.daemons.iter_mut().rev() {
             let _ = daemon.stop(STOP);
         }
     }
@@ -140,11 +176,12 @@ fn give(path: &Path) -> Result<()> {
 
 fn bgpd_configuration(speaker: &Speaker) -> String {
     let mut text = format!(
-        "frr defaults traditional\nrouter bgp {}\n bgp router-id {}\n no bgp ebgp-requires-policy\n",
+        "frr defaults traditional\nrouter bgp {}\n bgp router-id {}\n no bgp ebgp-requires-policy\n \
+         no bgp network import-check\n",
         speaker.asn, speaker.id
     );
     if speaker.graceful_restart {
-        text.push_str(" bgp graceful-restart\n");
+        text.push_str(" bgp graceful-restart\n bgp graceful-restart preserve-fw-state\n");
     }
     let (keepalive, hold) = speaker.timers;
     // Writing to a String does not fail.
@@ -161,6 +198,12 @@ fn bgpd_configuration(speaker: &Speaker) -> String {
         }
         if let Some(key) = &peer.md5 {
             let _ = writeln!(text, " neighbor {address} password {key}");
+        }
+        if peer.passive {
+            let _ = writeln!(text, " neighbor {address} passive");
+        }
+        if peer.ttl_security {
+            let _ = writeln!(text, " neighbor {address} ttl-security hops 1");
         }
     }
     for (family, is_v6) in [("ipv4", false), ("ipv6", true)] {

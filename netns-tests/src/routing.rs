@@ -25,6 +25,10 @@ pub struct Peer {
     pub hops: u8,
     /// RFC 2385.
     pub md5: Option<String>,
+    /// It begins. FRR only.
+    pub passive: bool,
+    /// RFC 5082. FRR only.
+    pub ttl_security: bool,
     /// MULTI_EXIT_DISC of what it is told.
     pub med: u32,
 }
@@ -40,7 +44,7 @@ pub struct Speaker {
     pub timers: (u32, u32),
     /// RFC 4724, in both roles.
     pub graceful_restart: bool,
-    /// What it announces; connected networks, for FRR.
+    /// What it announces.
     pub networks: Vec<String>,
     /// Neighbors.
     pub peers: Vec<Peer>,
@@ -98,8 +102,8 @@ impl Bird {
 fn bird_configuration(speaker: &Speaker, more: &[String]) -> String {
     let mut text = format!(
         "log stderr all;\nrouter id {};\nprotocol device {{}}\n\
-         protocol kernel {{ ipv4 {{ import none; export where source = RTS_BGP; }}; }}\n\
-         protocol kernel {{ ipv6 {{ import none; export where source = RTS_BGP; }}; }}\n",
+         protocol kernel {{ metric 64; ipv4 {{ import none; export where source = RTS_BGP; }}; }}\n\
+         protocol kernel {{ metric 64; ipv6 {{ import none; export where source = RTS_BGP; }}; }}\n",
         speaker.id
     );
     // Writing to a String does not fail.

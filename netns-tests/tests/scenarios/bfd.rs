@@ -32,7 +32,7 @@ pub(crate) const ALL: &[Scenario] = &[
 
 /// As often as the probes of other scenarios, so that what those allow for recovery holds here too.
 const BFD: &str = "bfd = { interval = \"50ms\", multiplier = 3 }";
-const INTERVAL_MS: f64 = 50.0;
+pub(crate) const INTERVAL_MS: f64 = 50.0;
 /// RFC 5880 section 4.1: the flags, of which 8 is C.
 const FLAGS: usize = 1;
 const CONTROL_PLANE_INDEPENDENT: u8 = 8;
@@ -41,7 +41,7 @@ const KILLS: usize = 3;
 const ENOUGH: u64 = 40;
 
 /// Every tunnel with BFD, and with probes that would notice nothing so soon.
-fn with_bfd(text: String) -> String {
+pub(crate) fn with_bfd(text: String) -> String {
     patient(text).replace("\nprobe = ", &format!("\n{BFD}\nprobe = "))
 }
 
@@ -56,7 +56,7 @@ fn pair_with_bfd(tunnels: usize) -> Result<Pair> {
 }
 
 /// Waits until every session of the gateway is in this state, at this interval.
-fn sessions_are(gateway: &Gateway, state: &str, interval_ms: f64) -> Result<()> {
+pub(crate) fn sessions_are(gateway: &Gateway, state: &str, interval_ms: f64) -> Result<()> {
     retry_until(&format!("BFD {state}"), START, || {
         let status = gateway.status().map_err(|error| error.to_string())?;
         let there = |tunnel: &Value| {
@@ -68,7 +68,7 @@ fn sessions_are(gateway: &Gateway, state: &str, interval_ms: f64) -> Result<()> 
     })
 }
 
-fn failovers(gateway: &Gateway) -> Result<u64> {
+pub(crate) fn failovers(gateway: &Gateway) -> Result<u64> {
     let status = gateway.status()?;
     Ok(status["tunnels"]
         .as_array()
@@ -330,7 +330,7 @@ fn bird_is_the_other_end() -> Outcome {
 }
 
 /// What came out of the tunnel from Braid.
-fn as_rfc_5881_wants(packets: &[Packet]) {
+pub(crate) fn as_rfc_5881_wants(packets: &[Packet]) {
     const UDP: usize = 20;
     const CONTROL: usize = UDP + 8;
     let ours: Vec<&Packet> =

@@ -5,6 +5,8 @@ mod authority;
 mod aws;
 mod bfd;
 mod bgp;
+mod bgp_guard;
+mod bgp_restart;
 mod bgp_signals;
 mod bgp_spread;
 mod change;
@@ -13,6 +15,7 @@ mod collide;
 mod commands;
 mod demo;
 mod direct;
+mod direct_tunnel;
 mod dissect;
 mod doctor;
 mod failover;
@@ -65,9 +68,12 @@ const GROUPS: &[&[Scenario]] = &[
     mobile::ALL,
     aws::ALL,
     bgp::ALL,
+    bgp_guard::ALL,
+    bgp_restart::ALL,
     bgp_signals::ALL,
     bgp_spread::ALL,
     direct::ALL,
+    direct_tunnel::ALL,
     multihop::ALL,
     wireguard::ALL,
     clients::ALL,
