@@ -5,6 +5,7 @@ use crate::bgp::{
     OURS, SOON, THEIRS, answered, both_ways, established, far, far_with_bgp, neighbors, start, until, ways,
     with_bgp,
 };
+use crate::failover::{answers_to_probes, cut_and_restore_under};
 use crate::ike::negotiated;
 use crate::pair::{Pair, Setup, Side, patient};
 use braid_netns::frr::Frr;
@@ -23,6 +24,13 @@ pub(crate) const ALL: &[Scenario] = &[
     ("bgp_spread::frr_over_four_tunnels", frr_over_four_tunnels),
     ("bgp_spread::frr_over_eight_tunnels", frr_over_eight_tunnels),
     ("bgp_spread::frr_over_four_gateways", frr_over_four_gateways),
+    ("bgp_spread::flows_stay_while_a_tunnel_flaps", || flows_stay_while_a_tunnel_flaps(0, SERVER)),
+    ("bgp_spread::flows_stay_while_a_tunnel_and_many_routes_flap", || {
+        flows_stay_while_a_tunnel_flaps(MANY, SERVER)
+    }),
+    ("bgp_spread::flows_to_a_late_route_stay_while_a_tunnel_and_many_flap", || {
+        flows_stay_while_a_tunnel_flaps(MANY, LATE_HOST)
+    }),
     ("bgp_spread::routes_flap_beside_traffic", routes_flap_beside_traffic),
     ("bgp_spread::ipv6_alone", ipv6_alone),
 ];
@@ -74,6 +82,49 @@ fn frr_over(count: usize) -> Outcome {
         fault.undo()?;
     }
     until(&pair.a, "all to carry again", |status| both_ways(status, &all))?;
+    Ok(())
+}
+
+/// Far more than control tells the core at once.
+const MANY: usize = 6000;
+/// The last of them, and a host there.
+const LATE: &str = "198.18.0.0/24";
+const LATE_HOST: &str = "198.18.0.1";
+
+/// Learned routes, spread over four tunnels, of which one is cut and returns: its flows find another way, and no other
+/// flow moves, when it fails, when BGP says so of each prefix, and when it is back.
+fn flows_stay_while_a_tunnel_flaps(more: usize, server: &str) -> Outcome {
+    const COUNT: usize = 4;
+    let setup = Setup { tunnels: COUNT, ..Setup::default() };
+    let topology = Topology::builder().paths(COUNT).build()?;
+    topology.server.ip(&format!("address add {LATE_HOST}/32 dev lo"))?;
+    topology.gateway_b.ip(&format!("route add {LATE} via {SERVER}"))?;
+    let pair = Pair::start_edited(&setup, topology, |side, text| match side {
+        Side::A => with_bgp(text, &neighbors(COUNT, "hold-time = \"9s\"")),
+        Side::B => text,
+    })?;
+    let mut speaker = far(COUNT);
+    let route = |index: usize| format!("11.{}.{}.0/24", index >> 8, index & 255);
+    speaker.networks.extend((0..more).map(route).chain([LATE.to_owned()]));
+    let told = speaker.networks.len() as u64;
+    let _frr = Frr::speak(&pair.topology.gateway_b, &speaker)?;
+    let by = |status: &Value, tunnels: &[&str]| {
+        let neighbors = status["neighbors"].as_array().into_iter().flatten();
+        let whole =
+            neighbors.filter(|neighbor| neighbor["accepted"] == told && neighbor["state"] == "established");
+        whole.count() == tunnels.len() && both_ways(status, tunnels) && ways(status, LATE) == tunnels
+    };
+    let all = ["t0", "t1", "t2", "t3"];
+    until(&pair.a, "routes by all", |status| by(status, &all))?;
+    answered(&pair.topology)?;
+    for tunnel in 0..COUNT {
+        answers_to_probes(&pair, tunnel)?;
+    }
+    let causes = cut_and_restore_under(&pair, COUNT, server, |back| {
+        let carry = if back { &all[..] } else { &all[1..] };
+        until(&pair.a, &format!("{carry:?} to carry"), |status| by(status, carry)).map(drop)
+    })?;
+    assert_eq!(causes, ["probe", "probe"]);
     Ok(())
 }
 

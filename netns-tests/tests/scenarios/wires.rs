@@ -78,6 +78,20 @@ impl Ways {
         ways
     }
 
+    /// When a flow was first seen on another path than this one.
+    pub(crate) fn first_elsewhere(
+        &self,
+        load: Load,
+        during: Range<Duration>,
+        flow: usize,
+        path: usize,
+    ) -> Option<(Duration, usize)> {
+        let elsewhere = |(at, other, esp): &&(Duration, usize, Esp)| {
+            during.contains(at) && *other != path && load.esp_flow(esp.length) == Some(flow)
+        };
+        self.packets.iter().filter(elsewhere).map(|(at, other, _)| (*at, *other)).min()
+    }
+
     /// The first ESP sequence number that did not come after the last one of its SPI: a nonce used
     /// twice, or a wire order that is not the order of sealing.
     pub(crate) fn out_of_sequence(&self) -> Option<String> {
