@@ -12,6 +12,8 @@ const ETHERNET: u32 = 1;
 const RAW_IP: u32 = 101;
 const FILE_HEADER: usize = 24;
 const RECORD_HEADER: usize = 16;
+/// Holds what a loaded machine leaves unread for a while.
+const BUFFER_KIB: u32 = 65_536;
 /// Nanosecond pcap, written by `--time-stamp-precision=nano`, in this machine's byte order.
 const MAGIC_NANO: u32 = 0xa1b2_3c4d;
 
@@ -63,12 +65,27 @@ impl Capture {
     /// # Errors
     /// When tcpdump is missing or refuses.
     pub fn start(netns: &Netns, device: &str, filter: &str, snap: u32) -> Result<Self> {
+        Self::start_with_buffer(netns, device, filter, snap, BUFFER_KIB)
+    }
+
+    /// As [`Capture::start`], with a ring in the kernel of so many KiB: a processor is held up while a large one is
+    /// made.
+    ///
+    /// # Errors
+    /// As [`Capture::start`].
+    pub fn start_with_buffer(
+        netns: &Netns,
+        device: &str,
+        filter: &str,
+        snap: u32,
+        buffer_kib: u32,
+    ) -> Result<Self> {
         let directory = temp_dir("pcap")?;
         let file = directory.path().join("packets");
         let path = file.to_string_lossy().into_owned();
-        let snap = snap.to_string();
+        let (snap, buffer_kib) = (snap.to_string(), buffer_kib.to_string());
         let mut argv = vec!["tcpdump", "-i", device, "-n", "-U", "-Z", "root", "-w", &path];
-        argv.extend(["--immediate-mode", "-B", "65536", "--time-stamp-precision=nano", "-s", &snap]);
+        argv.extend(["--immediate-mode", "-B", &buffer_kib, "--time-stamp-precision=nano", "-s", &snap]);
         if !filter.is_empty() {
             argv.push(filter);
         }

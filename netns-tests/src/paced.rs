@@ -45,6 +45,8 @@ pub struct Load {
     pub smallest: usize,
     /// By how many bytes each flow's packets are longer than the last one's.
     pub step: usize,
+    /// Type of service (RFC 2474), which the outer header has as well; over IPv4.
+    pub tos: u8,
     /// Where it is sent to; the flows' source ports follow. Where the hash has a fixed seed, a flow
     /// has the same way in every run.
     pub port: u16,
@@ -54,19 +56,25 @@ impl Load {
     /// Lengths by which flows can be told apart on the outer wire.
     #[must_use]
     pub const fn told_apart(flows: usize, per_ms: usize) -> Self {
-        Self { flows, per_ms, burst: 1, smallest: 200, step: ESP_ALIGN, port: 20_000 }
+        Self { flows, per_ms, burst: 1, smallest: 200, step: ESP_ALIGN, tos: 0, port: 20_000 }
     }
 
     /// Packets of one length. Only these can be sent in bursts.
     #[must_use]
     pub const fn of_length(flows: usize, per_ms: usize, length: usize) -> Self {
-        Self { flows, per_ms, burst: 1, smallest: length, step: 0, port: 20_000 }
+        Self { flows, per_ms, burst: 1, smallest: length, step: 0, tos: 0, port: 20_000 }
     }
 
     /// The same flows elsewhere.
     #[must_use]
     pub const fn at_port(self, port: u16) -> Self {
         Self { port, ..self }
+    }
+
+    /// The same flows with this type of service.
+    #[must_use]
+    pub const fn of_tos(self, tos: u8) -> Self {
+        Self { tos, ..self }
     }
 
     /// Longest time between two packets of a flow while all goes well.
@@ -298,6 +306,9 @@ fn sources(target: SocketAddr, load: Load) -> Result<Vec<UdpSocket>> {
         let socket = UdpSocket::bind((any, port))?;
         socket.connect(target)?;
         socket.set_nonblocking(true)?;
+        if load.tos != 0 {
+            setsockopt(&socket, sockopt::Ipv4Tos, &i32::from(load.tos))?;
+        }
         if load.burst > 1 {
             let length = i32::try_from(load.smallest).unwrap_or(i32::MAX);
             setsockopt(&socket, sockopt::UdpGsoSegment, &length)?;
