@@ -1,6 +1,6 @@
 //! Measurements of Braid: criterion micro-benchmarks (`benches/`), the whole-path comparison with plain
 //! forwarding and with peers (`cargo run --release -p braid-bench --bin compare`), IKE at scale
-//! (`--bin ike-scale`), and how fast a cut tunnel is left (`--bin failover`).
+//! (`--bin ike-scale`; BGP, WireGuard and the core's tables likewise), and how fast a cut tunnel is left (`--bin failover`).
 //!
 //! Everything of one comparison runs on one machine, one topology and in one go, since absolute
 //! figures move with the machine and only ratios can be carried elsewhere.
@@ -13,6 +13,7 @@ pub mod cpu;
 pub mod failover;
 pub mod generator;
 pub mod measure;
+pub mod memory;
 pub mod report;
 pub mod scale;
 pub mod system;

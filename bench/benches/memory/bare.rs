@@ -5,7 +5,7 @@ use braid_api::Suite;
 use braid_dataplane::esp::{Engine, Layout};
 use ring::aead as ring_aead;
 
-use crate::BATCH;
+use braid_bench::memory::BATCH;
 
 const TAG: usize = 16;
 const KEY: [u8; 32] = [0x5A; 32];

@@ -7,7 +7,6 @@
 //! At the end stand the medians over batches, with their difference.
 
 mod bare;
-mod gateway;
 
 use std::{
     hint::black_box,
@@ -19,15 +18,8 @@ use braid_api::Suite;
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 
 use bare::Bare;
-use gateway::{Gateway, Pool, Protocol, Side, Source, group, route};
-
-/// Packets that are timed together.
-pub(crate) const BATCH: usize = 64;
-const FLOWS: u32 = 256;
-const PREFIXES: u32 = 1_000_000;
-const TUNNELS: u32 = 10_000;
-/// Between two active prefixes.
-const STRIDE: u32 = PREFIXES / FLOWS;
+use braid_bench::memory::large::{FLOWS, PREFIXES, STRIDE, address, large, small};
+use braid_bench::memory::{BATCH, Gateway, Pool, Protocol, Side, Source, group, route};
 
 /// A batch of work: what it needs is made by the first and not timed, the second is.
 struct Work<'a> {
@@ -143,27 +135,13 @@ fn against_bare(criterion: &mut Criterion, summary: &mut Vec<String>) {
     group.finish();
 }
 
-/// Address `host` of prefix number `index`, one of a million /24.
-fn address(index: u32, host: u32) -> Ipv4Addr {
-    Ipv4Addr::from_bits(0x1000_0000 + (index << 8) + host)
-}
-
-/// Every prefix leads into one of the tunnels; those at a multiple of the stride all into the first.
-fn large() -> Gateway {
-    let groups = (0..TUNNELS).map(|id| group(id, id..id + 1));
-    let to = |index: u32| if index.is_multiple_of(STRIDE) { 0 } else { index % TUNNELS };
-    let routes = (0..PREFIXES).map(move |index| route(address(index, 0), 24, to(index)));
-    Gateway::new(Side::Ours, Protocol::Esp(Suite::Aes128Gcm16), TUNNELS, groups.chain(routes))
-}
-
 fn at_scale(criterion: &mut Criterion, summary: &mut Vec<String>) {
     let large = std::cell::RefCell::new(large());
     let mut group = criterion.benchmark_group("scale");
     group.throughput(Throughput::Elements(1));
     for (name, offset) in [("into one tunnel", 0), ("into 256 tunnels", 1)] {
         for len in [64, 1400] {
-            let one = [group_of_one(), route(Ipv4Addr::new(16, 0, 0, 0), 4, 0)];
-            let mut small = Gateway::new(Side::Ours, Protocol::Esp(Suite::Aes128Gcm16), 1, one.into_iter());
+            let mut small = small();
             let destinations = || (0..FLOWS).map(|flow| address(flow * STRIDE + offset, 1));
             let sources = [(); 2].map(|()| std::cell::RefCell::new(Source::new(len, destinations())));
             let [for_large, for_small] = &sources;
@@ -193,15 +171,9 @@ fn at_scale(criterion: &mut Criterion, summary: &mut Vec<String>) {
     group.finish();
 }
 
-fn group_of_one() -> braid_api::Op {
-    group(0, 0..1)
-}
-
 fn look_ups(group: &mut BenchmarkGroup<'_, WallTime>, gateway: &mut Gateway) {
     let tables = gateway.reader.enter();
-    // A stride that is coprime to the number of prefixes visits each once, far from the last.
-    let scattered = |n: u32| (u64::from(n) * 382_951 % u64::from(PREFIXES)) as u32;
-    let cold: Vec<IpAddr> = (0..PREFIXES).map(|n| address(scattered(n), 1).into()).collect();
+    let cold: Vec<IpAddr> = (0..PREFIXES).map(|n| address(n, 1).into()).collect();
     let warm: Vec<IpAddr> = (0..FLOWS).map(|n| address(n * STRIDE, 1).into()).collect();
     for (name, destinations) in [("look-up warm", warm), ("look-up cold", cold)] {
         let mut next = 0;

@@ -1,7 +1,7 @@
 //! A full table in a gateway of the shipped binaries, in namespaces of its own.
 
 use braid_bench::cpu::Machine;
-use braid_bench::scale::{self, Routes};
+use braid_bench::scale::{self, Routes, missed};
 use braid_netns::{Error, guard};
 use clap::Parser;
 use serde::Serialize;
@@ -65,6 +65,5 @@ fn measure(arguments: &Arguments) -> Result<Vec<String>, Error> {
         ("percent less throughput meanwhile of a flow that takes all there is", routes.less_percent),
         ("percent less throughput meanwhile of a flow that does not", routes.paced_less_percent),
     ];
-    let missed = targets.into_iter().filter(|(_, target)| !target.reached);
-    Ok(missed.map(|(what, target)| format!("{what}: {:.2}, at most {}", target.is, target.most)).collect())
+    Ok(missed(targets))
 }

@@ -1,7 +1,7 @@
 //! IKE at scale, on the shipped binaries, in namespaces of its own.
 
 use braid_bench::cpu::Machine;
-use braid_bench::scale::{self, Cold, Flood, Held, Rekeys};
+use braid_bench::scale::{self, Cold, Flood, Held, Idle, Rekeys};
 use braid_netns::{Error, guard};
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
@@ -13,7 +13,8 @@ use std::time::Duration;
 /// key, AES-256-GCM and group 20 (Braid's defaults).
 ///
 /// cold: from the start of both programs until 1,000 tunnels are up, and control's processor time for
-/// each; held: processor time and memory of idle tunnels that dead peer detection keeps; flood: 2,000
+/// each; held: processor time and memory of idle tunnels that dead peer detection keeps; idle: both of a
+/// gateway with one tunnel and its probes; flood: 2,000
 /// first messages a second from spoofed addresses, and what the traffic in a tunnel notices of them;
 /// rekeys: the rate at which nothing is dropped, then 100 rekeys of the child SA and 20 of the IKE SA at
 /// half of it.
@@ -31,7 +32,7 @@ struct Arguments {
     /// Idle tunnels.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=65_000))]
     held: u32,
-    /// Seconds that idle tunnels are watched.
+    /// Seconds that idle tunnels, or the one, are watched.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     watch: u32,
     /// First messages a second in the flood.
@@ -65,12 +66,13 @@ Exit status: 0 all was measured and every target reached; 1 one was missed, or s
 enum Name {
     Cold,
     Held,
+    Idle,
     Flood,
     Rekeys,
 }
 
 impl Name {
-    const ALL: [Self; 4] = [Self::Cold, Self::Held, Self::Flood, Self::Rekeys];
+    const ALL: [Self; 5] = [Self::Cold, Self::Held, Self::Idle, Self::Flood, Self::Rekeys];
 }
 
 #[derive(Debug, Serialize)]
@@ -78,6 +80,7 @@ struct Report {
     machine: Machine,
     cold: Option<Cold>,
     held: Option<Held>,
+    idle: Option<Idle>,
     flood: Option<Flood>,
     rekeys: Option<Rekeys>,
     /// Measurements that could not be taken.
@@ -113,6 +116,9 @@ fn measure(arguments: &Arguments) -> Report {
             take("held", &mut failures, || scale::held(arguments.held as usize, seconds(arguments.watch)))
         })
         .flatten();
+    let idle = wanted(Name::Idle)
+        .then(|| take("idle", &mut failures, || scale::idle(seconds(arguments.watch))))
+        .flatten();
     let flood = wanted(Name::Flood)
         .then(|| take("flood", &mut failures, || scale::flood(arguments.rate, seconds(arguments.seconds))))
         .flatten();
@@ -123,7 +129,7 @@ fn measure(arguments: &Arguments) -> Report {
             take("rekeys", &mut failures, of)
         })
         .flatten();
-    Report { machine: Machine::look(), cold, held, flood, rekeys, failures }
+    Report { machine: Machine::look(), cold, held, idle, flood, rekeys, failures }
 }
 
 fn take<T>(name: &str, failures: &mut Vec<String>, measure: impl FnOnce() -> Result<T, Error>) -> Option<T> {
@@ -149,13 +155,16 @@ fn missed(report: &Report) -> Vec<String> {
         targets.extend(held.cpu_percent.map(|target| ("percent of a processor for idle tunnels", target)));
         targets.extend(held.kib_per_tunnel.map(|target| ("KiB resident for a tunnel", target)));
     }
+    if let Some(idle) = &report.idle {
+        targets.extend(idle.resident_mib.map(|target| ("MiB resident in a gateway of one tunnel", target)));
+        targets.extend(idle.cpu_percent.map(|target| ("percent of a processor for one idle tunnel", target)));
+    }
     if let Some(flood) = &report.flood {
         targets.push(("packets lost beside a flood", flood.lost));
         targets.push(("KiB that a flood adds", flood.grown_kib));
     }
     targets.extend(report.rekeys.as_ref().map(|rekeys| ("packets lost in rekeys", rekeys.lost)));
-    let missed = targets.into_iter().filter(|(_, target)| !target.reached);
-    missed.map(|(what, target)| format!("{what}: {:.2}, at most {}", target.is, target.most)).collect()
+    scale::missed(targets)
 }
 
 fn write(arguments: &Arguments, report: &Report) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! Idle WireGuard clients on a gateway of the shipped binaries, in namespaces of their own.
 
 use braid_bench::cpu::Machine;
-use braid_bench::scale::{self, Clients};
+use braid_bench::scale::{self, Clients, missed};
 use braid_netns::{Error, guard};
 use clap::Parser;
 use serde::Serialize;
@@ -60,6 +60,5 @@ fn measure(arguments: &Arguments) -> Result<Vec<String>, Error> {
         ("percent of a processor", clients.cpu_percent),
         ("KiB resident for each client", clients.kib_per_client),
     ];
-    let missed = targets.into_iter().filter(|(_, target)| !target.reached);
-    Ok(missed.map(|(what, target)| format!("{what}: {:.2}, at most {}", target.is, target.most)).collect())
+    Ok(missed(targets))
 }

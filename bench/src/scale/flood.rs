@@ -74,7 +74,7 @@ pub struct Flood {
 /// # Errors
 /// When the tunnels do not come up.
 pub fn flood(rate: u32, time: Duration) -> Result<Flood> {
-    let setup = Setup { tunnels: TUNNELS, more_of_b: OPEN.to_owned() };
+    let setup = Setup { tunnels: TUNNELS, more_of_b: OPEN.to_owned(), ..Setup::default() };
     let topology = braid_netns::Topology::builder().build()?;
     let capture = Capture::start(&topology.gateway_a, "wan0", "udp src port 500", 0)?;
     let pair = setup.launch_on(topology)?;

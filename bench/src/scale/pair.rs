@@ -24,6 +24,8 @@ pub(super) enum Side {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Setup {
     pub(super) tunnels: usize,
+    /// Probes as they are by default, instead of none.
+    pub(super) probed: bool,
     /// More of B's configuration.
     pub(super) more_of_b: String,
 }
@@ -48,6 +50,7 @@ impl Setup {
             Side::A => ("a", "b", FAR[1]),
             Side::B => ("b", "a", FAR[0]),
         };
+        let probe = if self.probed { "" } else { "probe = \"off\"\n" };
         let mut text = format!("[gateway]\nname = \"{name}\"\nsource = \"{source}\"\n");
         for tunnel in 0..self.tunnels {
             let prefix = match tunnel {
@@ -60,7 +63,7 @@ impl Setup {
             let _ = write!(
                 text,
                 "\n[[tunnel]]\nname = \"t{tunnel}\"\ntype = \"ipsec\"\nrole = \"{role}\"\n\
-                 local = \"{local}\"\nremote = \"{remote}\"\nprobe = \"off\"\n\
+                 local = \"{local}\"\nremote = \"{remote}\"\n{probe}\
                  \n[tunnel.ike]\npsk = \"secret number {tunnel}\"\n\
                  local-id = \"{ours}{tunnel}.example.com\"\nremote-id = \"{theirs}{tunnel}.example.com\"\n\
                  \n[[route]]\nprefix = \"{prefix}\"\nvia = [\"t{tunnel}\"]\n"

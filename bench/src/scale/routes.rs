@@ -1,37 +1,21 @@
 //! A full table from one neighbor: how long until the core forwards by all of it, what it takes in memory, and what
 //! the traffic notices.
 
-use super::Target;
-use braid_bgp::{
-    Attributes, ConnectionId, Effect, Event, Family, Neighbor, NeighborConfig, Outgoing, SessionState,
-};
+use super::{Far, OURS, THEIRS, Target, learned, prefix};
+use braid_bgp::Outgoing;
 use braid_netns::gateway::Gateway;
 use braid_netns::topology::{NET_A, NET_B, SERVER};
 use braid_netns::traffic::{IperfServer, TcpLoad};
 use braid_netns::{Error, Netns, Result, Topology, retry_until};
-use ipnet::{IpNet, Ipv4Net};
 use serde::Serialize;
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
-use std::thread::{self, JoinHandle};
+use std::net::Ipv4Addr;
+use std::thread;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(300);
 const PAUSE: Duration = Duration::from_millis(20);
-const OURS: u32 = 65_010;
-const THEIRS: u32 = 64_512;
-const NEIGHBOR: &str = "169.254.10.2";
-const PORT: u16 = 179;
-/// Prefixes that share their attributes, as in a real table.
-const SHARED: u32 = 20;
-/// First of the prefixes; each is a /25.
-const FIRST: u32 = 0x0b00_0000;
-const LENGTH: u8 = 25;
-/// What the sender waits for octets before it looks at its timers.
-const READ: Duration = Duration::from_millis(20);
+const NEIGHBOR: Ipv4Addr = Ipv4Addr::new(169, 254, 10, 2);
 const MOST_SECONDS: f64 = 10.0;
 const MOST_MIB: f64 = 1024.0;
 /// Of the throughput, percent.
@@ -77,7 +61,7 @@ pub fn routes(count: u32, seconds: u32) -> Result<Routes> {
             if status["tunnels"][0]["state"] == "up" { Ok(()) } else { Err(status["tunnels"].to_string()) }
         })?;
     }
-    let far = Far::start(&topology.gateway_b)?;
+    let far = Far::start(&topology.gateway_b, NEIGHBOR, None)?;
     retry_until("the session", LIMIT, || {
         let status = a.status().map_err(|error| error.to_string())?;
         if status["neighbors"][0]["state"] == "established" {
@@ -93,7 +77,7 @@ pub fn routes(count: u32, seconds: u32) -> Result<Routes> {
     let before = control_cpu(&topology.gateway_a)?;
     let mut flow = server.tcp_in_background(&topology.client, &load)?;
     let begin = Instant::now();
-    far.say(table(count))?;
+    far.say(learned(count, NEIGHBOR))?;
     wait_until(&a, count, true)?;
     let loaded = begin.elapsed().as_secs_f64();
     let loading = flow.finish()?.bits_per_second / 1e9;
@@ -110,7 +94,7 @@ pub fn routes(count: u32, seconds: u32) -> Result<Routes> {
     let paced = || server.tcp_at_rate(&topology.client, 1, PACED, seconds);
     let paced_idle = paced()?.finish()?.bits_per_second / 1e9;
     let mut flow = paced()?;
-    far.say(table(count))?;
+    far.say(learned(count, NEIGHBOR))?;
     wait_until(&a, count, true)?;
     let paced_loading = flow.finish()?.bits_per_second / 1e9;
     let less = |with: f64, without: f64| Target::most((1.0 - with / without) * 100.0, MOST_LESS);
@@ -146,24 +130,6 @@ fn configuration(near: bool, topology: &Topology) -> String {
          local = \"{local}\"\nremote = \"{remote}\"\ninside = \"169.254.10.{host}/30\"\nprobe = \"off\"\n\
          \n[tunnel.ike]\npsk = \"of the two\"\n\n{rest}"
     )
-}
-
-fn prefix(number: u32) -> IpNet {
-    let size = 32 - u32::from(LENGTH);
-    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::from(FIRST + (number << size)), LENGTH))
-}
-
-fn table(count: u32) -> Outgoing {
-    let group = |group: u32| {
-        let attributes = Attributes {
-            as_path: vec![THEIRS, 3356 + group % 50, 1000 + group % 60_000],
-            communities: vec![(THEIRS << 16) | (group % 400), (3356 << 16) | 5],
-            ..Attributes::originated([169, 254, 10, 2].into())
-        };
-        let prefixes = (group * SHARED..count.min((group + 1) * SHARED)).map(prefix).collect();
-        (Arc::new(attributes), prefixes)
-    };
-    Outgoing { withdrawn: Vec::new(), announced: (0..count.div_ceil(SHARED)).map(group).collect() }
 }
 
 /// Waits until the core has all of them, or none: asked for the last one, and then for some of all.
@@ -202,76 +168,4 @@ fn peak_mib(netns: &Netns, name: &str) -> Result<f64> {
         }
     }
     Ok(peak)
-}
-
-/// The neighbor: a session on a connection of its own thread.
-struct Far {
-    orders: Sender<Outgoing>,
-    thread: JoinHandle<Result<()>>,
-}
-
-impl Far {
-    fn start(netns: &Netns) -> Result<Self> {
-        let listener =
-            netns.enter(|| TcpListener::bind((NEIGHBOR, PORT)))?.map_err(Error::io("cannot listen"))?;
-        let (orders, taken) = mpsc::channel();
-        let thread = thread::spawn(move || serve(&listener, &taken));
-        Ok(Self { orders, thread })
-    }
-
-    fn say(&self, outgoing: Outgoing) -> Result<()> {
-        let ended = self.thread.is_finished() || self.orders.send(outgoing).is_err();
-        if ended { Err(Error::Usage("the session has ended".to_owned())) } else { Ok(()) }
-    }
-}
-
-/// Until whoever gives orders is gone.
-fn serve(listener: &TcpListener, orders: &Receiver<Outgoing>) -> Result<()> {
-    let failed = Error::io("the far session");
-    let (mut stream, _) = listener.accept().map_err(Error::io("cannot accept"))?;
-    stream.set_read_timeout(Some(READ)).map_err(failed)?;
-    let config = NeighborConfig { passive: true, ..NeighborConfig::new(THEIRS, OURS, [10, 2, 0, 1].into()) };
-    let mut session = Neighbor::new(config, 1);
-    session.start(Instant::now());
-    let refused = |_| Error::Usage("the session takes no connection".to_owned());
-    let id = session.handle_accepted(Instant::now()).map_err(refused)?;
-    let mut buffer = vec![0; 64 * 1024];
-    let mut told = false;
-    loop {
-        match stream.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(len) => session.handle_bytes(Instant::now(), id, &buffer[..len]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            Err(error) => return Err(Error::io("the far session")(error)),
-        }
-        if session.poll_timeout().is_some_and(|at| at <= Instant::now()) {
-            session.handle_timeout(Instant::now());
-        }
-        if session.state() == SessionState::Established {
-            if !core::mem::replace(&mut told, true) {
-                session.send_end_of_rib(Family::Ipv4);
-            }
-            match orders.try_recv() {
-                Ok(outgoing) => session.send(&outgoing),
-                Err(TryRecvError::Empty) => {}
-                Err(TryRecvError::Disconnected) => return Ok(()),
-            }
-        }
-        write(&mut stream, &mut session, id)?;
-    }
-}
-
-fn write(stream: &mut TcpStream, session: &mut Neighbor, id: ConnectionId) -> Result<()> {
-    while let Some(effect) = session.poll_effect() {
-        match effect {
-            Effect::Transmit(of, octets) if of == id => {
-                stream.write_all(&octets).map_err(Error::io("the far session"))?;
-            }
-            Effect::Event(Event::Down { cause, .. }) => {
-                return Err(Error::Usage(format!("the far session ended: {cause:?}")));
-            }
-            Effect::Transmit(..) | Effect::Event(_) | Effect::Connect(_) | Effect::Close(_) => {}
-        }
-    }
-    Ok(())
 }

@@ -69,7 +69,7 @@ fn cpu(schedstat: &str) -> f64 {
     nanos as f64 / 1e9
 }
 
-fn resident(status: &str) -> f64 {
+pub(super) fn resident(status: &str) -> f64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
 }

@@ -1,5 +1,7 @@
 //! A forwarder with its tables, and what feeds it in place of devices and sockets.
 
+pub mod large;
+
 use std::{
     hint::black_box,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -22,59 +24,75 @@ use braid_dataplane::{
     worker::{KEEP_BYTES, monotonic},
 };
 
-use crate::BATCH;
+/// Packets that are read together.
+pub const BATCH: usize = 64;
 
 /// Inner header of IPv4 and UDP, in bytes.
-pub(crate) const HEADER: usize = 28;
+pub const HEADER: usize = 28;
 const SEGMENTS: u16 = 64;
 const OPS: usize = 50_000;
 
 /// Which end of the tunnels.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
+pub enum Side {
+    /// What is measured.
     Ours,
+    /// The other end.
     Peer,
 }
 
 /// What the tunnels are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Protocol {
+pub enum Protocol {
+    /// IPsec, in UDP.
     Esp(Suite),
+    /// With keys that either end knows.
     WireGuard,
 }
 
 /// One gateway without devices.
-pub(crate) struct Gateway {
-    pub(crate) reader: Reader,
+pub struct Gateway {
+    /// Of its tables.
+    pub reader: Reader,
     forwarder: Forwarder,
     drops: Arc<Drops>,
-    // The tables live as long as their writer publishes them.
-    _writer: Writer,
+    // The tables live as long as it publishes them.
+    writer: Writer,
+    epoch: u64,
 }
 
 impl Gateway {
     /// `tunnels` tunnels, whose members and routes `ops` adds. Those of WireGuard have no session yet.
-    pub(crate) fn new(side: Side, protocol: Protocol, tunnels: u32, ops: impl Iterator<Item = Op>) -> Self {
+    pub fn new(side: Side, protocol: Protocol, tunnels: u32, ops: impl Iterator<Item = Op>) -> Self {
         let boot = BootId([side as u8; 16]);
-        let mut writer = Writer::new(1, boot, Engine::detect(), &[3; 32]);
+        let writer = Writer::new(1, boot, Engine::detect(), &[3; 32]);
+        let drops = Arc::new(Drops::new(1));
+        let forwarder = Forwarder::new(0, SEGMENTS, true, writer.states().clone(), Arc::clone(&drops));
+        let mut gateway = Gateway { reader: writer.reader(), forwarder, drops, writer, epoch: 0 };
         let tunnels_ops = (0..tunnels).flat_map(|number| tunnel(side, protocol, boot, number));
         let unmask = (0..tunnels).map(|number| Op::Unmask(TunnelId(number)));
         let mut ops = tunnels_ops.chain(ops).chain(unmask);
-        for epoch in 1.. {
-            let ops: Vec<Op> = ops.by_ref().take(OPS).collect();
-            if ops.is_empty() {
-                break;
+        loop {
+            let some: Vec<Op> = ops.by_ref().take(OPS).collect();
+            if some.is_empty() {
+                return gateway;
             }
-            let transaction = Transaction { epoch: Epoch(epoch), ops };
-            writer.apply(transaction, monotonic().nanos).expect("a valid transaction");
+            gateway.apply(some);
         }
-        let drops = Arc::new(Drops::new(1));
-        let forwarder = Forwarder::new(0, SEGMENTS, true, writer.states().clone(), Arc::clone(&drops));
-        Gateway { reader: writer.reader(), forwarder, drops, _writer: writer }
+    }
+
+    /// Applies one transaction.
+    ///
+    /// # Panics
+    /// When it is not valid.
+    pub fn apply(&mut self, ops: Vec<Op>) {
+        self.epoch += 1;
+        let transaction = Transaction { epoch: Epoch(self.epoch), ops };
+        self.writer.apply(transaction, monotonic().nanos).expect("a valid transaction");
     }
 
     /// Makes WireGuard's sessions with a peer; ESP needs none.
-    pub(crate) fn meet(&mut self, peer: &mut Gateway) {
+    pub fn meet(&mut self, peer: &mut Gateway) {
         let (ours, theirs) = (self.reader.enter(), peer.reader.enter());
         for (us, them) in ours.tunnels().zip(theirs.tunnels()) {
             let of = |tunnel: &Arc<braid_dataplane::tables::Tunnel>| {
@@ -95,7 +113,7 @@ impl Gateway {
 
     /// Takes a batch from the source as far as sealed runs, each of which `leave` gets with the buffer that
     /// it lies in, as the worker does between device and socket.
-    pub(crate) fn outward(&mut self, source: &mut Source, mut leave: impl FnMut(&Run, &[u8])) {
+    pub fn outward(&mut self, source: &mut Source, mut leave: impl FnMut(&Run, &[u8])) {
         let now = monotonic();
         let tables = self.reader.enter();
         let Source { len, buffer, .. } = source;
@@ -117,7 +135,7 @@ impl Gateway {
     }
 
     /// Takes received runs as far as packets for the LAN, and forgets these; their number.
-    pub(crate) fn inward(&mut self, pool: &mut Pool) -> usize {
+    pub fn inward(&mut self, pool: &mut Pool) -> usize {
         let now = monotonic();
         let tables = self.reader.enter();
         let mut packets = 0;
@@ -133,7 +151,7 @@ impl Gateway {
     }
 
     /// A packet that was dropped was not forwarded, and must not count as fast.
-    pub(crate) fn assert_no_drops(&self) {
+    pub fn assert_no_drops(&self) {
         for reason in DropReason::ALL {
             assert_eq!(self.drops.sum(*reason as usize), 0, "{}", reason.name());
         }
@@ -162,7 +180,7 @@ fn flush(forwarder: &mut Forwarder, all: bool, buffer: &mut [u8], leave: &mut im
 }
 
 /// Flows that take turns. A batch of packets stands in the buffer as the worker has read it.
-pub(crate) struct Source {
+pub struct Source {
     headers: Vec<[u8; HEADER]>,
     next: usize,
     len: usize,
@@ -171,13 +189,13 @@ pub(crate) struct Source {
 
 impl Source {
     /// Packets of `len` bytes, one flow to each destination.
-    pub(crate) fn new(len: usize, destinations: impl Iterator<Item = Ipv4Addr>) -> Self {
+    pub fn new(len: usize, destinations: impl Iterator<Item = Ipv4Addr>) -> Self {
         let headers = destinations.enumerate().map(|(flow, to)| header(len, flow as u16, to)).collect();
         Source { headers, next: 0, len, buffer: vec![0xA5; BATCH * (HEADROOM + len + TAILROOM)] }
     }
 
     /// Reads the next batch.
-    pub(crate) fn refill(&mut self) {
+    pub fn refill(&mut self) {
         for place in self.buffer.chunks_exact_mut(HEADROOM + self.len + TAILROOM) {
             place[HEADROOM..HEADROOM + HEADER].copy_from_slice(&self.headers[self.next]);
             self.next = (self.next + 1) % self.headers.len();
@@ -186,7 +204,7 @@ impl Source {
 }
 
 /// What the peer has received.
-pub(crate) struct Pool {
+pub struct Pool {
     slots: Buffers,
     arrivals: Vec<Arrival>,
     wire: Wire,
@@ -205,14 +223,15 @@ impl Slots for Buffers {
 }
 
 impl Pool {
-    pub(crate) fn new(protocol: Protocol) -> Self {
+    /// Nothing yet.
+    pub fn new(protocol: Protocol) -> Self {
         let wire = if protocol == Protocol::WireGuard { Wire::WireGuard } else { Wire::Udp };
         let slots = (0..BATCH).map(|_| vec![0; 65_536 + wire.headroom()].into_boxed_slice()).collect();
         Pool { slots: Buffers(slots), arrivals: Vec::with_capacity(BATCH), wire }
     }
 
     /// Receives a batch, whose sequence numbers are fresh.
-    pub(crate) fn refill(&mut self, from: &mut Gateway, source: &mut Source) {
+    pub fn refill(&mut self, from: &mut Gateway, source: &mut Source) {
         self.arrivals.clear();
         source.refill();
         from.outward(source, |run, buffer| {
@@ -229,13 +248,13 @@ impl Pool {
 }
 
 /// A group of the tunnels in `members`, all alike.
-pub(crate) fn group(id: u32, members: core::ops::Range<u32>) -> Op {
+pub fn group(id: u32, members: core::ops::Range<u32>) -> Op {
     let member = |tunnel| Member { tunnel: TunnelId(tunnel), weight: 1, priority: 0 };
     Op::PutGroup(Group { id: GroupId(id), members: members.map(member).collect() })
 }
 
 /// A route to a group.
-pub(crate) fn route(to: Ipv4Addr, len: u8, group: u32) -> Op {
+pub fn route(to: Ipv4Addr, len: u8, group: u32) -> Op {
     let prefix = ipnet::IpNet::new(IpAddr::V4(to), len).expect("at most 32 bits");
     Op::PutRoute { prefix, target: Target::Group(GroupId(group)) }
 }
