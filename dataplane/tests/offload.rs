@@ -147,7 +147,8 @@ fn what_arrived_broken_is_joined_to_nothing_and_stays_as_it_is() {
 #[test]
 fn what_is_joined_keeps_its_flags() {
     // Flags of packets in a row; packets and flags of each write.
-    const CASES: &[(&[u8], &[(usize, u8)])] = &[
+    type Case = (&'static [u8], &'static [(usize, u8)]);
+    const CASES: &[Case] = &[
         (&[ACK, ACK, ACK], &[(3, ACK)]),
         // What was pushed ends a super-packet, which is pushed in its place.
         (&[ACK, ACK | PSH, ACK], &[(2, ACK | PSH), (1, ACK)]),
