@@ -194,7 +194,7 @@ fn in_overload_data_is_shed_and_what_proves_the_tunnel_alive_is_not() {
         interval: std::time::Duration::from_secs(1),
         multiplier: 3,
     };
-    pair.b.apply(vec![changed(Side::B, 0, |settings| settings.bfd = vec![session.clone()])]);
+    pair.b.apply(vec![changed(Side::B, 0, |settings| settings.bfd = vec![session])]);
     pair.b.forwarder.overloaded = true;
     for write in [udp(1, 0, 0, 64), ping(1, 64), probe_reply(5), bfd()] {
         pair.send(&write);
@@ -236,7 +236,7 @@ fn what_the_gateway_cannot_take_for_itself_is_counted() {
         interval: std::time::Duration::from_secs(1),
         multiplier: 3,
     };
-    pair.b.apply(vec![changed(Side::B, 0, |settings| settings.bfd = vec![session.clone()])]);
+    pair.b.apply(vec![changed(Side::B, 0, |settings| settings.bfd = vec![session])]);
     (0..KEPT + MORE).for_each(|_| pair.send(&bfd()));
     pair.flush(true);
     assert_eq!(pair.b.forwarder.bfd_packets.len(), KEPT);

@@ -102,8 +102,8 @@ impl Bird {
 fn bird_configuration(speaker: &Speaker, more: &[String]) -> String {
     let mut text = format!(
         "log stderr all;\nrouter id {};\nprotocol device {{}}\n\
-         protocol kernel {{ metric 64; ipv4 {{ import none; export where source = RTS_BGP; }}; }}\n\
-         protocol kernel {{ metric 64; ipv6 {{ import none; export where source = RTS_BGP; }}; }}\n",
+         protocol kernel {{ ipv4 {{ import none; export where source = RTS_BGP; }}; }}\n\
+         protocol kernel {{ ipv6 {{ import none; export where source = RTS_BGP; }}; }}\n",
         speaker.id
     );
     // Writing to a String does not fail.

@@ -539,9 +539,10 @@ impl Turn {
                 }
             }
             CoreEvent::PathMtu { tunnel, path_mtu } => {
-                // What it holds is as good as put so: only another value is put again, also the one of before.
+                // A narrower path is as good as put so: whatever is wider is put again, also the value of before.
                 if let Some(held) = self.core.as_mut().and_then(|core| core.mirror.tunnels.get_mut(&tunnel)) {
-                    Arc::make_mut(held).path_mtu = path_mtu;
+                    let held = Arc::make_mut(held);
+                    held.path_mtu = held.path_mtu.min(path_mtu);
                 }
                 let Some(tunnel) = self.index(tunnel).and_then(|index| self.config.tunnels.get(index)) else {
                     return;

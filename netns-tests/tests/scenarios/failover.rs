@@ -23,7 +23,7 @@ pub(crate) const ALL: &[Scenario] = &[
 ];
 
 /// Each way: every flow has a packet each 16 ms.
-pub(crate) const LOAD: Load = Load::told_apart(64, 2);
+pub(crate) const LOAD: Load = Load::told_apart(64, 2).of_tos(0x40);
 /// Which tunnel.
 pub(crate) const CUT: usize = 0;
 /// A probe's interval until the first one meets the cut, the detection time, and for a machine with

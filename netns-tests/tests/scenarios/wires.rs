@@ -28,6 +28,15 @@ struct Esp {
     sequence: u32,
     /// Of the UDP payload, bytes.
     length: usize,
+    /// The outer packet's type of service but for congestion, which is the inner one's.
+    class: u8,
+}
+
+impl Esp {
+    /// The flow whose packet it is. Others are as long now and then, and of another class.
+    fn flow(&self, load: Load) -> Option<usize> {
+        load.esp_flow(self.length).filter(|_| self.class == load.tos)
+    }
 }
 
 /// Now, on the captures' clock.
@@ -70,7 +79,7 @@ impl Ways {
         let mut ways: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
         for (at, path, esp) in &self.packets {
             if during.contains(at)
-                && let Some(flow) = load.esp_flow(esp.length)
+                && let Some(flow) = esp.flow(load)
             {
                 ways.entry(flow).or_default().insert(*path);
             }
@@ -87,7 +96,7 @@ impl Ways {
         path: usize,
     ) -> Option<(Duration, usize)> {
         let elsewhere = |(at, other, esp): &&(Duration, usize, Esp)| {
-            during.contains(at) && *other != path && load.esp_flow(esp.length) == Some(flow)
+            during.contains(at) && *other != path && esp.flow(load) == Some(flow)
         };
         self.packets.iter().filter(elsewhere).map(|(at, other, _)| (*at, *other)).min()
     }
@@ -119,5 +128,7 @@ fn esp(packet: &Packet) -> Option<Esp> {
     let (spi, rest) = packet.udp_payload()?.split_first_chunk()?;
     let (sequence, _) = rest.split_first_chunk()?;
     let length = packet.wire_length - packet.headers()?.length;
-    Some(Esp { spi: u32::from_be_bytes(*spi), sequence: u32::from_be_bytes(*sequence), length })
+    let [first, second, ..] = packet.ip[..] else { return None };
+    let class = if first >> 4 == 4 { second } else { first << 4 | second >> 4 } & 0xfc;
+    Some(Esp { spi: u32::from_be_bytes(*spi), sequence: u32::from_be_bytes(*sequence), length, class })
 }

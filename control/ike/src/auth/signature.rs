@@ -107,7 +107,10 @@ impl SigningKey {
     }
 
     /// Signs by the best method that both sides know.
-    #[expect(clippy::disallowed_methods, reason = "AWS-LC draws for a signature itself, whatever it is given")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "AWS-LC draws for a signature itself, whatever it is given"
+    )]
     pub(super) fn sign(
         &self,
         octets: &[u8],
