@@ -2,7 +2,7 @@
 
 mod pair;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use braid_api::{
     Bfd, BootId, Direction, Op, Sa, SaId, SecretKey, Selectors, Spi, Suite, Target, Tunnel, TunnelId,
@@ -159,6 +159,13 @@ fn probe_reply(cookie: u64) -> Write {
     whole(bytes)
 }
 
+/// B's tunnel with a BFD session.
+fn watched() -> Op {
+    let [local, remote] = [[169, 254, 1, 2].into(), [169, 254, 1, 1].into()];
+    let session = Bfd { local, remote, interval: Duration::from_secs(1), multiplier: 3 };
+    changed(Side::B, 0, |settings| settings.bfd = vec![session])
+}
+
 fn bfd() -> Write {
     let mut bytes = Vec::new();
     let builder = PacketBuilder::ipv4([169, 254, 1, 1], [169, 254, 1, 2], 255).udp(49_152, 3784);
@@ -188,13 +195,7 @@ fn answers(pair: &mut Pair) -> Vec<Vec<u8>> {
 #[test]
 fn in_overload_data_is_shed_and_what_proves_the_tunnel_alive_is_not() {
     let mut pair = pair_to_inside();
-    let session = Bfd {
-        local: [169, 254, 1, 2].into(),
-        remote: [169, 254, 1, 1].into(),
-        interval: std::time::Duration::from_secs(1),
-        multiplier: 3,
-    };
-    pair.b.apply(vec![changed(Side::B, 0, |settings| settings.bfd = vec![session])]);
+    pair.b.apply(vec![watched()]);
     pair.b.forwarder.overloaded = true;
     for write in [udp(1, 0, 0, 64), ping(1, 64), probe_reply(5), bfd()] {
         pair.send(&write);
@@ -230,13 +231,7 @@ fn what_the_gateway_cannot_take_for_itself_is_counted() {
     assert_eq!(pair.b.drops(), [("liveness_full", MORE as u64)]);
 
     let mut pair = pair_to_inside();
-    let session = Bfd {
-        local: [169, 254, 1, 2].into(),
-        remote: [169, 254, 1, 1].into(),
-        interval: std::time::Duration::from_secs(1),
-        multiplier: 3,
-    };
-    pair.b.apply(vec![changed(Side::B, 0, |settings| settings.bfd = vec![session])]);
+    pair.b.apply(vec![watched()]);
     (0..KEPT + MORE).for_each(|_| pair.send(&bfd()));
     pair.flush(true);
     assert_eq!(pair.b.forwarder.bfd_packets.len(), KEPT);

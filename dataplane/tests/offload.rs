@@ -144,11 +144,12 @@ fn what_arrived_broken_is_joined_to_nothing_and_stays_as_it_is() {
     }
 }
 
+/// Flags of packets in a row; packets and flags of each write.
+type Joined = (&'static [u8], &'static [(usize, u8)]);
+
 #[test]
 fn what_is_joined_keeps_its_flags() {
-    // Flags of packets in a row; packets and flags of each write.
-    type Case = (&'static [u8], &'static [(usize, u8)]);
-    const CASES: &[Case] = &[
+    const CASES: &[Joined] = &[
         (&[ACK, ACK, ACK], &[(3, ACK)]),
         // What was pushed ends a super-packet, which is pushed in its place.
         (&[ACK, ACK | PSH, ACK], &[(2, ACK | PSH), (1, ACK)]),
