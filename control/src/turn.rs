@@ -160,6 +160,9 @@ struct Runtime {
     silent_neighbor: Option<Duration>,
     /// From where the peer was heard, if it moved or was unknown.
     heard_from: Option<SocketAddr>,
+    /// What the core found its outer path to take, while no look of ours has seen it so: the core asks for where its
+    /// packets go, and we for what is configured.
+    narrow: Option<u16>,
     deadline: Option<Duration>,
     obstacle: Option<Obstacle>,
     /// Since the kind of obstacle, or its absence, last changed.
@@ -459,7 +462,7 @@ impl Turn {
                 // Another peer is somewhere else.
                 Some((runtime, _)) => {
                     self.found.remove(&tunnel.name);
-                    Runtime { heard_from: None, ..runtime }
+                    Runtime { heard_from: None, narrow: None, ..runtime }
                 }
                 None => Runtime::new(tunnel.hold_down, now),
             };
@@ -553,8 +556,14 @@ impl Turn {
     }
 
     fn handle_outer(&mut self, outer: BTreeMap<String, Outer>, now: Duration) {
-        for (name, news) in outer {
+        for (name, mut news) in outer {
             let Some(index) = self.by_name.get(&name).copied() else { continue };
+            let narrow = self.tunnels.get_mut(index).map(|runtime| &mut runtime.narrow);
+            if let (Some(Some(found)), Some(mtu)) = (narrow.as_deref(), news.mtu) {
+                // Who never saw it narrow does not know that it is wide again.
+                news.mtu = Some(mtu.min(*found));
+                narrow.into_iter().for_each(|narrow| *narrow = narrow.filter(|found| mtu > *found));
+            }
             let known = self.memory.outer.entry(name).or_default();
             let update = known.update(news);
             if update != Update::Nothing {
@@ -721,6 +730,7 @@ impl Runtime {
             unexplained: false,
             silent_neighbor: None,
             heard_from: None,
+            narrow: None,
             deadline: None,
             obstacle: Some(Obstacle::NoPlan),
             since: now,

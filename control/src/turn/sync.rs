@@ -139,6 +139,8 @@ impl Turn {
     pub(super) fn handle_hello(&mut self, hello: Hello, now: Duration) {
         let before = self.last_boot;
         let is_new = before.is_some_and(|boot| boot != hello.boot);
+        // So is one of which nobody knows, and that has nothing.
+        let forgot_paths = is_new || before.is_none() && hello.tunnels.is_empty();
         let mut core = Core::new(&hello, now);
         self.numbers = Numbers {
             tunnels: hello.tunnels.iter().map(|tunnel| (tunnel.name.clone(), tunnel.id)).collect(),
@@ -160,11 +162,12 @@ impl Turn {
             runtime.unexplained = false;
             runtime.health.handle_hello(now);
             // Where nobody but a core has looked, it was the last one.
-            if is_new
-                && tunnel.remote.is_none()
+            let by_core = runtime.narrow.is_some() || tunnel.remote.is_none() && tunnel.uplink.is_none();
+            if forgot_paths
+                && by_core
                 && let Some(outer) = self.memory.outer.get_mut(&tunnel.name)
             {
-                outer.mtu = None;
+                (outer.mtu, runtime.narrow) = (None, None);
             }
             if before != Some(hello.boot) {
                 runtime.health.handle_new_core(now);
@@ -544,10 +547,14 @@ impl Turn {
                     let held = Arc::make_mut(held);
                     held.path_mtu = held.path_mtu.min(path_mtu);
                 }
-                let Some(tunnel) = self.index(tunnel).and_then(|index| self.config.tunnels.get(index)) else {
+                let Some(index) = self.index(tunnel) else { return };
+                let (Some(tunnel), Some(runtime)) =
+                    (self.config.tunnels.get(index), self.tunnels.get_mut(index))
+                else {
                     return;
                 };
                 let outer = self.memory.outer.entry(tunnel.name.clone()).or_default();
+                runtime.narrow = Some(path_mtu).filter(|found| outer.mtu.is_none_or(|known| known > *found));
                 if outer.mtu.replace(path_mtu) != Some(path_mtu) {
                     self.effects.push(Effect::RememberLater);
                     self.needs_rebuild = true;

@@ -23,11 +23,19 @@ fn a_path_that_is_wide_again_makes_its_tunnel_wide_again() {
         rig.settle();
     };
     assert_eq!(mtus(&rig), (Some(1438), 1500, 1438));
-    // A look of ours says so, or the core.
+    let look = |rig: &mut Rig, mtu| {
+        for name in ["a", "b", "c"] {
+            let outer = Outer { mtu: Some(mtu), ..Outer::default() };
+            rig.event(Event::Outer([(name.to_owned(), outer)].into()));
+        }
+        rig.settle();
+    };
+    // A look of ours says so that had seen it narrow, or the core: we may ask for another way than its packets take.
     lower(&mut rig);
+    look(&mut rig, 1500);
     assert_eq!(mtus(&rig), (Some(1338), 1400, 1338));
-    ["a", "b", "c"].iter().for_each(|name| rig.link(name, true));
-    rig.settle();
+    look(&mut rig, 1400);
+    look(&mut rig, 1500);
     assert_eq!(mtus(&rig), (Some(1438), 1500, 1438));
     lower(&mut rig);
     let tunnel = rig.id("a").unwrap();
@@ -36,8 +44,9 @@ fn a_path_that_is_wide_again_makes_its_tunnel_wide_again() {
     assert_eq!(mtus(&rig), (Some(1438), 1500, 1438));
     // It was so for no longer than it took to hear of it: what was put before is put once more.
     rig.core.as_mut().unwrap().set_path_mtu(tunnel, Some(1400));
-    rig.event(Event::Core(CoreEvent::PathMtu { tunnel, path_mtu: 1400 }));
-    rig.link("a", true);
+    for path_mtu in [1400, 1500] {
+        rig.event(Event::Core(CoreEvent::PathMtu { tunnel, path_mtu }));
+    }
     assert_eq!(mtus(&rig).2, 1338);
     rig.settle();
     assert_eq!(mtus(&rig), (Some(1438), 1500, 1438));
