@@ -146,7 +146,7 @@ pub struct LearnedMember<'a> {
 /// The priority in the core's groups of tunnels that BGP has a better choice than.
 pub const STANDBY: i32 = i32::MIN;
 /// That of tunnels that stand behind all others, but for those.
-const YIELDING: i32 = STANDBY + 1;
+pub const YIELDING: i32 = STANDBY + 1;
 
 /// What IKE has settled about a tunnel's outer path and SAs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

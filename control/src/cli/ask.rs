@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{FAILED, RunDir};
 use crate::{
     admin::{self, Request, Response},
-    desired::STANDBY,
+    desired::{STANDBY, YIELDING},
     status::Way,
 };
 
@@ -217,7 +217,7 @@ fn describe(way: &Way) -> String {
             let reason =
                 if member.reason.is_empty() { String::new() } else { format!(": {}", member.reason) };
             let priority = match member.priority {
-                STANDBY => "behind the others".to_owned(),
+                STANDBY | YIELDING => "behind the others".to_owned(),
                 priority => format!("priority {priority}"),
             };
             text.push_str(&format!(

@@ -37,6 +37,8 @@ use crate::{
 pub(super) const MAX_KERNEL: usize = 1536;
 /// Routes in one transaction.
 const MAX_CORE: usize = 8192;
+/// Sets with tunnels that stand by; new ones beyond have none: a group of more than one takes 64 KiB of the core.
+pub(super) const MAX_STANDBY: usize = 512;
 
 /// A prefix, and the ways to it; none: it is gone.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -122,6 +124,7 @@ pub(super) struct Table {
     routes: BTreeMap<IpNet, Entry>,
     sets: Vec<Set>,
     by_ways: BTreeMap<Ways, SetId>,
+    with_standby: usize,
     free: Vec<SetId>,
     /// A next hop that was withdrawn is taken out of those that have it.
     pub(super) vias: Shared<LearnedVia, u32>,
@@ -162,6 +165,7 @@ impl Table {
             routes: BTreeMap::new(),
             sets: Vec::new(),
             by_ways: BTreeMap::new(),
+            with_standby: 0,
             free: Vec::new(),
             vias: Shared::default(),
             withdrawn: BTreeSet::new(),
@@ -277,7 +281,10 @@ impl Table {
 
     /// Takes a choice in.
     pub(super) fn learn(&mut self, route: LearnedRoute) {
-        let ways = Ways { link: route.link, tunnels: route.tunnels, standby: route.standby };
+        let mut ways = Ways { link: route.link, tunnels: route.tunnels, standby: route.standby };
+        if self.with_standby >= MAX_STANDBY && !self.by_ways.contains_key(&ways) {
+            ways.standby.clear();
+        }
         let set = if ways == Ways::default() { NONE } else { self.intern(ways) };
         let entry = self.routes.entry(route.prefix).or_insert(Entry::NEW);
         let before = core::mem::replace(&mut entry.wanted, set);
@@ -298,6 +305,7 @@ impl Table {
             self.sets[*id as usize].uses += 1;
             return *id;
         }
+        self.with_standby += usize::from(!ways.standby.is_empty());
         let set = Set { ways: ways.clone(), uses: 1, group: None };
         let id = match self.free.pop() {
             Some(id) => {
@@ -319,6 +327,7 @@ impl Table {
         set.uses -= 1;
         if set.uses == 0 {
             self.by_ways.remove(&set.ways);
+            self.with_standby -= usize::from(!set.ways.standby.is_empty());
             set.ways = Ways::default();
             set.group = None;
             self.free.push(id);

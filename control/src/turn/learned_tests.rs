@@ -7,7 +7,7 @@ use braid_api::{
 use ipnet::IpNet;
 
 use super::{
-    learned::{MAX_KERNEL, Table},
+    learned::{MAX_KERNEL, MAX_STANDBY, Table},
     tests::Rig,
     *,
 };
@@ -104,6 +104,25 @@ fn what_bgp_has_a_better_choice_than_stands_by_in_the_same_group() {
     learn(&mut rig, vec![LearnedRoute { standby, ..by("10.8.0.0/16", &[("d", 1)]) }], true);
     let (_, last) = members(&rig);
     assert!(last[0].1 == STANDBY && last[1].1 > STANDBY, "{last:?}");
+}
+
+#[test]
+fn of_very_many_ways_the_last_have_nothing_that_stands_by() {
+    let mut table = Table::new();
+    let count = MAX_STANDBY + 88;
+    for number in 0..count {
+        let prefix = format!("10.{}.{}.0/24", number >> 8, number & 255);
+        let standby = vec![("b".to_owned(), 1)];
+        table.learn(LearnedRoute { standby, ..by(&prefix, &[("a", number as u16 + 1)]) });
+    }
+    let groups = table.groups();
+    assert_eq!(groups.len(), count);
+    assert_eq!(groups.iter().filter(|members| members.len() == 2).count(), MAX_STANDBY);
+    // There is room again once others have gone.
+    table.forget();
+    assert_eq!(table.groups().len(), 0);
+    table.learn(LearnedRoute { standby: vec![("b".to_owned(), 1)], ..by("10.9.0.0/24", &[("a", 1)]) });
+    assert_eq!(table.groups()[0].len(), 2);
 }
 
 #[test]

@@ -146,9 +146,10 @@ impl Turn {
                     "it has failed, and takes no traffic back from tunnels that carry (preempt = false)";
                 (State::Standby, why.to_owned())
             }
-            (None, Offer::Live) if outranked => {
-                (State::Standby, "tunnels of higher priority carry the traffic".to_owned())
-            }
+            (None, Offer::Live) if outranked => (
+                State::Standby,
+                "tunnels of higher priority, or by which BGP has better routes, carry the traffic".to_owned(),
+            ),
             (None, Offer::Live) => (State::Up, String::new()),
         };
         let outer = self.memory.outer.get(&tunnel.name);

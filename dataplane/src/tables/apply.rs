@@ -33,6 +33,8 @@ use crate::{esp::Engine, wireguard::Peer};
 
 /// Longest name of a tunnel, in bytes.
 const MAX_NAME_LEN: usize = 64;
+/// Pairs of groups of which one follows the other's flows in one transaction, each a look at all buckets: 10 ms.
+const MAX_MOVES: usize = 512;
 /// The smallest MTU of IPv4 (RFC 791 section 3.2).
 const MIN_MTU: u16 = 68;
 
@@ -642,6 +644,9 @@ impl Attempt<'_> {
 
     fn note_move(&mut self, from: Target, to: Target) {
         let (Target::Group(from), Target::Group(to)) = (from, to) else { return };
+        if self.done.moved.len() >= MAX_MOVES && !self.done.moved.contains_key(&(from, to)) {
+            return;
+        }
         if let (Some(old), Some(new)) = (self.ledger.group(from), self.ledger.group(to)) {
             self.done.moved.entry((from, to)).or_insert_with(|| (old.group.clone(), new.group.clone()));
         }

@@ -114,9 +114,14 @@ impl Group {
                 Some(slot) => (slot.current.load(Relaxed), slot.seen.load(Relaxed)),
                 None => (alone, now.0),
             };
-            let ours = Ticks(slot.seen.load(Relaxed));
-            let is_idle = now.passed_since(ours, IDLE_GAP) && Ticks(seen).passed_since(ours, 0);
-            if current != NOWHERE && (is_idle || slot.current.load(Relaxed) == NOWHERE) {
+            let (here, ours) = (slot.current.load(Relaxed), Ticks(slot.seen.load(Relaxed)));
+            let is_idle = || {
+                let member = self.member(here).filter(|_| self.contains(TunnelId(current)));
+                let gap = member.map(|member| self.delay_difference(member, TunnelId(current)));
+                gap.is_some_and(|gap| now.passed_since(ours, IDLE_GAP.saturating_add(gap)))
+                    && Ticks(seen).passed_since(ours, 0)
+            };
+            if current != NOWHERE && (here == NOWHERE || is_idle()) {
                 slot.current.store(current, Relaxed);
                 slot.seen.store(seen, Relaxed);
             }
