@@ -42,9 +42,9 @@ pub(super) const MAIN: u32 = 254;
 pub(super) const WORST_METRIC: u32 = u32::MAX;
 /// Metric of routes into the device of slot 0; the following slots count up. What is below is for links that go
 /// before ([`super::learned`]); the kernel takes none as it is for a metric of 0 (IPv6). No other program's routes shall
-/// be taken for ours, nor ours for theirs: all lie above what routing daemons use (FRR 20, BIRD 32) and below what
-/// DHCP clients do (100 and more).
-pub(super) const DEVICE_METRIC: u32 = 66;
+/// be taken for ours, nor ours for theirs: all lie above what routing daemons use (FRR 20, BIRD 32) and NetworkManager
+/// for VPNs (50), and below what DHCP clients do (100 and more).
+pub(super) const DEVICE_METRIC: u32 = 67;
 
 /// Outer packets jump from here to [`PRIORITY_END`].
 const PRIORITY_SKIP: u32 = 19_900;

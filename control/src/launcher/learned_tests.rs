@@ -52,8 +52,8 @@ fn what_a_killed_run_left_goes_with_the_sweep_or_is_taken_over() {
     assert_eq!(slot_of_metric(WORST_METRIC), None);
     assert_eq!(slot_of_metric(metric(2)), None);
     for slot in 0..SLOTS {
-        // Above a routing daemon's 32, below a DHCP client's 100.
-        assert!(32 < link_metric(slot) && link_metric(slot) < DEVICE_METRIC);
+        // Above NetworkManager's 50 for VPNs, below a DHCP client's 100.
+        assert!(50 < link_metric(slot) && link_metric(slot) < DEVICE_METRIC);
         assert!((DEVICE_METRIC + u32::from(SLOTS)..100).contains(&metric(slot)));
     }
 }

@@ -265,7 +265,7 @@ fn a_static_route_over_a_link(ends: &Ends) -> Outcome {
         Err(error) => Err(error.to_string()),
     })?;
     // Versions before next-hop objects left their routes by themselves.
-    netns.ip(&format!("route add {} via {} dev {LINK} proto 178 metric 50", ends.nowhere, ends.far))?;
+    netns.ip(&format!("route add {} via {} dev {LINK} proto 178 metric 51", ends.nowhere, ends.far))?;
     assert_eq!(both(netns)?, (2, 1));
     let mut next = Gateway::start(netns, &plain)?;
     until(&next, "its plan", |status| status["core"] == true)?;
