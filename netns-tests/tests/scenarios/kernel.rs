@@ -173,13 +173,19 @@ fn everything_is_put_back() -> Outcome {
     Ok(())
 }
 
+/// The host in the middle does at first, or its silence would say nothing.
+fn answers_in_clear(topology: &Topology) -> Outcome {
+    for address in [OUTSIDE, OUTSIDE6] {
+        assert!(answered(&topology.client, address)?, "{address} must answer in clear at first");
+    }
+    Ok(())
+}
+
 fn nothing_in_clear_whatever_is_killed() -> Outcome {
     let topology = network()?;
     let netns = &topology.gateway_a;
     let before = State::of(netns)?;
-    for address in [OUTSIDE, OUTSIDE6] {
-        assert!(answered(&topology.client, address)?, "{address} must answer in clear at first");
-    }
+    answers_in_clear(&topology)?;
     let _b = start(&topology, Side::B, "")?;
     let mut gateway = start(&topology, Side::A, DEFAULT_ROUTES)?;
     let capture = Capture::start(netns, "wan0", "ip or ip6", 128)?;
@@ -223,9 +229,7 @@ fn what_is_protected_goes_nowhere() -> Outcome {
     let topology = network()?;
     let netns = &topology.gateway_a;
     let before = State::of(netns)?;
-    for address in [OUTSIDE, OUTSIDE6] {
-        assert!(answered(&topology.client, address)?, "{address} must answer in clear at first");
-    }
+    answers_in_clear(&topology)?;
     let _b = start(&topology, Side::B, "")?;
     let text = patient(setup().configuration(Side::A, &topology.paths));
     let protect = format!("[gateway]\nprotect = [\"{OUTSIDE}/32\", \"{OUTSIDE6}/128\"]\n");
