@@ -7,6 +7,7 @@ mod ask;
 mod check;
 mod client;
 mod doctor;
+mod file;
 mod import;
 mod keys;
 mod routes;

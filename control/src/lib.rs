@@ -16,6 +16,7 @@ pub mod desired;
 pub mod doctor;
 pub mod failover;
 pub mod ike;
+pub mod import;
 pub mod key_log;
 pub mod keys;
 pub mod launcher;

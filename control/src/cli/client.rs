@@ -4,10 +4,9 @@
 //! made here, printed once within its configuration, and kept nowhere.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, IsTerminal, Write},
+    fs::File,
+    io::{self, IsTerminal},
     net::IpAddr,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -19,6 +18,7 @@ use zeroize::Zeroizing;
 
 use super::{
     FAILED, RunDir, WRONG_USAGE,
+    file::Written,
     keys::{print_private, random},
 };
 use crate::{
@@ -123,7 +123,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
 
 fn add(args: &Add) -> Result<(), Failure> {
     config::name(&args.name).map_err(|fault| usage(format!("{:?}: {fault}", args.name)))?;
-    let lock = lock(&args.place.config)?;
+    let _lock = lock(&args.place.config)?;
     let (config, mut clients) = load(&args.place)?;
     if config.tunnels.iter().any(|tunnel| tunnel.name == args.name) {
         return Err(usage(format!("{:?} is taken: give another name", args.name)));
@@ -146,26 +146,37 @@ fn add(args: &Add) -> Result<(), Failure> {
     let text = client_configuration(&clients, &client, &private_key);
     let code = QrCode::with_error_correction_level(text.as_bytes(), EcLevel::L);
     let code = code.map_err(|error| usage(format!("no QR code holds its configuration: {error}")))?;
+    let out = if args.shows_qr(io::stdout().is_terminal()) { with_qr(&text, &code) } else { text };
+    // Its private key is kept nowhere: whoever is in the list without having been told it is lost.
+    let not_added = |what: String| fail(format!("{what}; {} was not added", args.name));
+    let picture = args.png.as_deref().map(|path| {
+        let written = png(&code).and_then(|bytes| Written::new(path, &bytes));
+        written.map_err(|error| not_added(format!("cannot write {}: {error}", path.display())))
+    });
+    let picture = picture.transpose()?;
     clients.list.push(client);
-    store(&args.place, &clients)?;
-    drop(lock);
-    if let Some(path) = &args.png {
-        let written = png(&code).and_then(|bytes| replace(path, &bytes));
-        written.map_err(|error| fail(format!("cannot write {}: {error}", path.display())))?;
+    let done = store(&args.place, &clients).and_then(|written| {
+        let Err(error) = print_private(&out) else { return Ok(()) };
+        put_back(&args.place, &clients, written)?;
+        Err(not_added(format!("stdout: {error}")))
+    });
+    if let (Err(_), Some(picture)) = (&done, picture) {
+        // Why there is no client is worth more than that its picture stays.
+        let _ = picture.undo();
     }
-    let mut out = Zeroizing::new(text.to_string());
-    if args.qr || (!args.no_qr && io::stdout().is_terminal()) {
-        out.push('\n');
-        out.push_str(
-            &code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build(),
-        );
-        out.push('\n');
+    done?;
+    warn_if_alone(&args.place);
+    Ok(())
+}
+
+impl Add {
+    fn shows_qr(&self, terminal: bool) -> bool {
+        self.qr || (terminal && !self.no_qr)
     }
-    print_private(&out).map_err(|error| fail(format!("stdout: {error}")))
 }
 
 fn remove(args: &Remove) -> Result<(), Failure> {
-    let lock = lock(&args.place.config)?;
+    let _lock = lock(&args.place.config)?;
     let (_, mut clients) = load(&args.place)?;
     let before = clients.list.len();
     clients.list.retain(|client| client.name != args.name);
@@ -179,7 +190,7 @@ fn remove(args: &Remove) -> Result<(), Failure> {
         return Err(Failure(format!("braid: no client is named {:?}; {known}", args.name), FAILED));
     }
     store(&args.place, &clients)?;
-    drop(lock);
+    warn_if_alone(&args.place);
     Ok(())
 }
 
@@ -300,32 +311,33 @@ fn load(place: &Place) -> Result<(Config, Clients), Failure> {
     Ok((config, clients))
 }
 
-/// Writes the file beside the old one, sees whether the configuration is right with it, and has a gateway that runs
-/// take it; where it does not, all is as before.
-fn store(place: &Place, clients: &Clients) -> Result<(), Failure> {
-    let fail = |error: io::Error| Failure(format!("braid: {}: {error}", clients.file.display()), FAILED);
-    let before = match fs::read(&clients.file) {
-        Ok(bytes) => Some(Zeroizing::new(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(fail(error)),
-    };
-    replace(&clients.file, Clients::file_text(&clients.list).as_bytes()).map_err(fail)?;
+/// Writes the file, sees whether the configuration is right with it, and has a gateway that runs take it; where it
+/// does not, all is as before.
+fn store<'c>(place: &Place, clients: &'c Clients) -> Result<Written<'c>, Failure> {
+    let text = Clients::file_text(&clients.list);
+    let written = Written::new(&clients.file, text.as_bytes()).map_err(|error| unwritten(clients, &error))?;
     let taken = load(place).map(drop).and_then(|()| reload(&place.run_dir.path));
     if let Err(failure) = taken {
-        match before {
-            Some(bytes) => replace(&clients.file, &bytes).map_err(fail)?,
-            None => fs::remove_file(&clients.file).map_err(fail)?,
-        }
-        // It may have taken the change all the same, as where another tunnel was refused.
-        let _ = reload(&place.run_dir.path);
+        put_back(place, clients, written)?;
         return Err(failure);
     }
+    Ok(written)
+}
+
+/// All is as before [`store`].
+fn put_back(place: &Place, clients: &Clients, written: Written<'_>) -> Result<(), Failure> {
+    written.undo().map_err(|error| unwritten(clients, &error))?;
+    // It may have taken the change all the same, as where another tunnel was refused.
+    let _ = reload(&place.run_dir.path);
     Ok(())
+}
+
+fn unwritten(clients: &Clients, error: &io::Error) -> Failure {
+    Failure(format!("braid: {}: {error}", clients.file.display()), FAILED)
 }
 
 fn reload(run_dir: &Path) -> Result<(), Failure> {
     if !admin::is_there(run_dir) {
-        eprintln!("braid: no gateway runs in {}: the change counts from its start on", run_dir.display());
         return Ok(());
     }
     match admin::request(run_dir, &Request::Reload) {
@@ -335,19 +347,23 @@ fn reload(run_dir: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Whole or not at all, whoever is killed.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    let _ = fs::remove_file(&beside);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    // So that a power cut does not let in again whoever was removed.
-    File::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
-        .sync_all()
+fn warn_if_alone(place: &Place) {
+    let run_dir = &place.run_dir.path;
+    if !admin::is_there(run_dir) {
+        eprintln!("braid: no gateway runs in {}: the change counts from its start on", run_dir.display());
+    }
+}
+
+/// For a terminal that is light on dark, as most are.
+fn with_qr(text: &str, code: &QrCode) -> Zeroizing<String> {
+    let picture = code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build();
+    let picture = Zeroizing::new(picture);
+    // Sized first: a growing string would leave copies of keys in freed memory.
+    let mut out = Zeroizing::new(String::with_capacity(text.len() + picture.len() + 2));
+    for part in [text, "\n", &picture, "\n"] {
+        out.push_str(part);
+    }
+    out
 }
 
 /// Black on white, four modules of margin (ISO/IEC 18004).
@@ -397,6 +413,27 @@ dns = \"10.1.0.53\"
     }
 
     #[test]
+    fn a_qr_code_is_for_terminals_unless_it_is_asked_for() {
+        let shows = |flags: &[&str], terminal| {
+            #[derive(clap::Parser)]
+            struct Line {
+                #[command(flatten)]
+                add: Add,
+            }
+            let words = ["add", "alice", "--config", "x"].iter().chain(flags);
+            clap::Parser::try_parse_from(words).map(|line: Line| line.add.shows_qr(terminal)).ok()
+        };
+        for (flags, on_terminal, elsewhere) in [
+            (&[][..], Some(true), Some(false)),
+            (&["--no-qr"], Some(false), Some(false)),
+            (&["--qr"], Some(true), Some(true)),
+            (&["--qr", "--no-qr"], None, None),
+        ] {
+            assert_eq!((shows(flags, true), shows(flags, false)), (on_terminal, elsewhere), "{flags:?}");
+        }
+    }
+
+    #[test]
     fn a_clients_configuration_is_read_by_wg_quicks_readers() {
         let clients = clients();
         let alice = client("alice", clients.free_addresses().unwrap());
@@ -407,7 +444,7 @@ dns = \"10.1.0.53\"
         // Our own inside address, unless what is reached covers it.
         assert!(text.contains("\nAllowedIPs = 10.1.0.0/16, 10.8.0.0/24, fd00:8::1/128\n"));
         assert!(text.ends_with("PersistentKeepalive = 25\n"));
-        let imported = crate::wireguard::import::import(&text, "alice", None).unwrap();
+        let imported = crate::import::wireguard::import(&text, "alice", None).unwrap();
         assert!(imported.text.contains(&clients.private_key.public().to_string()));
     }
 

@@ -290,6 +290,8 @@ pub(super) fn read_list(clients: &mut Clients, report: &mut Report) {
             let Some((client, item)) = client else { continue };
             if client.addresses.iter().any(|address| !taken.insert(*address)) {
                 item.invalid(&mut own, "an address that is taken", "give each client addresses of its own");
+                // As a tunnel, it would be refused once more.
+                continue;
             }
             clients.list.push(client);
         }
@@ -311,10 +313,12 @@ fn read_client<'t>(
     super::tunnel::refuse_exposed(preshared, mode, exposed, report);
     let preshared_key = preshared.parse(wireguard::secret_key, report);
     let item = section.require("address", "address = \"10.8.0.2\"", report)?;
-    let mut addresses = Vec::new();
+    let mut addresses: Vec<IpAddr> = Vec::new();
     for (address, item) in item.one_or_list(2, value::host_address, report) {
         if !network.iter().any(|net| net.contains(&address)) {
             item.invalid(report, format!("{address} is not within [clients] network"), "give one that is");
+        } else if addresses.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
+            item.invalid(report, "two addresses of one family", "give at most one IPv4 and one IPv6");
         }
         addresses.push(address);
     }

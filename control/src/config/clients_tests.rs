@@ -82,6 +82,12 @@ fn what_is_wrong_is_named_with_its_file_and_line() {
         (GOOD.to_owned(), alice.replace("10.8.0.2", "10.8.0.1"), 0o600, "an address that is taken"),
         (
             GOOD.to_owned(),
+            alice.replace("\"10.8.0.2\"", "[\"10.8.0.2\", \"10.8.0.3\"]"),
+            0o600,
+            "two addresses of one family",
+        ),
+        (
+            GOOD.to_owned(),
             alice.replace("name =", "nmae ="),
             0o600,
             "clients.toml:2: client.nmae: unknown key",

@@ -1,6 +1,5 @@
-//! WireGuard as people write it: keys, and configurations of wg-quick.
+//! WireGuard's keys, as people write them.
 
-pub mod import;
 mod key;
 
 pub(crate) use key::BASE64_LEN;

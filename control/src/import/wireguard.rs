@@ -13,35 +13,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
-use super::{PublicKey, Secret};
-use crate::config::{MAX_TUNNELS, dns_name, inside};
+use super::{Imported, Line, MAX_ERRORS, usable_name, write_list};
+use crate::{
+    config::{MAX_TUNNELS, dns_name, inside, unroutable},
+    wireguard::{PublicKey, Secret},
+};
 
 /// Most addresses and allowed IPs of one interface or peer.
 const MAX_PREFIXES: usize = 65_536;
-
-/// What came of it.
-#[derive(Debug)]
-pub struct Imported {
-    /// A configuration in TOML. It holds keys.
-    pub text: Zeroizing<String>,
-    /// What could not be carried over, and why.
-    pub notes: Vec<Line>,
-}
-
-/// Something to be said of a line.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Line {
-    /// From 1.
-    pub line: usize,
-    /// In words; it shows no key.
-    pub text: String,
-}
-
-impl fmt::Display for Line {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.line, self.text)
-    }
-}
 
 /// Reads a wg-quick configuration. Tunnels are called `name`, with a number where there are several; `local` is
 /// our outer address.
@@ -57,8 +36,9 @@ pub fn import(text: &str, name: &str, local: Option<IpAddr>) -> Result<Imported,
     if !reader.errors.is_empty() {
         return Err(reader.errors);
     }
+    reader.leave_out_unroutable();
     reader.resolve_overlaps();
-    let name = usable_name(name);
+    let name = usable_name(name, "wg");
     // Sized first: a growing string would leave copies of keys in freed memory.
     let mut toml = Zeroizing::new(String::with_capacity(4096 + 8 * text.len() + 1024 * reader.peers.len()));
     // Writing to a string never fails.
@@ -258,6 +238,22 @@ impl Reader {
         errors.into_iter().for_each(|(line, text)| self.error(line, text));
     }
 
+    /// Such as the groups of routing protocols, which go to every neighbor in WireGuard's tunnels alone.
+    fn leave_out_unroutable(&mut self) {
+        let mut left_out = Vec::new();
+        for peer in &mut self.peers {
+            peer.allowed.retain(|net| {
+                let Some(what) = unroutable(net) else { return true };
+                let text = format!(
+                    "AllowedIPs {net}: not carried over; {what} does not leave by a tunnel of Braid's"
+                );
+                left_out.push((peer.line, text));
+                false
+            });
+        }
+        left_out.into_iter().for_each(|(line, text)| self.note(line, text));
+    }
+
     /// As in WireGuard, a prefix belongs to the last peer that claims it.
     fn resolve_overlaps(&mut self) {
         let mut taken: BTreeMap<IpNet, usize> = BTreeMap::new();
@@ -282,7 +278,7 @@ impl Reader {
 
     fn write(&mut self, out: &mut String, name: &str, local: Option<IpAddr>) -> fmt::Result {
         let mut routes = Vec::new();
-        let mut uncalled = Vec::new();
+        let mut notes = Vec::new();
         for (index, peer) in self.peers.iter().enumerate() {
             let name = if self.peers.len() > 1 { format!("{name}-{}", index + 1) } else { name.to_owned() };
             let (Some(private_key), Some(public_key)) = (&self.private_key, peer.public_key) else {
@@ -298,9 +294,18 @@ impl Reader {
             }
             if peer.endpoint.is_none() && local.is_none() {
                 out.push_str("# local = \"192.0.2.10\"   our outer address, which this peer calls\n");
-                uncalled.push(peer.line);
+                let text = "no Endpoint: give the tunnel `local`, the address that this peer calls (or import with \
+                            --local)";
+                notes.push((peer.line, text.to_owned()));
             }
             let hosts = peer_hosts(&self.addresses, &peer.allowed);
+            for host in hosts.iter().filter(|host| !self.addresses.iter().any(|net| net.contains(*host))) {
+                let text = format!(
+                    "{host} is taken for the peer's own address, which probes watch; if it is a host behind the \
+                     peer, have a [[route]] to it instead of peer-inside"
+                );
+                notes.push((peer.line, text));
+            }
             write_list(out, "inside", &self.addresses)?;
             write_list(out, "peer-inside", &hosts)?;
             write!(out, "\n[tunnel.wireguard]\nprivate-key = \"{}\"\n", *private_key.to_base64())?;
@@ -325,9 +330,7 @@ impl Reader {
         for (prefix, name) in routes {
             write!(out, "[[route]]\nprefix = \"{prefix}\"\nvia = [\"{name}\"]\n\n")?;
         }
-        let text =
-            "no Endpoint: give the tunnel `local`, the address that this peer calls (or import with --local)";
-        uncalled.into_iter().for_each(|line| self.note(line, text));
+        notes.into_iter().for_each(|(line, text)| self.note(line, text));
         Ok(())
     }
 
@@ -336,33 +339,34 @@ impl Reader {
     }
 
     fn error(&mut self, line: usize, text: impl Into<String>) {
-        /// More are not worth reading.
-        const MAX_ERRORS: usize = 200;
         if self.errors.len() < MAX_ERRORS {
             self.errors.push(Line { line, text: text.into() });
         }
     }
 }
 
-/// The peer's inside addresses: of each family that we have one of, the first host among its allowed IPs.
+/// The peer's inside addresses: of each family that we have one of, the first host among its allowed IPs that our
+/// network has. Any other is behind the peer, and a probe of it would say nothing of the tunnel.
 fn peer_hosts(ours: &[IpNet], allowed: &[IpNet]) -> Vec<IpAddr> {
     let host = |ours: &IpNet| {
-        let is_host = |net: &&IpNet| {
+        let network = network_of(ours);
+        let is_peer = |net: &&IpNet| {
             net.prefix_len() == net.max_prefix_len()
-                && net.addr().is_ipv4() == ours.addr().is_ipv4()
+                && network.contains(&net.addr())
                 && net.addr() != ours.addr()
         };
-        allowed.iter().find(is_host).map(IpNet::addr)
+        allowed.iter().find(is_peer).map(IpNet::addr)
     };
     ours.iter().filter_map(host).collect()
 }
 
-fn write_list<T: fmt::Display>(out: &mut String, key: &str, items: &[T]) -> fmt::Result {
-    if items.is_empty() {
-        return Ok(());
+/// Many give their address without its network: then it is of the usual size.
+fn network_of(ours: &IpNet) -> IpNet {
+    let usual = if ours.addr().is_ipv4() { 24 } else { 64 };
+    if ours.prefix_len() < ours.max_prefix_len() {
+        return *ours;
     }
-    let items: Vec<String> = items.iter().map(|item| format!("\"{item}\"")).collect();
-    writeln!(out, "{key} = [{}]", items.join(", "))
+    IpNet::new(ours.addr(), usual).unwrap_or(*ours)
 }
 
 fn list(value: &str) -> impl Iterator<Item = &str> {
@@ -379,184 +383,4 @@ fn bad_key(name: &str) -> Wrong {
 
 fn unknown(key: &str, known: &str) -> Wrong {
     format!("unknown key {key:?}; known here: {known}")
-}
-
-/// A name for tunnels, from that of a file.
-fn usable_name(name: &str) -> String {
-    /// Leaves room for a number.
-    const MAX_LEN: usize = 48;
-    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' };
-    let name: String = name.chars().map(plain).take(MAX_LEN).collect();
-    let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
-    if name.is_empty() { "wg".to_owned() } else { name.to_owned() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SITE: &str = "\
-# office
-[Interface]
-PrivateKey = oK56DE9Ue9zK76rAc8pBl6opph+1v36lm7cXXsQKrQM=
-Address = 10.9.0.2/24, fd00:9::2/64   # ours
-ListenPort = 51821
-DNS = 10.9.0.1
-MTU = 1400
-PostUp = iptables -A FORWARD -i %i -j ACCEPT
-
-[peer]
-publickey = GtL7fZc/bLnqZldpVofMCD6hDjrK28SsdLxevJ+qtKU=
-PresharedKey = /UwcSPg38hW/D9Y3tcS1FOV0K1wuURMbS0sesJEP5ak=
-Endpoint = vpn.example.com:51820
-AllowedIPs = 10.9.0.1/32, 10.2.0.0/16, 0.0.0.0/0
-AllowedIPs = fd00:9::1/128
-PersistentKeepalive = 25
-";
-
-    fn imported(text: &str, local: Option<&str>) -> Imported {
-        import(text, "wg0", local.map(|local| local.parse().unwrap())).unwrap()
-    }
-
-    fn parsed(imported: &Imported) -> toml::Table {
-        toml::from_str(&imported.text).unwrap_or_else(|error| panic!("{error}\n{}", *imported.text))
-    }
-
-    fn strings(list: &toml::Value) -> Vec<&str> {
-        list.as_array().unwrap().iter().map(|item| item.as_str().unwrap()).collect()
-    }
-
-    #[test]
-    fn that_no_routes_were_wanted_is_told() {
-        let text = SITE.replace("MTU = 1400", "Table = off");
-        let said: Vec<String> = imported(&text, None).notes.iter().map(ToString::to_string).collect();
-        assert!(
-            said.iter().any(|note| note.starts_with("7: Table = off: not carried over; remove")),
-            "{said:?}"
-        );
-    }
-
-    fn errors(text: &str) -> Vec<String> {
-        import(text, "wg0", None).unwrap_err().iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn a_site_becomes_a_tunnel_and_its_routes() {
-        let imported = imported(SITE, None);
-        let notes: Vec<usize> = imported.notes.iter().map(|note| note.line).collect();
-        assert_eq!(notes, [6, 7, 8], "{:?}", imported.notes);
-        let config = parsed(&imported);
-        let tunnel = &config["tunnel"][0];
-        for (key, value) in [("name", "wg0"), ("type", "wireguard"), ("remote", "vpn.example.com")] {
-            assert_eq!(tunnel[key].as_str(), Some(value));
-        }
-        assert!(tunnel.get("role").is_none(), "we begin");
-        assert_eq!(strings(&tunnel["inside"]), ["10.9.0.2/24", "fd00:9::2/64"]);
-        assert_eq!(strings(&tunnel["peer-inside"]), ["10.9.0.1", "fd00:9::1"]);
-        let wireguard = tunnel["wireguard"].as_table().unwrap();
-        for key in ["private-key", "peer-public-key", "preshared-key"] {
-            let value = wireguard[key].as_str().unwrap();
-            assert!(SITE.contains(value), "{key}");
-        }
-        let ports = [&wireguard["listen-port"], &wireguard["remote-port"]].map(toml::Value::as_integer);
-        assert_eq!(ports, [Some(51_821), Some(51_820)]);
-        assert_eq!(wireguard["keepalive"].as_str(), Some("25s"));
-        let routes = config["route"].as_array().unwrap();
-        let prefixes: Vec<&str> = routes.iter().map(|route| route["prefix"].as_str().unwrap()).collect();
-        assert_eq!(prefixes, ["10.2.0.0/16", "0.0.0.0/0"]);
-        assert!(routes.iter().all(|route| strings(&route["via"]) == ["wg0"]));
-    }
-
-    #[test]
-    fn peers_of_a_hub_share_its_address_and_the_last_one_has_what_two_claim() {
-        let key = |byte: u8| PublicKey([byte; 32]).to_string();
-        let text = format!(
-            "[Interface]\nPrivateKey = {}\nAddress = 10.9.0.1/24\n\
-             [Peer]\nPublicKey = {}\nAllowedIPs = 10.9.0.2, 10.3.0.0/16\n\
-             [Peer]\nPublicKey = {}\nAllowedIPs = 10.9.0.3/32, 10.3.1.1/16\nEndpoint = [2001:db8::1]:9\n",
-            key(1),
-            key(2),
-            key(3)
-        );
-        let hub = imported(&text, Some("2001:db8::2"));
-        let notes: Vec<String> = hub.notes.iter().map(ToString::to_string).collect();
-        assert_eq!(notes, ["4: AllowedIPs 10.3.0.0/16: the peer of line 7 has it, being later"]);
-        let config = parsed(&hub);
-        let tunnels = config["tunnel"].as_array().unwrap();
-        let told =
-            |key: &str| tunnels.iter().map(|it| it.get(key).and_then(|it| it.as_str())).collect::<Vec<_>>();
-        assert_eq!(told("name"), [Some("wg0-1"), Some("wg0-2")]);
-        assert_eq!(told("role"), [Some("respond"), None]);
-        assert_eq!(told("remote"), [None, Some("2001:db8::1")]);
-        assert_eq!(told("local"), [Some("2001:db8::2"); 2]);
-        let hosts: Vec<&str> = tunnels.iter().flat_map(|tunnel| strings(&tunnel["peer-inside"])).collect();
-        assert_eq!(hosts, ["10.9.0.2", "10.9.0.3"]);
-        let routes = config["route"].as_array().unwrap();
-        assert_eq!(routes.len(), 1);
-        assert_eq!(strings(&routes[0]["via"]), ["wg0-2"]);
-        // Without an address of ours, a peer that calls has nowhere to call.
-        let without = imported(&text, None);
-        assert!(without.notes.iter().any(|note| note.line == 4 && note.text.contains("--local")));
-        assert!(parsed(&without)["tunnel"][0].get("local").is_none());
-    }
-
-    #[test]
-    fn what_is_imported_is_a_right_configuration() {
-        let key = |byte: u8| PublicKey([byte; 32]).to_string();
-        let hub = format!(
-            "[Interface]\nPrivateKey = {}\nAddress = 10.9.0.1/24\nListenPort = 51830\n\
-             [Peer]\nPublicKey = {}\nAllowedIPs = 10.9.0.2, 10.3.0.0/16\n\
-             [Peer]\nPublicKey = {}\nAllowedIPs = 10.9.0.3/32\nEndpoint = 192.0.2.9:9\n",
-            key(1),
-            key(2),
-            key(3)
-        );
-        for (text, local) in [(SITE, None), (hub.as_str(), Some("192.0.2.1"))] {
-            let imported = imported(text, local);
-            let config = crate::config::parse(&imported.text, std::path::Path::new("x.toml"), 0o100600);
-            let config = config.unwrap_or_else(|errors| panic!("{errors:#?}\n{}", *imported.text));
-            assert!(config.tunnels.iter().all(|tunnel| tunnel.wireguard().is_some()));
-        }
-    }
-
-    #[test]
-    fn every_wrong_line_is_named_and_no_key_is_shown() {
-        let secret = "oK56DE9Ue9zK76rAc8pBl6opph+1v36lm7cXXsQKrQ";
-        let text = format!(
-            "Address = 1.2.3.4\n[Interface]\nPrivateKey = {secret}\nAddress = 10.0.0.0/24\nListenPort = 0\n\
-             Adress = x\nnonsense\n[Pear]\nPublicKey = x\n[Peer]\nAllowedIPs = 10.0.0.0/33\nEndpoint = a:b\n\
-             Endpoint = 1.2.3.4.5:6\nEndpoint = 2001:db8::1:5\nPersistentKeepalive = 70000\nPresharedKey = {secret}\n\
-             [Interface]\n"
-        );
-        let errors = errors(&text);
-        let lines: Vec<&str> = errors.iter().map(|error| error.split(':').next().unwrap()).collect();
-        let expected =
-            ["1", "3", "4", "5", "6", "7", "8", "11", "12", "13", "14", "15", "16", "17", "1", "10"];
-        assert_eq!(lines, expected, "{errors:#?}");
-        assert!(!errors.concat().contains(secret));
-    }
-
-    #[test]
-    fn hostile_text_gives_lines_and_no_panic() {
-        for text in
-            ["", "[", "=", "[Interface]\n=\n", "\0\0", "[Peer]\n[Peer]\n", "[Interface]\nPrivateKey=\u{e4}"]
-        {
-            assert!(!errors(text).is_empty(), "{text:?}");
-        }
-        let many = "[Peer]\nnonsense\n".repeat(1000);
-        assert_eq!(errors(&many).len(), 200);
-        for name in ["", "../../etc/passwd", "\"\n[core]", &"x".repeat(1000)] {
-            let imported = import(SITE, name, None).unwrap();
-            let config = parsed(&imported);
-            let name = config["tunnel"][0]["name"].as_str().unwrap();
-            assert!(!name.contains(['/', '"', '\n']) && name.len() <= 64, "{name:?}");
-        }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn any_text_is_read_or_refused(text in "(\\[?(Interface|Peer|Address|AllowedIPs|Endpoint|PublicKey)\\]?|[ =,/:.#\\[\\]0-9a-f\n]|\\PC){0,60}") {
-            let _ = import(&text, "wg0", None);
-        }
-    }
 }
