@@ -244,7 +244,7 @@ impl Rib {
     /// All paths to a prefix, and what becomes of each now.
     pub fn explain(&self, prefix: &IpNet, resolver: &dyn Resolver) -> Vec<Explained> {
         let Some(entry) = self.table.get(prefix) else { return Vec::new() };
-        let reasons = judge(&self.sources, &self.settings, (prefix, entry), resolver, |_, _| true);
+        let reasons = judge(&self.sources, &self.settings, (prefix, entry), resolver, |_| true);
         let explain = |(path, reason): (&Path, Reason)| {
             let age = self.sources.get(&path.neighbor).map_or(Age::Dead, |source| source.age(prefix, path));
             (age != Age::Dead).then(|| Explained {
@@ -398,13 +398,17 @@ impl Rib {
         for _ in searched..budget {
             let Some(prefix) = self.marked.pop_first() else { break };
             let Some(entry) = self.table.get_mut(&prefix) else { continue };
-            let reasons = judge(&self.sources, &self.settings, (&prefix, entry), resolver, |_, _| true);
+            let reasons = judge(&self.sources, &self.settings, (&prefix, entry), resolver, |_| true);
             let behind = (reasons.len() > 1).then(|| {
                 let is_link = |path: &Path| resolver.is_link(path.neighbor, path.attributes.next_hop);
                 let best = entry.paths.iter().zip(&reasons).find(|(_, reason)| **reason == Reason::Best);
                 let by_link = best.is_some_and(|(path, _)| is_link(path));
-                let others =
-                    |index: usize, path: &Path| (by_link || !reasons[index].chosen()) && !is_link(path);
+                // A neighbor's second best goes where its best goes, and replaces nothing when that fails.
+                let carries = |neighbor: NeighborId| {
+                    let mut judged = entry.paths.iter().zip(&reasons);
+                    judged.any(|(path, reason)| reason.chosen() && path.neighbor == neighbor)
+                };
+                let others = |path: &Path| !is_link(path) && (by_link || !carries(path.neighbor));
                 judge(&self.sources, &self.settings, (&prefix, entry), resolver, others)
             });
             let mut changed = std::mem::take(&mut entry.changed);
@@ -538,17 +542,17 @@ impl Rib {
     }
 }
 
-/// What becomes of each path to a prefix, if there were only those that `of` names, by index and path.
+/// What becomes of each path to a prefix, if there were only those that `of` names.
 fn judge(
     sources: &BTreeMap<NeighborId, Source>,
     settings: &DecisionSettings,
     (prefix, entry): (&IpNet, &Entry),
     resolver: &dyn Resolver,
-    of: impl Fn(usize, &Path) -> bool,
+    of: impl Fn(&Path) -> bool,
 ) -> Vec<Reason> {
     let mut reasons = vec![Reason::Unreachable; entry.paths.len()];
     let (mut candidates, mut indices) = (Vec::new(), Vec::new());
-    for (index, path) in entry.paths.iter().enumerate().filter(|(index, path)| of(*index, path)) {
+    for (index, path) in entry.paths.iter().enumerate().filter(|(_, path)| of(path)) {
         if let Some(barred) = path.barred {
             reasons[index] = barred;
             continue;
