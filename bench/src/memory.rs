@@ -207,7 +207,7 @@ impl Source {
 pub struct Pool {
     slots: Buffers,
     arrivals: Vec<Arrival>,
-    wire: Wire,
+    protocol: Protocol,
 }
 
 struct Buffers(Vec<Box<[u8]>>);
@@ -225,9 +225,9 @@ impl Slots for Buffers {
 impl Pool {
     /// Nothing yet.
     pub fn new(protocol: Protocol) -> Self {
-        let wire = if protocol == Protocol::WireGuard { Wire::WireGuard } else { Wire::Udp };
-        let slots = (0..BATCH).map(|_| vec![0; 65_536 + wire.headroom()].into_boxed_slice()).collect();
-        Pool { slots: Buffers(slots), arrivals: Vec::with_capacity(BATCH), wire }
+        let headroom = wire(protocol, outer(Side::Ours, 0)).headroom();
+        let slots = (0..BATCH).map(|_| vec![0; 65_536 + headroom].into_boxed_slice()).collect();
+        Pool { slots: Buffers(slots), arrivals: Vec::with_capacity(BATCH), protocol }
     }
 
     /// Receives a batch, whose sequence numbers are fresh.
@@ -236,15 +236,21 @@ impl Pool {
         source.refill();
         from.outward(source, |run, buffer| {
             let slot = self.arrivals.len();
+            let wire = wire(self.protocol, run.to);
             let mut len = 0;
             for piece in run.pieces(buffer) {
-                let at = self.wire.headroom() + len;
+                let at = wire.headroom() + len;
                 self.slots.0[slot][at..at + piece.len()].copy_from_slice(piece);
                 len += piece.len();
             }
-            self.arrivals.push(Arrival::new(slot, len, run.segment, outer(Side::Ours, 0), 0, self.wire));
+            self.arrivals.push(Arrival::new(slot, len, run.segment, outer(Side::Ours, 0), 0, wire));
         });
     }
+}
+
+/// The socket of a tunnel's address.
+fn wire(protocol: Protocol, local: SocketAddr) -> Wire {
+    if protocol == Protocol::WireGuard { Wire::WireGuard(local) } else { Wire::Udp }
 }
 
 /// A group of the tunnels in `members`, all alike.

@@ -24,7 +24,7 @@ use crate::{
     forward::Drops,
     io::batch::Outgoing,
     tables::{Carrier, Reader, Tunnel},
-    wireguard::{Admission, Identity, MAX_HANDSHAKE, Peer, TICK},
+    wireguard::{Admission, Identity, MAX_HANDSHAKE, Peer, TICK, receiver},
     worker::{Notice, Notices, OuterSocket, Sender, monotonic},
 };
 
@@ -252,11 +252,13 @@ impl Handshakes {
         let mut reply = [0; MAX_HANDSHAKE];
         let peer = if message.first() == Some(&3) {
             // A cookie is not signed for a key of ours, but sealed for one message of ours.
-            self.peer_of(message)
+            self.peer_of(receiver(message), local)
         } else {
             self.admitted(local, from, message, &mut reply)?
         };
-        let peer = peer.ok_or(DropReason::UnknownPeer)?;
+        // An answer to an earlier life of ours says nothing of who calls.
+        let is_call = message.first() == Some(&1);
+        let peer = peer.ok_or(if is_call { DropReason::UnknownPeer } else { DropReason::BadHandshake })?;
         let handled = peer.handle_handshake(from.ip(), message, &mut reply)?;
         let Some(tunnel) = self.tunnel(peer.tunnel) else { return Ok(()) };
         if handled.reply > 0 {
@@ -288,7 +290,7 @@ impl Handshakes {
                 Admission::NotOurs => {}
                 Admission::Refused(reason) => return Err(reason),
                 Admission::From(public_key) => return Ok(interface.peers.get(&public_key).cloned()),
-                Admission::For(index) => return Ok(self.reader.clone().enter().peer(index).cloned()),
+                Admission::For(index) => return Ok(self.peer_of(index, local)),
                 Admission::Cookie(len) => {
                     let cookie = *reply;
                     self.send(local, from, &cookie[..len]);
@@ -299,10 +301,11 @@ impl Handshakes {
         Err(DropReason::BadHandshake)
     }
 
-    /// Whose index a response or cookie names.
-    fn peer_of(&self, message: &[u8]) -> Option<Arc<Peer>> {
-        let index = u32::from_le_bytes(*message.get(4..)?.first_chunk()?) >> 8;
-        self.reader.clone().enter().peer(index).cloned()
+    /// Whose index a response or cookie names that came to this address.
+    fn peer_of(&self, index: u32, local: SocketAddr) -> Option<Arc<Peer>> {
+        let peer = self.reader.clone().enter().peer(index).cloned()?;
+        let is_its = self.known.get(&peer.tunnel).is_some_and(|known| known.local == local);
+        is_its.then_some(peer)
     }
 
     /// Goes on with this tick as far as messages may wait.
@@ -332,13 +335,35 @@ impl Handshakes {
             known.told = Some(up);
         }
         let local = known.local;
-        if let Some(remote) = remote.filter(|_| message > 0) {
-            self.send(local, remote, &out[..message]);
+        let calls = if message == MAX_HANDSHAKE { known.peer.unanswered() } else { 0 };
+        if let Some(to) = destination(remote, tunnel.settings.remote, calls).filter(|_| message > 0) {
+            self.send(local, to, &out[..message]);
         }
         message > 0
     }
 
     fn send(&mut self, local: SocketAddr, to: SocketAddr, message: &[u8]) {
         self.sender.send_one(local, message, Outgoing { to, tos: HANDSHAKE_TOS });
+    }
+}
+
+/// Where a message goes that is, if it is a call, the last of so many without an answer. Where the peer was heard it
+/// may not be any more, or somebody else has relayed its words: each second call goes where the configuration says.
+fn destination(heard: Option<SocketAddr>, configured: Option<SocketAddr>, calls: u32) -> Option<SocketAddr> {
+    let again = calls > 0 && calls.is_multiple_of(2);
+    configured.filter(|_| again).or(heard)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_second_call_without_an_answer_goes_where_the_configuration_says() {
+        let [heard, configured] = [1, 2].map(|host| Some(SocketAddr::from(([192, 0, 2, host], 51_820))));
+        let to = |calls| destination(heard, configured, calls);
+        assert_eq!([0, 1, 2, 3, 4].map(to), [heard, heard, configured, heard, configured]);
+        assert_eq!(destination(heard, None, 2), heard);
+        assert_eq!(destination(None, None, 2), None);
     }
 }

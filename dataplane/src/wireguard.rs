@@ -3,7 +3,7 @@
 //!
 //! What boringtun leaves to its user is done here:
 //! - a packet never enters boringtun's own queue: without a session nothing is handed to it, so that whatever
-//!   is lost is counted;
+//!   is lost is counted; only keepalives that fell due without a session lie there, empty and 256 at most;
 //! - counters end at the protocol's limits (whitepaper section 6.1), on either side, before boringtun sees them;
 //! - packets are padded to 16 bytes, but not beyond the tunnel's MTU (section 5.4.6);
 //! - initiations are verified by a limiter of the interface, and again, as boringtun insists, by one that never
@@ -100,6 +100,11 @@ pub fn padded_len(len: usize, mtu: u16) -> usize {
     len.next_multiple_of(16).min(usize::from(mtu)).max(len)
 }
 
+/// Whose index a response or a cookie names (sections 5.4.3 and 5.4.7), which [`message`] has found to be one.
+pub fn receiver(message: &[u8]) -> u32 {
+    word(message, if message[0] == 2 { 8 } else { 4 }) >> 8
+}
+
 #[inline]
 fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
@@ -187,8 +192,9 @@ impl Identity {
                 Err(_) => Admission::Refused(DropReason::BadHandshake),
             },
             Packet::HandshakeResponse(response) => Admission::For(response.receiver_idx >> 8),
-            Packet::PacketCookieReply(cookie) => Admission::For(cookie.receiver_idx >> 8),
-            Packet::PacketData(_) => Admission::Refused(DropReason::BadHandshake),
+            Packet::PacketCookieReply(_) | Packet::PacketData(_) => {
+                Admission::Refused(DropReason::BadHandshake)
+            }
         }
     }
 }
@@ -392,23 +398,15 @@ impl Peer {
         };
         let age = tunn.time_since_last_handshake();
         let wanted = self.wanted.swap(false, Relaxed);
-        let rekey = match self.initiated.load(Relaxed) {
-            true => REKEY_AFTER,
-            false => REKEY_AFTER_AS_RESPONDER,
-        };
-        let begin = match age {
-            Some(age) => wanted || (self.initiate && age >= rekey),
-            None => wanted || self.initiate,
-        };
         if message == 0
-            && begin
+            && (wanted || self.initiate && is_due(age, self.initiated.load(Relaxed)))
             && reachable
             && let TunnResult::WriteToNetwork(bytes) = tunn.format_handshake_initiation(out, false)
         {
             message = bytes.len();
         }
         drop(tunn);
-        if message == MAX_HANDSHAKE && out[0] == 1 {
+        if message == MAX_HANDSHAKE && reachable {
             self.unanswered.fetch_add(1, Relaxed);
         }
         let gone = age.is_none() || self.unanswered.load(Relaxed) > UNANSWERED;
@@ -416,6 +414,11 @@ impl Peer {
             self.up.store(false, Release);
         }
         message
+    }
+
+    /// Initiations in a row that led to nothing, the last of them included.
+    pub fn unanswered(&self) -> u32 {
+        self.unanswered.load(Relaxed)
     }
 
     /// Where it stands.
@@ -437,6 +440,17 @@ impl Peer {
     }
 }
 
+/// Whether a session that is to be kept at all times has to be made, or made anew. `initiated`: by us, the last time.
+fn is_due(age: Option<Duration>, initiated: bool) -> bool {
+    age.is_none_or(|age| age >= if initiated { REKEY_AFTER } else { REKEY_AFTER_AS_RESPONDER })
+}
+
+/// Whether a packet with this counter asks for a new session, and whether it may be sent (section 6.1).
+#[inline]
+fn of_counter(counter: u64) -> (bool, bool) {
+    (counter >= REKEY_AFTER_MESSAGES, counter < REJECT_AFTER_MESSAGES)
+}
+
 /// The session that packets to the peer take.
 pub struct Sending<'a> {
     tunn: MutexGuard<'a, Tunn>,
@@ -456,14 +470,11 @@ impl Sending<'_> {
     pub fn seal(&mut self, packet: &[u8], out: &mut [u8]) -> Result<(), NotSealed> {
         match self.tunn.encapsulate(packet, out) {
             TunnResult::WriteToNetwork(sealed) if sealed.len() == packet.len() + OVERHEAD => {
-                let counter = counter_of(sealed);
-                if counter >= REKEY_AFTER_MESSAGES {
+                let (rekey, allowed) = of_counter(counter_of(sealed));
+                if rekey {
                     self.peer.want_session();
                 }
-                if counter >= REJECT_AFTER_MESSAGES {
-                    return Err(NotSealed(DropReason::CounterLimit));
-                }
-                Ok(())
+                if allowed { Ok(()) } else { Err(NotSealed(DropReason::CounterLimit)) }
             }
             _ => Err(NotSealed(DropReason::NoSession)),
         }

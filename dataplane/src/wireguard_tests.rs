@@ -254,8 +254,56 @@ fn under_load_a_sender_proves_its_address() {
     // A proven address is good for a few, and does not use up what others have.
     let again = (0..100).filter(|_| b.identity.admit(US, &out, &mut reply) == Admission::From(public(1)));
     assert_eq!(again.count(), HANDSHAKES_PER_SOURCE as usize);
-    // Without the load nobody is asked.
-    b.identity.handle_second();
+    // Without the load nobody is asked. A second of the limiter's has to pass.
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let unasked = Admission::From(public(1));
+    while b.identity.admit(THEM, &message, &mut reply) != unasked {
+        assert!(std::time::Instant::now() < deadline);
+        b.identity.handle_second();
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn beyond_the_limit_a_source_is_looked_at_a_few_times_only() {
+    let mut second = Second { admitted: HANDSHAKES_PER_SECOND, ..Second::default() };
+    let mut taken = |from: &str| (0..100).filter(|_| second.admits(from.parse().unwrap())).count();
+    assert_eq!(taken("192.0.2.1"), HANDSHAKES_PER_SOURCE as usize);
+    assert_eq!(taken("192.0.2.2"), HANDSHAKES_PER_SOURCE as usize);
+    // One network of IPv6 is one source.
+    assert_eq!(taken("2001:db8:1:1::1"), HANDSHAKES_PER_SOURCE as usize);
+    assert_eq!(taken("2001:db8:1:1:ffff::2"), 0);
+    assert_eq!(taken("2001:db8:1:2::1"), HANDSHAKES_PER_SOURCE as usize);
+    // So many are known, and nobody else; those that are known still have what is theirs.
+    let mut second = Second { admitted: HANDSHAKES_PER_SECOND, ..Second::default() };
+    let source = |number: usize| IpAddr::V4(Ipv4Addr::from_bits(number as u32));
+    assert!((0..MAX_SOURCES).all(|number| second.admits(source(number))));
+    assert!(!second.admits(source(MAX_SOURCES)));
+    assert!(second.admits(source(0)));
+    assert_eq!(second.by_source.len(), MAX_SOURCES);
+}
+
+#[test]
+fn a_session_is_renewed_in_time_and_by_the_other_side_if_need_be() {
+    let due = |secs, initiated| is_due(Some(Duration::from_secs(secs)), initiated);
+    // Whitepaper section 6.1: Rekey-After-Time is 120 s; Reject-After-Time, when it is too late, 180 s.
+    assert_eq!([0, 119, 120, 179].map(|secs| due(secs, true)), [false, false, true, true]);
+    assert_eq!([0, 120, 149, 150, 179].map(|secs| due(secs, false)), [false, false, false, true, true]);
+    assert!(is_due(None, true) && is_due(None, false));
+}
+
+#[test]
+fn what_is_sent_ends_at_the_limits_of_the_protocol_too() {
+    // Whitepaper section 6.1: Rekey-After-Messages is 2^60, Reject-After-Messages 2^64 - 2^13 - 1.
+    let (rekey, reject) = (1 << 60, u64::MAX - 8192);
+    let wanted = [(0, (false, true)), (rekey - 1, (false, true)), (rekey, (true, true))];
+    for (counter, limits) in wanted.into_iter().chain([
+        (reject - 1, (true, true)),
+        (reject, (true, false)),
+        (u64::MAX, (true, false)),
+    ]) {
+        assert_eq!(of_counter(counter), limits, "{counter:x}");
+    }
 }
 
 #[test]

@@ -2,18 +2,19 @@
 
 mod pair;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use braid_api::{
     Bfd, BootId, Direction, Op, Sa, SaId, SecretKey, Selectors, Spi, Suite, Target, Tunnel, TunnelId,
 };
 use braid_dataplane::{
-    forward::{Arrival, Now, Progress},
+    forward::{Arrival, Now, Progress, Wire},
     offload::{
         coalesce::Slots,
         vnet::{Gso, Vnet},
     },
     runs::MAX_RUNS,
+    wireguard::OVERHEAD,
 };
 use etherparse::PacketBuilder;
 
@@ -175,13 +176,13 @@ fn bfd() -> Write {
 
 /// What A's LAN gets of the answers that wait in B.
 fn answers(pair: &mut Pair) -> Vec<Vec<u8>> {
-    let Pair { a, b, buffer, wire, .. } = pair;
+    let Pair { a, b, buffer, .. } = pair;
     let mut got = Vec::new();
     b.forwarder.runs.flush(true, |run| {
         let sa = Arc::clone(run.carrier.esp().unwrap());
         run.seal(&mut sa.lock(), buffer).unwrap();
         let sealed: Vec<u8> = run.pieces(buffer).flatten().copied().collect();
-        let mut arrival = Arrival::new(0, sealed.len(), run.segment, run.local, 0, *wire);
+        let mut arrival = Arrival::new(0, sealed.len(), run.segment, run.local, 0, Wire::Udp);
         let mut slots = Datagram(sealed);
         let tables = a.reader.enter();
         let progress = a.forwarder.inward(&tables, &mut slots, &mut arrival, Now::from_nanos(1));
@@ -252,4 +253,58 @@ fn what_the_gateway_cannot_take_for_itself_is_counted() {
     pair.flush(true);
     assert_eq!(pair.b.drops(), [("no_sa", 1)]);
     assert_eq!(pair.delivered.len(), 0);
+}
+
+/// What B does with a datagram that comes to this address of its: what is counted, and whether its sender is the
+/// peer's address from then on.
+#[test]
+fn what_wireguard_does_not_take_is_counted_once_and_moves_nobody() {
+    let local = |host: u8, port: u16| SocketAddr::from(([192, 0, 2, host], port));
+    let (ours, elsewhere) = (local(2, 4500), local(77, 7777));
+    type Change = fn(&mut Vec<u8>);
+    let cases: [(&str, SocketAddr, Change); 9] = [
+        ("bad_icv", ours, |sealed| *sealed.last_mut().unwrap() ^= 1),
+        ("bad_icv", ours, |sealed| sealed[8] ^= 1),
+        ("unknown_session", ours, |sealed| sealed[5] ^= 1),
+        ("counter_limit", ours, |sealed| sealed[8..16].fill(0xFF)),
+        ("not_wireguard", ours, |sealed| sealed[0] = 5),
+        ("not_wireguard", ours, |sealed| sealed[1] = 1),
+        ("not_wireguard", ours, |sealed| sealed.truncate(31)),
+        // Of another tunnel, and an address that no tunnel has.
+        ("unknown_session", local(2, 4501), |_| ()),
+        ("unknown_session", local(3, 4500), |_| ()),
+    ];
+    let mut pair = Pair::new(Protocol::WireGuard);
+    let seal = |pair: &mut Pair| {
+        let packet = from_to([10, 1, 0, 1], [10, 2, 0, 1]).bytes;
+        let mut sealed = vec![0; packet.len() + OVERHEAD];
+        let tables = pair.a.reader.enter();
+        let carrier = tables.tunnel(TunnelId(0)).unwrap().outbound.as_ref().unwrap();
+        carrier.wireguard().unwrap().sending().unwrap().seal(&packet, &mut sealed).unwrap();
+        sealed
+    };
+    let receive = |pair: &mut Pair, datagram: &[u8], to: SocketAddr| {
+        let before = pair.b.drops();
+        let wire = Wire::WireGuard(to);
+        let mut slots = Datagram([&vec![0; wire.headroom()], datagram].concat());
+        let mut arrival = Arrival::new(0, datagram.len(), datagram.len(), elsewhere, 0, wire);
+        let mut reader = pair.b.reader.clone();
+        let tables = reader.enter();
+        let progress = pair.b.forwarder.inward(&tables, &mut slots, &mut arrival, Now::from_nanos(1));
+        assert_eq!(progress, Progress::Done);
+        let delivered = pair.b.forwarder.lan.pending().len();
+        pair.b.forwarder.lan.clear();
+        let moved = tables.tunnel(TunnelId(0)).unwrap().live.remote() == Some(elsewhere);
+        let of = |name| before.iter().find(|(reason, _)| *reason == name).map_or(0, |(_, count)| *count);
+        let counted = pair.b.drops().into_iter().map(|(name, count)| (name, count - of(name)));
+        (counted.filter(|(_, count)| *count > 0).collect::<Vec<_>>(), delivered, moved)
+    };
+    for (at, (reason, to, change)) in cases.into_iter().enumerate() {
+        let mut sealed = seal(&mut pair);
+        change(&mut sealed);
+        assert_eq!(receive(&mut pair, &sealed, to), (vec![(reason, 1)], 0, false), "case {at}");
+    }
+    let sealed = seal(&mut pair);
+    assert_eq!(receive(&mut pair, &sealed, ours), (vec![], 1, true));
+    assert_eq!(receive(&mut pair, &sealed, ours), (vec![("replayed", 1)], 0, true));
 }

@@ -185,6 +185,8 @@ fn wireguard_is_padded_within_the_mtu_and_without_a_session_nothing_leaves() {
     }
     pair.flush(true);
     assert_eq!(pair.delivered.iter().map(Vec::len).collect::<Vec<_>>(), [33, 1536, 1537, 1540]);
+    // Whitepaper section 5.4.6: padded to 16, but not beyond the MTU.
+    assert_eq!(pair.crossed.concat(), [48, 1536, 1540, 1540].map(|padded| padded + OVERHEAD));
     assert_eq!((pair.a.drops(), pair.b.drops()), (vec![], vec![]));
     let lone = Gateway::new(Side::A, Protocol::WireGuard);
     let mut reader = lone.reader;
@@ -199,7 +201,8 @@ fn a_handshake_message_is_kept_though_what_follows_is_opened_in_its_place() {
     let mut pair = Pair::new(Protocol::WireGuard);
     let initiation: Vec<u8> = [1, 0, 0, 0].into_iter().chain(4..MAX_HANDSHAKE as u8).collect();
     let packet = udp(1, 0, 7, MAX_HANDSHAKE - OVERHEAD - 28).bytes;
-    let mut joined = vec![0; Wire::WireGuard.headroom()];
+    let wire = Wire::WireGuard(SocketAddr::from(([192, 0, 2, 2], 4500)));
+    let mut joined = vec![0; wire.headroom()];
     joined.extend(&initiation);
     let tables = pair.a.reader.enter();
     let carrier = tables.tunnel(TunnelId(0)).unwrap().outbound.as_ref().unwrap();
@@ -211,8 +214,8 @@ fn a_handshake_message_is_kept_though_what_follows_is_opened_in_its_place() {
         joined.extend(sealed);
     }
     let from = SocketAddr::from(([192, 0, 2, 1], 51_820));
-    let len = joined.len() - Wire::WireGuard.headroom();
-    let mut arrival = Arrival::new(0, len, MAX_HANDSHAKE, from, 0, Wire::WireGuard);
+    let len = joined.len() - wire.headroom();
+    let mut arrival = Arrival::new(0, len, MAX_HANDSHAKE, from, 0, wire);
     let mut slots = Datagram(joined);
     let theirs = pair.b.reader.enter();
     let progress = pair.b.forwarder.inward(&theirs, &mut slots, &mut arrival, Now::from_nanos(1));

@@ -19,6 +19,7 @@ use etherparse::{
 use pair::{Pair, Protocol, Write, udp};
 
 const ESP: Protocol = Protocol::Esp(Suite::Aes128Gcm16);
+const BOTH: [Protocol; 2] = [ESP, Protocol::WireGuard];
 /// Payload bytes of each segment.
 const SEGMENT: usize = 1000;
 
@@ -82,8 +83,8 @@ fn flags(bytes: &[u8]) -> u8 {
 }
 
 /// Pairs with routes for both families.
-fn joining() -> Pair {
-    let mut pair = Pair::joining(ESP);
+fn joining(protocol: Protocol) -> Pair {
+    let mut pair = Pair::joining(protocol);
     pair.route_v6();
     pair
 }
@@ -123,8 +124,8 @@ fn joined(writes: &[Write], sent: &[Vec<u8>]) -> Vec<usize> {
 /// The kernel gives a super-packet fresh checksums: a broken packet in one would come out whole.
 #[test]
 fn what_arrived_broken_is_joined_to_nothing_and_stays_as_it_is() {
-    let mut pair = joining();
-    for v6 in [false, true] {
+    for (protocol, v6) in BOTH.into_iter().flat_map(|protocol| [(protocol, false), (protocol, true)]) {
+        let mut pair = joining(protocol);
         let tcp: Vec<_> = (0..3).map(|number| tcp(v6, number, ACK, SEGMENT)).collect();
         let udp: Vec<_> = (0..3).map(|number| udp_of(v6, number, SEGMENT)).collect();
         for (sent, checksum) in [(tcp, 16), (udp, 6)] {
@@ -137,7 +138,11 @@ fn what_arrived_broken_is_joined_to_nothing_and_stays_as_it_is() {
                     let mut sent = sent.clone();
                     sent[broken][at] ^= 0x40;
                     let writes = send(&mut pair, &sent);
-                    assert_eq!(joined(&writes, &sent), alone, "packet {broken}, byte {at}, v6 {v6}");
+                    assert_eq!(
+                        joined(&writes, &sent),
+                        alone,
+                        "packet {broken}, byte {at}, v6 {v6}, {protocol:?}"
+                    );
                 }
             }
         }
@@ -160,9 +165,9 @@ fn what_is_joined_keeps_its_flags() {
         (&[ACK, ACK | ECE, ACK | ECE], &[(1, ACK), (1, ACK | ECE), (1, ACK | ECE)]),
         (&[ACK, ACK | FIN], &[(1, ACK), (1, ACK | FIN)]),
     ];
-    for v6 in [false, true] {
+    for (protocol, v6) in BOTH.into_iter().flat_map(|protocol| [(protocol, false), (protocol, true)]) {
         for (sent, written) in CASES {
-            let mut pair = joining();
+            let mut pair = joining(protocol);
             let sent = sent.iter().zip(0..).map(|(flags, number)| tcp(v6, number, *flags, SEGMENT));
             let sent: Vec<_> = sent.collect();
             let writes = send(&mut pair, &sent);
@@ -199,14 +204,16 @@ fn what_is_cut_has_its_flags_where_they_belong() {
         (ACK | ECE, [ACK | ECE; 3]),
         (ACK | CWR | ECE | PSH, [ACK | CWR | ECE, ACK | ECE, ACK | ECE | PSH]),
     ];
-    let mut pair = Pair::new(ESP);
-    pair.route_v6();
-    for v6 in [false, true] {
+    for (protocol, v6) in BOTH.into_iter().flat_map(|protocol| [(protocol, false), (protocol, true)]) {
+        let mut pair = Pair::new(protocol);
+        pair.route_v6();
         for (whole, each) in CASES {
             let gso = if v6 { Gso::Tcp6 } else { Gso::Tcp4 };
             let bytes = tcp(v6, 0, *whole, 2 * SEGMENT + 10);
             pair.send(&super_packet(bytes, v6, gso, 20, 16));
             pair.flush(true);
+            let crossed = std::mem::take(&mut pair.crossed);
+            assert_eq!(crossed.iter().map(Vec::len).collect::<Vec<_>>(), [3], "they leave together");
             let cut = std::mem::take(&mut pair.delivered);
             assert_eq!(cut.iter().map(|bytes| flags(bytes)).collect::<Vec<_>>(), each);
             // Another's arithmetic finds nothing but sequence, identification and flags of its own.
@@ -228,8 +235,8 @@ fn what_is_cut_has_its_flags_where_they_belong() {
             let at = transport(v6) + 6;
             assert_eq!(bytes[at..at + 2], checksum_of(bytes));
         }
+        assert_eq!((pair.a.drops(), pair.b.drops()), (vec![], vec![]));
     }
-    assert_eq!((pair.a.drops(), pair.b.drops()), (vec![], vec![]));
 }
 
 /// The transport checksum by etherparse.
@@ -265,7 +272,7 @@ fn a_kernel_that_refuses_super_packets_gets_their_packets_and_no_more_of_them() 
     let cases: [(Refuses, &[usize]); 2] =
         [(|vnet| vnet.gso == Gso::Udp, &[3]), (|vnet| vnet.gso != Gso::None, &[1, 1, 1])];
     for (refuses, tcp_after) in cases {
-        let mut pair = joining();
+        let mut pair = joining(ESP);
         pair.device.refuses = refuses;
         for round in 0..3 {
             let sent = of_udp(round * 3);
@@ -283,7 +290,7 @@ fn a_kernel_that_refuses_super_packets_gets_their_packets_and_no_more_of_them() 
         assert_eq!(pair.lost, 0);
     }
     // One that has refused TCP's is offered none at all.
-    let mut pair = joining();
+    let mut pair = joining(ESP);
     pair.device.refuses = |vnet| vnet.gso != Gso::None;
     for (sent, joined_then) in [(of_tcp(0), [1, 1, 1]), (of_udp(0), [1, 1, 1]), (of_tcp(3), [1, 1, 1])] {
         let writes = send(&mut pair, &sent);
@@ -294,7 +301,7 @@ fn a_kernel_that_refuses_super_packets_gets_their_packets_and_no_more_of_them() 
 
 #[test]
 fn what_a_device_does_not_take_is_lost_packet_by_packet() {
-    let mut pair = joining();
+    let mut pair = joining(ESP);
     pair.device.refuses = |_| true;
     let sent: Vec<_> = (0..3).map(|number| tcp(false, number, ACK, SEGMENT)).collect();
     assert!(send(&mut pair, &sent).is_empty());

@@ -142,9 +142,9 @@ pub(crate) fn inner(input: &[u8]) {
 
 /// Datagrams of one sender: what kind of socket, how long each of them is, the outer TOS.
 pub(crate) fn datagram(input: &[u8]) {
-    const WIRES: [Wire; 5] = [Wire::Udp, Wire::Ike, Wire::Esp4, Wire::Esp6, Wire::WireGuard];
+    let wires = [Wire::Udp, Wire::Ike, Wire::Esp4, Wire::Esp6, Wire::WireGuard(outer())];
     let [wire, segment, tos, datagrams @ ..] = input else { return };
-    let wire = WIRES[usize::from(*wire) % WIRES.len()];
+    let wire = wires[usize::from(*wire) % wires.len()];
     let mut slots = Buffer([&vec![0; wire.headroom()], datagrams].concat());
     let mut gateway = Gateway::new();
     let mut arrival = Arrival::new(0, datagrams.len(), usize::from(*segment), outer(), *tos, wire);

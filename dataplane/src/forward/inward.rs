@@ -38,8 +38,8 @@ pub enum Wire {
     Esp4,
     /// Raw ESP, without its IPv6 header.
     Esp6,
-    /// UDP: WireGuard.
-    WireGuard,
+    /// UDP: WireGuard, on the socket of this address.
+    WireGuard(SocketAddr),
 }
 
 impl Wire {
@@ -56,7 +56,7 @@ impl Wire {
     /// Where in a slot datagrams begin: what is before them takes what comes out where it cannot be opened in place.
     pub fn headroom(self) -> usize {
         match self {
-            Wire::WireGuard => HEADROOM,
+            Wire::WireGuard(_) => HEADROOM,
             Wire::Udp | Wire::Ike | Wire::Esp4 | Wire::Esp6 => 0,
         }
     }
@@ -155,8 +155,8 @@ impl Forwarder {
         arrival: &mut Arrival,
         now: Now,
     ) -> Progress {
-        if arrival.wire == Wire::WireGuard {
-            return self.inward_wireguard(tables, slots, arrival, now);
+        if let Wire::WireGuard(local) = arrival.wire {
+            return self.inward_wireguard(tables, slots, arrival, local, now);
         }
         let mut current: Option<Current<'_>> = None;
         let mut progress = Progress::Done;
@@ -225,11 +225,11 @@ impl Forwarder {
                 }
                 Some(start + header)
             }
-            Wire::Esp6 | Wire::WireGuard if datagram.len() < 8 => {
+            Wire::Esp6 | Wire::WireGuard(_) if datagram.len() < 8 => {
                 self.drop(DropReason::Truncated, 1);
                 None
             }
-            Wire::Esp6 | Wire::WireGuard => Some(start),
+            Wire::Esp6 | Wire::WireGuard(_) => Some(start),
         }
     }
 

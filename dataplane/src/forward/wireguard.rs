@@ -1,6 +1,6 @@
 //! WireGuard from the wire to the LAN: find the peer, open, and go on as with ESP.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use braid_api::Event;
 
@@ -25,7 +25,7 @@ struct Current<'t> {
 }
 
 impl Current<'_> {
-    fn finish(self, worker: usize, from: std::net::SocketAddr, now: Now, events: &mut Vec<Event>) {
+    fn finish(self, worker: usize, from: SocketAddr, now: Now, events: &mut Vec<Event>) {
         let Current { peer, tunnel, sessions, authentic, packets, bytes } = self;
         drop(sessions);
         if !authentic {
@@ -42,13 +42,14 @@ impl Current<'_> {
 }
 
 impl Forwarder {
-    /// [`Forwarder::inward`] for a socket of WireGuard.
+    /// [`Forwarder::inward`] for the socket of WireGuard with the address `local`.
     #[inline(never)]
     pub(super) fn inward_wireguard(
         &mut self,
         tables: &Tables,
         slots: &mut impl Slots,
         arrival: &mut Arrival,
+        local: SocketAddr,
         now: Now,
     ) -> Progress {
         let mut current: Option<Current<'_>> = None;
@@ -80,7 +81,7 @@ impl Forwarder {
                 if let Some(last) = current.take() {
                     last.finish(self.worker, arrival.from, now, &mut self.events);
                 }
-                current = find(tables, index);
+                current = find(tables, index, local);
             }
             let Some(of) = &mut current else {
                 self.drop(DropReason::UnknownSession, 1);
@@ -130,8 +131,9 @@ impl Forwarder {
     }
 }
 
-fn find(tables: &Tables, index: u32) -> Option<Current<'_>> {
+/// A tunnel has one address of ours: what comes to another one could not be answered from there.
+fn find(tables: &Tables, index: u32, local: SocketAddr) -> Option<Current<'_>> {
     let peer = tables.peer(index)?;
-    let tunnel = tables.tunnel(peer.tunnel)?;
+    let tunnel = tables.tunnel(peer.tunnel).filter(|tunnel| tunnel.settings.local == local)?;
     Some(Current { peer, tunnel, sessions: peer.receiving(), authentic: false, packets: 0, bytes: 0 })
 }

@@ -33,7 +33,7 @@ pub struct OuterSocket {
 
 impl OuterSocket {
     pub(super) fn wire(&self) -> Wire {
-        if self.wireguard { Wire::WireGuard } else { Wire::of(self.local) }
+        if self.wireguard { Wire::WireGuard(self.local) } else { Wire::of(self.local) }
     }
 }
 

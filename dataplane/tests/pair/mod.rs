@@ -53,6 +53,13 @@ pub(crate) enum Protocol {
     WireGuard,
 }
 
+impl Protocol {
+    /// The socket of a tunnel's address.
+    pub(crate) fn wire(self, local: SocketAddr) -> Wire {
+        if self == Protocol::WireGuard { Wire::WireGuard(local) } else { Wire::Udp }
+    }
+}
+
 /// Each side's private key is known to the other, which makes the public one of it.
 pub(crate) fn keys(side: Side, peer: Side, tunnel: TunnelId) -> Op {
     let public = |side: Side| {
@@ -223,9 +230,11 @@ pub(crate) fn meet(a: &mut Gateway, b: &mut Gateway) {
 pub(crate) struct Pair {
     pub(crate) a: Gateway,
     pub(crate) b: Gateway,
-    pub(crate) wire: Wire,
+    protocol: Protocol,
     pub(crate) buffer: Vec<u8>,
     used: usize,
+    /// Lengths of the datagrams of each run.
+    pub(crate) crossed: Vec<Vec<usize>>,
     pub(crate) delivered: Vec<Vec<u8>>,
     /// B's.
     pub(crate) device: Device,
@@ -237,13 +246,13 @@ impl Pair {
     pub(crate) fn new(protocol: Protocol) -> Self {
         let (mut a, mut b) = (Gateway::new(Side::A, protocol), Gateway::new(Side::B, protocol));
         meet(&mut a, &mut b);
-        let wire = if protocol == Protocol::WireGuard { Wire::WireGuard } else { Wire::Udp };
         Pair {
             a,
             b,
-            wire,
+            protocol,
             buffer: vec![0; 256 * 1024],
             used: 0,
+            crossed: Vec::new(),
             delivered: Vec::new(),
             device: Device::new(false),
             lost: 0,
@@ -305,10 +314,11 @@ impl Pair {
     }
 
     pub(crate) fn flush(&mut self, all: bool) {
-        let Pair { a, b, wire, buffer, used, delivered, device, lost } = self;
+        let Pair { a, b, protocol, buffer, used, crossed, delivered, device, lost } = self;
         a.forwarder.runs.flush(all, |run| {
             let from = run.local;
             let segment = run.segment;
+            let wire = protocol.wire(run.to);
             match run.carrier.clone() {
                 Carrier::Esp(sa) => run.seal(&mut sa.lock(), buffer).unwrap(),
                 Carrier::WireGuard(peer) => {
@@ -316,7 +326,8 @@ impl Pair {
                 }
             }
             let sealed: Vec<u8> = run.pieces(buffer).flatten().copied().collect();
-            let mut arrival = Arrival::new(0, sealed.len(), segment, from, 0, *wire);
+            crossed.push(sealed.chunks(segment).map(<[u8]>::len).collect());
+            let mut arrival = Arrival::new(0, sealed.len(), segment, from, 0, wire);
             let mut slots = Datagram([vec![0; wire.headroom()], sealed].concat());
             let tables = b.reader.enter();
             let progress = b.forwarder.inward(&tables, &mut slots, &mut arrival, Now::from_nanos(1));
