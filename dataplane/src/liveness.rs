@@ -30,7 +30,7 @@ use std::{
 };
 
 use braid_api::{Cause, Encapsulation, Event, TunnelId, Verdict};
-use braid_bfd::datagram::MAX_LENGTH;
+use braid_bfd::{Watch, datagram::MAX_LENGTH};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::{
@@ -41,7 +41,7 @@ use crate::{
     io::batch::Outgoing,
     tables::{Carrier, Reader, Tunnel, TunnelStates},
     wireguard,
-    worker::{Notices, OuterSocket, Sender, monotonic},
+    worker::{Drained, Notices, OuterSocket, Sender, monotonic},
 };
 use bfd::{Bfd, Outcome, Vote};
 use reports::Reports;
@@ -51,8 +51,9 @@ use session::{Death, Session, Turn};
 const ECHO: u64 = 1 << 63;
 /// Echoes that are waited for, at most.
 const MAX_ECHOES: usize = 4096;
-/// By how much a detection time is longer while its socket holds something unread, as where a worker was kept off
-/// the processor. Not for ever: at full load there is always something, and it may be another tunnel's.
+/// By how much a judgement by probes in a row is later while its socket holds something unread, as where a worker was
+/// kept off the processor; and within this time after something was heard no BFD expires. Not for ever: at full load
+/// there is always something, and it may be another tunnel's.
 const UNREAD_NANOS: u64 = 10_000_000;
 const LONGEST_SLEEP_NANOS: u64 = 3_600_000_000_000;
 /// Until verdicts that found the queue to control full are tried again.
@@ -92,6 +93,7 @@ pub struct Liveness {
     inputs: mpsc::Receiver<Input>,
     reports: Reports,
     drops: Arc<Drops>,
+    drained: Drained,
     sessions: BTreeMap<TunnelId, Session>,
     due: BTreeSet<(u64, TunnelId)>,
     /// Echoes that were asked for and did not come back yet.
@@ -117,6 +119,7 @@ impl Liveness {
         inputs: mpsc::Receiver<Input>,
         notices: Notices,
         drops: Arc<Drops>,
+        drained: Drained,
     ) -> Self {
         Liveness {
             reader,
@@ -125,6 +128,7 @@ impl Liveness {
             inputs,
             reports: Reports::new(notices),
             drops,
+            drained,
             sessions: BTreeMap::new(),
             due: BTreeSet::new(),
             echoes: BTreeSet::new(),
@@ -291,14 +295,17 @@ impl Liveness {
         }
         let mut reader = self.reader.clone();
         let tables = reader.enter();
-        let sender = &self.sender;
+        let (sender, drained) = (&self.sender, &self.drained);
         self.bfd.handle_timeout(now, |tunnel| {
-            let tunnel = tables.tunnel(tunnel)?;
-            let heard = tunnel.live.last_heard()?;
-            // What waits in the socket may be the peer's: what has been received is heard before a deadline fires.
-            let unread = now.saturating_sub(heard) > UNREAD_NANOS
-                && sender.socket(socket_address(&tunnel.settings)).is_some_and(is_readable);
-            Some(if unread { heard + UNREAD_NANOS } else { heard })
+            let Some(tunnel) = tables.tunnel(tunnel) else { return Watch::default() };
+            let heard = tunnel.live.last_heard();
+            if heard.is_some_and(|heard| now.saturating_sub(heard) < UNREAD_NANOS) {
+                return Watch { heard, unread_since: None };
+            }
+            // What waits may be the peer's: a worker may have been kept off the processor.
+            let socket = sender.socket(socket_address(&tunnel.settings));
+            let unread_since = drained.unread_since(|| socket.is_some_and(is_readable));
+            Watch { heard: tunnel.live.last_heard(), unread_since }
         });
         let mut outcome = core::mem::take(&mut self.outcome);
         self.bfd.drain(now, &mut random, &mut outcome);

@@ -32,11 +32,14 @@ use crate::{
     sandbox,
     service::{Service, Threads},
     tables::Writer,
-    worker::{Command, Notice, Notices, Setup, Worker},
+    worker::{Command, Drained, Notice, Notices, Setup, Worker},
 };
 
 /// Wrong usage or surroundings.
 const EXIT_USAGE: u8 = 2;
+/// Where the threads stay that say that this end lives and hear that the other does. What keeps a processor for long
+/// goes elsewhere: the kernel brings no thread to another one only because it has to wait.
+pub const LIVENESS_CPU: usize = 0;
 /// Notices that wait for the service thread, and inputs for the liveness thread.
 const QUEUE: usize = 4096;
 
@@ -131,16 +134,20 @@ fn start_threads(
     let (queue, notices) = mpsc::sync_channel(QUEUE);
     let notices_in = Notices::new(queue, Arc::clone(&wake));
     let (inputs, inputs_out) = mpsc::sync_channel::<Input>(QUEUE);
+    let drained: Vec<Drained> = (0..workers).map(|_| Drained::default()).collect();
     let liveness = Liveness::new(
         writer.reader(),
         writer.states().clone(),
         inputs_out,
         notices_in.clone(),
         Arc::clone(&drops),
+        // Its handles are those of the first worker's sockets.
+        drained.first().cloned().unwrap_or_default(),
     );
     thread::Builder::new().name("liveness".into()).spawn(move || {
         // Without the right to it, the ordinary priority has to do.
         let _ = priority::realtime();
+        let _ = priority::pin(LIVENESS_CPU);
         let _ = sandbox::drop_capabilities();
         liveness.run();
     })?;
@@ -160,6 +167,7 @@ fn start_threads(
     let (link_thread, links) = LinkThread::new(eventfd()?, notices_in.clone(), Arc::clone(&drops));
     thread::Builder::new().name("bfd-links".into()).spawn(move || {
         let _ = priority::realtime();
+        let _ = priority::pin(LIVENESS_CPU);
         let _ = sandbox::drop_capabilities();
         link_thread.run();
     })?;
@@ -174,7 +182,7 @@ fn start_threads(
     sandbox::drop_capabilities()?;
     thread::Builder::new().name("handshakes".into()).spawn(move || handshakes.run())?;
     let mut commands = Vec::new();
-    for number in 0..workers {
+    for (number, drained) in drained.into_iter().enumerate() {
         let (command, commands_out) = mpsc::channel::<Command>();
         let worker_wake = eventfd()?;
         let setup = Setup {
@@ -190,6 +198,7 @@ fn start_threads(
             probes: inputs.clone(),
             punt: line.clone(),
             handshakes: handshakes_in.clone(),
+            drained,
         };
         commands.push((command, worker_wake));
         thread::Builder::new().name(format!("worker-{number}")).spawn(move || {

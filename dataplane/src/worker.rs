@@ -13,7 +13,11 @@ use std::{
     io::IoSlice,
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
@@ -118,6 +122,37 @@ impl Notices {
     }
 }
 
+/// How far a worker has read its sockets: when it last found them empty, in monotonic nanoseconds, and in the lowest
+/// bit whether it reads just now. All that had come by then has been heard.
+#[derive(Clone, Debug, Default)]
+pub struct Drained(Arc<Line>);
+
+/// Written each round: nothing else shall lie beside it.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Line(AtomicU64);
+
+impl Drained {
+    const READS: u64 = 1;
+
+    /// When all that had come had been heard, if that is not so now. `is_readable` says whether something waits in a
+    /// socket of the worker's; what was heard is to be asked after this.
+    pub fn unread_since(&self, is_readable: impl FnOnce() -> bool) -> Option<u64> {
+        let before = self.0.0.load(Ordering::Acquire);
+        // Taken from the socket, it waits in the worker's hands.
+        let unread = is_readable() || self.0.0.load(Ordering::Acquire) & Self::READS != 0;
+        unread.then_some(before & !Self::READS)
+    }
+
+    fn begin(&self) {
+        self.0.0.fetch_or(Self::READS, Ordering::AcqRel);
+    }
+
+    fn end(&self, nanos: u64) {
+        self.0.0.store(nanos & !Self::READS, Ordering::Release);
+    }
+}
+
 /// What a worker is made of.
 pub struct Worker {
     number: usize,
@@ -135,6 +170,7 @@ pub struct Worker {
     probes: mpsc::SyncSender<Input>,
     punt: PuntLine,
     handshakes: handshakes::Line,
+    drained: Drained,
     now: Now,
     lateness: Lateness,
     /// To the device, in this phase.
@@ -167,6 +203,8 @@ pub struct Setup {
     pub punt: PuntLine,
     /// To WireGuard's thread; bounded, what does not fit is lost.
     pub handshakes: handshakes::Line,
+    /// For the liveness thread.
+    pub drained: Drained,
 }
 
 impl Worker {
@@ -193,6 +231,7 @@ impl Worker {
             probes: setup.probes,
             punt: setup.punt,
             handshakes: setup.handshakes,
+            drained: setup.drained,
             now: monotonic(),
             lateness: Lateness::default(),
             writes: 0,
@@ -262,6 +301,7 @@ impl Worker {
         let mut any = false;
         let mut reader = self.reader.clone();
         self.writes = 0;
+        self.drained.begin();
         loop {
             let before = self.pool.free();
             let tables = reader.enter();
@@ -272,6 +312,7 @@ impl Worker {
             let received = before - self.pool.free();
             any |= received > 0;
             if received == 0 {
+                self.drained.end(self.now.nanos);
                 break;
             }
             if self.pool.free() == 0 {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use braid_api::launcher::{KernelPlan, RouteChanges};
 use braid_dataplane::io::tun::{self, OpenError, OpenedTun};
 
+use super::aside::Aside;
 use super::error::PlanError;
 use super::install::{Installer, Routing as _};
 use super::layout::{Layout, SLOTS, Step, steps, table_of};
@@ -193,6 +194,7 @@ impl Kernel {
 
     fn run_learned(&mut self, steps: &[learned::Step]) {
         let index = self.device_index();
+        let _aside = Aside::step();
         tell(self.installer.run(&mut self.netlink, steps, index));
     }
 

@@ -16,6 +16,7 @@
 //!
 //! Not done: sysctls that others change while braid runs stay so until the next plan.
 
+mod aside;
 mod error;
 mod install;
 #[cfg(test)]

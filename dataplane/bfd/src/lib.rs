@@ -29,7 +29,7 @@ pub mod state;
 pub use config::{Config, ConfigError, Hops, Role};
 pub use packet::{Diagnostic, Discard, Packet};
 pub use session::{DownCause, Event, Session, Status};
-pub use sessions::{Counters, InsertError, Sessions};
+pub use sessions::{Counters, InsertError, Sessions, Watch};
 pub use state::State;
 
 /// A moment, in nanoseconds of a monotonic clock.

@@ -19,6 +19,8 @@ use crate::{
 
 /// While not up, packets are at least this far apart, in microseconds (RFC 5880 section 6.8.3).
 const SLOW: u32 = 1_000_000;
+/// While what has arrived is unread, in nanoseconds, whether it still is, is asked again after this.
+const ASK_AGAIN: Nanos = 1_000_000;
 /// Events kept for a caller that does not drain.
 const EVENTS: usize = 8;
 
@@ -155,6 +157,8 @@ pub struct Session {
     life: Nanos,
     /// What is added to the detection time because this machine stood still.
     grace: Nanos,
+    /// What is added to it because what has arrived is unread.
+    unread: Nanos,
     packets_sent: u64,
     packets_received: u64,
     events: VecDeque<Event>,
@@ -179,6 +183,7 @@ impl Session {
             last_received: None,
             life: 0,
             grace: 0,
+            unread: 0,
             packets_sent: 0,
             packets_received: 0,
             events: VecDeque::new(),
@@ -277,14 +282,21 @@ impl Session {
         Ok(())
     }
 
-    /// Does what is due. `heard` is when the path last authenticated any packet from the peer.
-    pub fn handle_timeout(&mut self, now: Nanos, heard: Option<Nanos>) {
+    /// Does what is due. `heard` is when the path last authenticated any packet from the peer; `unread_since`, where
+    /// packets wait to be read that may be the peer's: all that came before it has been read.
+    ///
+    /// The peer is silent only as far as it was listened to. It is not waited for longer than an interval more, since
+    /// what waits may be anybody's.
+    pub fn handle_timeout(&mut self, now: Nanos, heard: Option<Nanos>, unread_since: Option<Nanos>) {
         if self.state == State::Up {
             self.heard(heard.unwrap_or(0).min(now));
         }
         if let Some(expires) = self.expires().filter(|expires| *expires <= now) {
             let interval = self.remote_interval();
-            if now - expires >= interval && self.grace == 0 {
+            let is_unread = unread_since.is_some_and(|since| since < expires - self.unread);
+            if is_unread && self.unread < interval {
+                self.unread += now - expires + ASK_AGAIN;
+            } else if now - expires >= interval && self.grace == 0 {
                 // Woken so late, it is this machine that stood still: what has arrived meanwhile may be unread.
                 // One interval more, and only once.
                 self.grace = now - expires + interval;
@@ -355,6 +367,7 @@ impl Session {
         if at > self.life {
             self.life = at;
             self.grace = 0;
+            self.unread = 0;
         }
     }
 
@@ -475,7 +488,7 @@ impl Session {
     /// When the session goes down unless it is heard.
     fn expires(&self) -> Option<Nanos> {
         match self.state {
-            State::Init | State::Up => Some(self.life + self.detection_time() + self.grace),
+            State::Init | State::Up => Some(self.life + self.detection_time() + self.grace + self.unread),
             State::AdminDown | State::Down => None,
         }
     }

@@ -49,6 +49,15 @@ impl fmt::Display for InsertError {
 
 impl Error for InsertError {}
 
+/// What is known of a path beside its BFD, for [`Session::handle_timeout`].
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Watch {
+    /// When it last authenticated any packet of its peer, if it can.
+    pub heard: Option<Nanos>,
+    /// Packets wait to be read that may be the peer's; all that came before this has been read.
+    pub unread_since: Option<Nanos>,
+}
+
 struct Entry {
     session: Session,
     due: Option<Nanos>,
@@ -113,15 +122,16 @@ impl<K: Ord + Clone> Sessions<K> {
         result
     }
 
-    /// Does what is due. `heard` tells when a path last authenticated any packet of its peer, if it can.
-    pub fn handle_timeout(&mut self, now: Nanos, mut heard: impl FnMut(&K) -> Option<Nanos>) {
+    /// Does what is due. `watch` tells what is known of a path beside its BFD.
+    pub fn handle_timeout(&mut self, now: Nanos, mut watch: impl FnMut(&K) -> Watch) {
         while let Some((at, _)) = self.due.first()
             && *at <= now
         {
             let Some((_, key)) = self.due.pop_first() else { return };
             if let Some(entry) = self.entries.get_mut(&key) {
                 entry.due = None;
-                entry.session.handle_timeout(now, heard(&key));
+                let Watch { heard, unread_since } = watch(&key);
+                entry.session.handle_timeout(now, heard, unread_since);
                 self.touched.insert(key);
             }
         }

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use braid_api::{BfdState, BfdStats, TunnelId, Verdict};
 use braid_bfd::{
-    Config, Discard, State, Status,
+    Config, Discard, State, Status, Watch,
     datagram::{self, MAX_LENGTH, PORT_SINGLE_HOP},
     packet::LENGTH,
 };
@@ -99,9 +99,9 @@ impl Bfd {
         self.voters.handle_payload(now, key, packet.ttl, packet.payload())
     }
 
-    /// Does what is due. `heard` is when a tunnel last authenticated a packet.
-    pub(super) fn handle_timeout(&mut self, now: u64, heard: impl Fn(TunnelId) -> Option<u64>) {
-        self.voters.handle_timeout(now, |key| heard(key.tunnel));
+    /// Does what is due. `watch` tells what is known of a tunnel beside its BFD.
+    pub(super) fn handle_timeout(&mut self, now: u64, watch: impl Fn(TunnelId) -> Watch) {
+        self.voters.handle_timeout(now, |key| watch(key.tunnel));
     }
 
     /// Puts into `outcome` what is to be done now.

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use braid_api::{BfdLink, BfdLinkStats, MAX_BFD_LINKS};
 use braid_bfd::{
-    Config, Discard, Hops,
+    Config, Discard, Hops, Watch,
     datagram::{self, PORT_MULTIHOP, PORT_SINGLE_HOP},
 };
 
@@ -89,7 +89,7 @@ impl Links {
 
     /// Does what is due.
     pub(super) fn handle_timeout(&mut self, now: u64) {
-        self.0.handle_timeout(now, |_| None);
+        self.0.handle_timeout(now, |_| Watch::default());
     }
 
     /// Puts into `outcome` what is to be done now.

@@ -87,7 +87,7 @@ mod tests {
         forward::{Drops, ProbeReply},
         liveness::Liveness,
         tables::Writer,
-        worker::{Notice, Notices, monotonic},
+        worker::{Drained, Notice, Notices, monotonic},
     };
 
     fn tunnel(id: u32, uplink: &str) -> Op {
@@ -137,6 +137,7 @@ mod tests {
                 mpsc::sync_channel(1).1,
                 Notices::new(queue, Arc::new(wake)),
                 Arc::new(Drops::new(1)),
+                Drained::default(),
             );
             Rig { writer, liveness, notices, epoch: 0, sequence: 0 }
         }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use braid_api::Verdict;
-use braid_bfd::{Config, Discard, DownCause, Event, Session, Sessions, State, packet::LENGTH};
+use braid_bfd::{Config, Discard, DownCause, Event, Session, Sessions, State, Watch, packet::LENGTH};
 
 /// How long a session that is no longer asked for goes on to say so: RFC 5880 section 6.8.16 wants a detection
 /// time, and what is disabled speaks once a second.
@@ -105,9 +105,9 @@ impl<K: Copy + Ord, I> Voters<K, I> {
         Ok(())
     }
 
-    /// Does what is due. `heard` is when something else of the peer was last authenticated.
-    pub(super) fn handle_timeout(&mut self, now: u64, heard: impl Fn(&K) -> Option<u64>) {
-        self.sessions.handle_timeout(now, heard);
+    /// Does what is due. `watch` tells what is known of a path beside its BFD.
+    pub(super) fn handle_timeout(&mut self, now: u64, watch: impl Fn(&K) -> Watch) {
+        self.sessions.handle_timeout(now, watch);
         while let Some(&(at, key)) = self.leaving.first()
             && at <= now
         {

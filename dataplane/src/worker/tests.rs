@@ -102,6 +102,7 @@ impl End {
             probes: inputs,
             punt: PuntLine::default(),
             handshakes: handshakes::Line::new().0,
+            drained: Drained::default(),
         });
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (device, lan) =
@@ -279,4 +280,36 @@ fn a_batch_that_lost_the_processor_is_late_until_no_stamp_of_it_counts() {
     assert_eq!(at(5036, true), 0);
     // Silence makes nothing late.
     assert_eq!(at(9000, false), 0);
+}
+
+#[test]
+fn what_a_worker_holds_in_its_hands_is_unread() {
+    let drained = Drained::default();
+    drained.begin();
+    drained.end(1001);
+    assert_eq!(drained.unread_since(|| false), None);
+    assert_eq!(drained.unread_since(|| true), Some(1000));
+    drained.begin();
+    assert_eq!(drained.unread_since(|| false), Some(1000));
+    // Taken while it was asked.
+    drained.end(2000);
+    let taken = || {
+        drained.begin();
+        false
+    };
+    assert_eq!(drained.unread_since(taken), Some(2000));
+}
+
+#[test]
+fn a_worker_says_how_far_it_has_read() {
+    let [mut a, mut b] = ends(16);
+    let drained = b.worker.drained.clone();
+    b.worker.now = Now::from_nanos(1_000_000);
+    assert!(!b.worker.receive());
+    assert_eq!(drained.unread_since(|| true), Some(1_000_000));
+    a.send(&packets(1));
+    b.worker.now = Now::from_nanos(2_000_000);
+    assert!(b.worker.receive());
+    assert_eq!(drained.unread_since(|| true), Some(2_000_000));
+    assert_eq!(drained.unread_since(|| false), None);
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use braid_bfd::{Config, Packet, Sessions, datagram::Datagram};
+use braid_bfd::{Config, Packet, Sessions, Watch, datagram::Datagram};
 
 /// An IP packet from the tunnel.
 pub(crate) fn packet(input: &[u8]) {
@@ -28,7 +28,7 @@ pub(crate) fn session(input: &[u8]) {
             255 => drop(sessions.enable(&0)),
             _ => drop(sessions.handle_payload(now, &0, *ttl, payload)),
         }
-        sessions.handle_timeout(now, |_| None);
+        sessions.handle_timeout(now, |_| Watch::default());
         let mut sent = 0;
         while sessions.poll_transmit(now, &mut || 0).is_some() {
             sent += 1;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use braid_bfd::{Config, Diagnostic, Discard, DownCause, Event, Hops, InsertError, Packet, Sessions, State};
+use braid_bfd::{
+    Config, Diagnostic, Discard, DownCause, Event, Hops, InsertError, Packet, Sessions, State, Watch,
+};
 use proptest::prelude::*;
 
 use crate::{MS, SECOND, config, ms, packet, sent, session, up};
@@ -234,7 +236,7 @@ fn a_disabled_session_says_so_and_listens_to_nobody() {
     // RFC 5880 section 6.8.16: packets go on, at least for a detection time.
     let mut times = 0;
     while let Some(at) = session.poll_timeout().filter(|at| *at < 5 * SECOND) {
-        session.handle_timeout(at, None);
+        session.handle_timeout(at, None, None);
         times += sent(&mut session, at).iter().filter(|packet| packet.state == State::AdminDown).count();
     }
     assert!(times >= 4, "{times}");
@@ -264,7 +266,7 @@ fn the_table_is_bounded_and_discriminators_are_unique_and_not_zero() {
 #[test]
 fn a_removed_session_is_due_no_more() {
     let mut sessions = table();
-    sessions.handle_timeout(0, |_| None);
+    sessions.handle_timeout(0, |_| Watch::default());
     while sessions.poll_transmit(0, &mut || 0).is_some() {}
     assert!(sessions.poll_timeout().is_some());
     sessions.remove(&1);
@@ -295,7 +297,7 @@ proptest! {
     ) {
         let mut sessions = table();
         let _ = sessions.handle_payload(0, &1, ttl, &octets);
-        sessions.handle_timeout(later, |_| None);
+        sessions.handle_timeout(later, |_| Watch::default());
         while sessions.poll_transmit(later, &mut || 0).is_some() {}
         prop_assert!(sessions.poll_timeout().is_none_or(|at| at > later));
     }

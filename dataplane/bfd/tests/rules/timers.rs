@@ -25,7 +25,7 @@ fn run(
         now += 20 * MS;
         while let Some(at) = session.poll_timeout().filter(|at| *at < now) {
             let at = at.max(now - 20 * MS);
-            session.handle_timeout(at, None);
+            session.handle_timeout(at, None, None);
             for packet in sent(session, at) {
                 out.push((at, packet));
                 if packet.poll && answers {
@@ -42,7 +42,7 @@ fn until_up_packets_are_a_second_apart() {
     let mut session = session(config());
     let mut times = Vec::new();
     while let Some(at) = session.poll_timeout().filter(|at| *at <= 4 * SECOND) {
-        session.handle_timeout(at, None);
+        session.handle_timeout(at, None, None);
         for packet in sent(&mut session, at) {
             assert_eq!(packet.desired_min_tx, 1_000_000);
             assert_eq!(packet.required_min_rx, 50_000);
@@ -159,7 +159,7 @@ fn a_passive_session_is_silent_until_the_peer_is_heard_and_again_once_it_is_forg
     assert_eq!((sent(&mut session, 0), session.poll_timeout()), (vec![], None));
     session.handle_packet(SECOND, 255, &packet(State::Down)).unwrap();
     assert_eq!(sent(&mut session, SECOND)[0].state, State::Init);
-    session.handle_timeout(SECOND + 150 * MS, None);
+    session.handle_timeout(SECOND + 150 * MS, None, None);
     assert_eq!(session.state(), State::Down);
     assert_eq!((sent(&mut session, 2 * SECOND), session.poll_timeout()), (vec![], None));
 }
@@ -172,9 +172,9 @@ fn the_detection_time_is_the_peers_multiplier_times_the_slower_interval() {
         let said = Packet { multiplier, desired_min_tx, ..packet(State::Up) };
         session.handle_packet(MS, 255, &said).unwrap();
         assert_eq!(session.status().detection_time, ms(time));
-        session.handle_timeout((1 + time) * MS - 1, None);
+        session.handle_timeout((1 + time) * MS - 1, None, None);
         assert_eq!(session.state(), State::Up);
-        session.handle_timeout((1 + time) * MS, None);
+        session.handle_timeout((1 + time) * MS, None, None);
         assert_eq!(session.state(), State::Down);
         let cause = DownCause::Expired { silent: ms(time) };
         assert_eq!(session.poll_event(), Some(Event::Down(cause)));
@@ -191,9 +191,9 @@ fn detection_ends_init_too_but_not_down() {
     let mut session = session(config());
     session.handle_packet(0, 255, &packet(State::Down)).unwrap();
     assert_eq!(session.state(), State::Init);
-    session.handle_timeout(150 * MS, Some(150 * MS));
+    session.handle_timeout(150 * MS, Some(150 * MS), None);
     assert_eq!((session.state(), session.poll_event()), (State::Down, None));
-    session.handle_timeout(10 * SECOND, None);
+    session.handle_timeout(10 * SECOND, None, None);
     assert_eq!(session.state(), State::Down);
 }
 
@@ -203,7 +203,7 @@ fn a_peer_that_falls_silent_while_down_is_forgotten() {
     session.handle_packet(0, 255, &packet(State::Up)).unwrap();
     assert_eq!(sent(&mut session, 0)[0].your_discriminator, 77);
     assert_eq!(session.poll_timeout(), Some(150 * MS));
-    session.handle_timeout(150 * MS, None);
+    session.handle_timeout(150 * MS, None, None);
     assert_eq!(sent(&mut session, 150 * MS)[0].your_discriminator, 0);
 }
 
@@ -215,7 +215,7 @@ fn a_peer_held_down_by_a_zero_interval_is_free_again_after_a_detection_time() {
     session.handle_packet(0, 255, &Packet { required_min_rx: 0, ..packet(State::Up) }).unwrap();
     sent(&mut session, 0);
     assert_eq!(session.poll_timeout(), Some(150 * MS));
-    session.handle_timeout(150 * MS, None);
+    session.handle_timeout(150 * MS, None, None);
     assert_eq!(sent(&mut session, 150 * MS).len(), 1);
 }
 
@@ -223,18 +223,18 @@ fn a_peer_held_down_by_a_zero_interval_is_free_again_after_a_detection_time() {
 fn a_packet_that_the_path_authenticated_is_a_sign_of_life_for_a_session_that_is_up() {
     let mut session = up(config(), 0);
     for step in 1..100 {
-        session.handle_timeout(step * 100 * MS, Some((step * 100 - 10) * MS));
+        session.handle_timeout(step * 100 * MS, Some((step * 100 - 10) * MS), None);
         assert_eq!(session.state(), State::Up);
         assert!(session.poll_timeout().is_some());
     }
-    session.handle_timeout(9_890 * MS + 150 * MS, Some(9_890 * MS));
+    session.handle_timeout(9_890 * MS + 150 * MS, Some(9_890 * MS), None);
     assert_eq!(session.poll_event(), Some(Event::Down(DownCause::Expired { silent: ms(150) })));
 }
 
 #[test]
 fn no_sign_of_life_outweighs_what_the_peer_signals() {
     let mut session = up(config(), 0);
-    session.handle_timeout(100 * MS, Some(100 * MS));
+    session.handle_timeout(100 * MS, Some(100 * MS), None);
     session.handle_packet(100 * MS, 255, &packet(State::Down)).unwrap();
     assert_eq!(session.state(), State::Down);
 }
@@ -242,15 +242,46 @@ fn no_sign_of_life_outweighs_what_the_peer_signals() {
 #[test]
 fn a_machine_that_stood_still_waits_one_interval_more_and_only_once() {
     let mut session = up(config(), 0);
-    session.handle_timeout(SECOND, None);
+    session.handle_timeout(SECOND, None, None);
     assert_eq!(session.state(), State::Up);
     session.handle_packet(SECOND + 40 * MS, 255, &packet(State::Up)).unwrap();
-    session.handle_timeout(SECOND + 189 * MS, None);
+    session.handle_timeout(SECOND + 189 * MS, None, None);
     assert_eq!(session.state(), State::Up);
-    session.handle_timeout(3 * SECOND, None);
+    session.handle_timeout(3 * SECOND, None, None);
     assert_eq!(session.state(), State::Up);
-    session.handle_timeout(3 * SECOND + 50 * MS, None);
+    session.handle_timeout(3 * SECOND + 50 * MS, None, None);
     assert_eq!(session.state(), State::Down);
+}
+
+#[test]
+fn a_peer_is_silent_only_as_far_as_it_was_listened_to() {
+    let mut session = up(config(), 0);
+    // Nothing was read since 100 ms, and something waits.
+    for at in 150..190 {
+        session.handle_timeout(at * MS, None, Some(100 * MS));
+        assert_eq!((session.state(), session.poll_event()), (State::Up, None), "{at}");
+    }
+    // It was the peer's.
+    session.handle_timeout(190 * MS, Some(180 * MS), Some(189 * MS));
+    assert_eq!(session.state(), State::Up);
+    // What had come when the detection time was over has been read, and nothing of it was the peer's.
+    session.handle_timeout(330 * MS, Some(180 * MS), Some(329 * MS));
+    assert_eq!(session.state(), State::Up);
+    session.handle_timeout(331 * MS, Some(180 * MS), Some(330 * MS));
+    assert_eq!(session.poll_event(), Some(Event::Down(DownCause::Expired { silent: ms(151) })));
+}
+
+#[test]
+fn what_is_never_read_is_not_waited_for_longer_than_an_interval() {
+    let mut session = up(config(), 0);
+    let mut down = None;
+    for at in 0..1000 {
+        session.handle_timeout(at * MS, None, Some(0));
+        if down.is_none() && session.state() != State::Up {
+            down = Some(at);
+        }
+    }
+    assert_eq!(down, Some(200));
 }
 
 #[test]
@@ -382,8 +413,8 @@ fn every_interval_is_jittered() {
 fn ten_milliseconds_times_three() {
     let mut session = up(Config::new(ms(10), 3).unwrap(), 0);
     session.handle_packet(0, 255, &Packet { desired_min_tx: 10_000, ..packet(State::Up) }).unwrap();
-    session.handle_timeout(30 * MS - 1, None);
+    session.handle_timeout(30 * MS - 1, None, None);
     assert_eq!(session.state(), State::Up);
-    session.handle_timeout(30 * MS, None);
+    session.handle_timeout(30 * MS, None, None);
     assert_eq!(session.state(), State::Down);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use braid_bfd::{Config, DownCause, Event, Nanos, Sessions, Status};
+use braid_bfd::{Config, DownCause, Event, Nanos, Sessions, Status, Watch};
 
 const PATH: u8 = 0;
 /// Distance of the traffic that the path authenticates.
@@ -139,7 +139,10 @@ impl Link {
             } else if let Some((_, end)) = timeout {
                 let (now, traffic) = (self.now, self.traffic_until);
                 let heard = now.min(traffic) / TRAFFIC * TRAFFIC;
-                self.ends[end].handle_timeout(now, |_| (traffic > 0).then_some(heard));
+                self.ends[end].handle_timeout(now, |_| Watch {
+                    heard: (traffic > 0).then_some(heard),
+                    unread_since: None,
+                });
                 self.drain(end);
             }
         }
