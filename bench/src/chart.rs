@@ -102,8 +102,6 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::Machine;
-    use crate::measure::Plan;
 
     #[test]
     fn draws_a_bar_per_system_in_proportion() {
@@ -113,19 +111,7 @@ mod tests {
             medians: [("tcp1_up_gbps".to_owned(), gbps)].into(),
             ..Entry::default()
         };
-        let report = Report {
-            machine: Machine { processor: String::new(), processors: 1, kernel: String::new() },
-            plan: Plan {
-                tests: Vec::new(),
-                seconds: 1,
-                offers_kpps: vec![270],
-                overload_kpps: 400,
-                small_length: 64,
-                small_flows: 256,
-            },
-            runs: 1,
-            systems: vec![entry("plain", 10.0), entry("braid-128-1", 5.0)],
-        };
+        let report = Report::of(vec![entry("plain", 10.0), entry("braid-128-1", 5.0)]);
         let drawn = svg(&report);
         let room = f64::from(WIDTH - LABELS - VALUES - MARGIN);
         assert!(drawn.contains(&format!("width=\"{room:.1}\"")));

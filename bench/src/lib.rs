@@ -12,6 +12,7 @@ pub mod counter;
 pub mod cpu;
 pub mod failover;
 pub mod generator;
+pub mod goals;
 pub mod measure;
 pub mod memory;
 pub mod report;

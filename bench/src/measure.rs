@@ -47,6 +47,10 @@ pub struct Plan {
     pub small_length: usize,
     /// Flows of small packets.
     pub small_flows: u16,
+    /// TCP's congestion control.
+    pub congestion: String,
+    /// Plain forwarding is measured once a round instead of before every system.
+    pub rounds: bool,
 }
 
 /// Measured values by name; the name ends in the unit.
@@ -88,7 +92,7 @@ pub fn measure(
 }
 
 fn tcp(topology: &Topology, plan: &Plan, flows: u32, figures: &mut Figures) -> Result<()> {
-    let server = IperfServer::start(&topology.server, SERVER)?;
+    let server = IperfServer::start(&topology.server, SERVER)?.with_congestion(&plan.congestion);
     for (reverse, direction) in [(false, "up"), (true, "down")] {
         let load = TcpLoad { flows, seconds: plan.seconds, reverse };
         let before = Busy::now()?;
@@ -208,7 +212,7 @@ fn rtt_idle(topology: &Topology, plan: &Plan, figures: &mut Figures) -> Result<(
 }
 
 fn rtt_tcp(topology: &Topology, plan: &Plan, far_end: Option<&str>, figures: &mut Figures) -> Result<()> {
-    let server = IperfServer::start(&topology.server, SERVER)?;
+    let server = IperfServer::start(&topology.server, SERVER)?.with_congestion(&plan.congestion);
     let load = TcpLoad { flows: 1, seconds: plan.seconds + 1, reverse: false };
     let mut running = server.tcp_in_background(&topology.client, &load)?;
     let result = both_pings(topology, plan, far_end);

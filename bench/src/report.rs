@@ -1,8 +1,8 @@
 //! What a comparison found: medians over runs, ratios to plain forwarding, as Markdown and JSON.
 
 use crate::cpu::Machine;
+use crate::goals::Goal;
 use crate::measure::{Figures, Plan};
-use braid_netns::traffic::CONGESTION_CONTROL;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -17,6 +17,8 @@ pub struct Report {
     pub runs: u32,
     /// Plain forwarding first.
     pub systems: Vec<Entry>,
+    /// What Braid is to reach.
+    pub goals: Vec<Goal>,
 }
 
 /// One system's figures.
@@ -31,7 +33,7 @@ pub struct Entry {
     /// Of each figure over the runs.
     pub medians: Figures,
     /// Of each throughput: the median over runs of its ratio to plain forwarding (offloads on)
-    /// measured just before.
+    /// measured just before, or in the same round.
     pub of_plain: Figures,
     /// Every run.
     pub each: Vec<Run>,
@@ -44,7 +46,7 @@ pub struct Entry {
 pub struct Run {
     /// Its figures.
     pub figures: Figures,
-    /// Plain forwarding's, measured just before.
+    /// Plain forwarding's, measured just before, or in the same round.
     pub plain: Figures,
 }
 
@@ -102,22 +104,28 @@ impl Report {
         text.push('\n');
         table(&mut text, &self.systems, &rtt_columns());
         let Machine { processor, processors, kernel } = &self.machine;
+        let when = if self.plan.rounds { "in the same round" } else { "just before, in the same topology" };
         // Writing to a String does not fail.
         let _ = writeln!(
             text,
             "\nMedians of {} runs of {} s each; the ratio is to plain forwarding with offloads on, \
-             measured just before in the same topology. {processor}, {processors} processors, \
-             Linux {kernel}. TCP with {CONGESTION_CONTROL}. Small packets: {} bytes of IP, {} flows, k packets a second delivered \
-             (offered). Round trips: ping every 10 ms, p50 / p99 ms and loss, from client to server (RTT) and \
+             measured {when}. {processor}, {processors} processors, \
+             Linux {kernel}. TCP with {}. Small packets: {} bytes of IP, {} flows, k packets a \
+             second delivered (offered). Round trips: ping every 10 ms, p50 / p99 ms and loss, from client to server (RTT) and \
              inside the tunnel from gateway to gateway (probe); own probes: p99 and loss of those that a system \
              sends by itself, every 10 ms; overload: {} k small packets a second \
              offered.",
             self.runs,
             self.plan.seconds,
+            self.plan.congestion,
             self.plan.small_length,
             self.plan.small_flows,
             self.plan.overload_kpps,
         );
+        for Goal { what, is, wanted, reached } in &self.goals {
+            let verdict = if *reached { "reached" } else { "**missed**" };
+            let _ = writeln!(text, "\n{what}: {is:.2}, wanted {wanted}: {verdict}");
+        }
         text.push_str("\nThreads at gateway A and B:\n");
         for entry in self.systems.iter().filter(|entry| !entry.placement.is_empty()) {
             let _ = writeln!(text, "- {}: {}", entry.title, entry.placement.join("; "));
@@ -198,6 +206,25 @@ fn rtt_columns() -> Vec<Column> {
         })
         .chain([own])
         .collect()
+}
+
+#[cfg(test)]
+impl Report {
+    /// Of these systems, by a plan that nobody looks at.
+    pub(crate) fn of(systems: Vec<Entry>) -> Self {
+        let plan = Plan {
+            tests: Vec::new(),
+            seconds: 1,
+            offers_kpps: vec![270],
+            overload_kpps: 400,
+            small_length: 64,
+            small_flows: 256,
+            congestion: String::new(),
+            rounds: false,
+        };
+        let machine = Machine { processor: String::new(), processors: 1, kernel: String::new() };
+        Self { machine, plan, runs: 1, systems, goals: Vec::new() }
+    }
 }
 
 fn with_ratio(cell: String, ratio: Option<&f64>) -> String {

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// iperf3's own default.
 const PORT: u16 = 5201;
 
-/// TCP's congestion control. What the machine prefers is inherited by namespaces, and one that paces
+/// TCP's congestion control, unless told otherwise. What the machine prefers is inherited by namespaces, and one that paces
 /// by estimates (bbr) measures its own guesses. Asked of each connection: a namespace's default may
 /// only be one that the machine allows everybody (`tcp_allowed_congestion_control`).
 pub const CONGESTION_CONTROL: &str = "cubic";
@@ -16,6 +16,7 @@ pub const CONGESTION_CONTROL: &str = "cubic";
 pub struct IperfServer {
     _process: Process,
     address: String,
+    congestion: String,
 }
 
 /// What to send.
@@ -103,7 +104,13 @@ impl IperfServer {
         if !listening {
             return Err(process.failure());
         }
-        Ok(Self { _process: process, address: address.to_owned() })
+        Ok(Self { _process: process, address: address.to_owned(), congestion: CONGESTION_CONTROL.to_owned() })
+    }
+
+    /// With another congestion control for what is sent from now on.
+    #[must_use]
+    pub fn with_congestion(self, congestion: &str) -> Self {
+        Self { congestion: congestion.to_owned(), ..self }
     }
 
     /// Sends TCP from `client` (or to it) and waits for the result.
@@ -142,7 +149,7 @@ impl IperfServer {
     fn start_tcp(&self, client: &Netns, load: &TcpLoad, more: &[&str]) -> Result<RunningTcp> {
         let (seconds, flows) = (load.seconds.to_string(), load.flows.to_string());
         let mut argv = vec!["iperf3", "-J", "-c", &self.address, "-t", &seconds, "-P", &flows];
-        argv.extend(["--connect-timeout", "5000", "-C", CONGESTION_CONTROL]);
+        argv.extend(["--connect-timeout", "5000", "-C", &self.congestion]);
         argv.extend(more);
         if load.reverse {
             argv.push("-R");
