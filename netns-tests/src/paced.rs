@@ -3,7 +3,7 @@
 //! Loss, order and content are judged per flow and per packet, with the time at which each was
 //! sent, so that a scenario can say "nothing outside these moments". The packets of a flow have a
 //! length that no other flow's have: a capture of encrypted packets tells which flow went which way
-//! (see [`Load::esp_flow`]).
+//! (see [`Load::esp_flow`] and [`Load::wireguard_flow`]).
 
 use crate::{Error, Netns, Result, retry_until};
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -31,6 +31,9 @@ const RECEIVE_BUFFER: usize = 32 << 20;
 const ESP_HEAD: usize = 16;
 const ESP_TAIL: usize = 16;
 const ESP_ALIGN: usize = 4;
+/// WireGuard: type, receiver, counter; then the tag.
+const WIREGUARD_OVERHEAD: usize = 16 + 16;
+const WIREGUARD_ALIGN: usize = 16;
 
 /// What to send.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +60,12 @@ impl Load {
     #[must_use]
     pub const fn told_apart(flows: usize, per_ms: usize) -> Self {
         Self { flows, per_ms, burst: 1, smallest: 200, step: ESP_ALIGN, tos: 0, port: 20_000 }
+    }
+
+    /// The same for WireGuard as well, which pads to more.
+    #[must_use]
+    pub const fn told_apart_anywhere(flows: usize, per_ms: usize) -> Self {
+        Self { step: WIREGUARD_ALIGN, ..Self::told_apart(flows, per_ms) }
     }
 
     /// Packets of one length. Only these can be sent in bursts.
@@ -91,6 +100,19 @@ impl Load {
             let inner = 20 + 8 + payload + 2;
             ESP_HEAD + inner.div_ceil(ESP_ALIGN) * ESP_ALIGN + ESP_TAIL
         };
+        self.flow_of(udp_payload, sealed)
+    }
+
+    /// The same of a data message of WireGuard, with [`Load::told_apart_anywhere`].
+    #[must_use]
+    pub fn wireguard_flow(&self, udp_payload: usize) -> Option<usize> {
+        let sealed =
+            |payload: usize| (20 + 8 + payload).next_multiple_of(WIREGUARD_ALIGN) + WIREGUARD_OVERHEAD;
+        self.flow_of(udp_payload, sealed)
+    }
+
+    /// `sealed` says how long a payload is on the outer wire.
+    fn flow_of(&self, udp_payload: usize, sealed: impl Fn(usize) -> usize) -> Option<usize> {
         let beyond = udp_payload.checked_sub(sealed(self.smallest))?;
         let flow = beyond / self.step.max(1);
         (flow < self.flows && sealed(self.length(flow)) == udp_payload).then_some(flow)
@@ -241,6 +263,18 @@ impl Log {
             (first.sequence.saturating_sub(before), first.at)
         };
         first.into_iter().flatten().map(lost).collect()
+    }
+
+    /// The longest time in which nothing arrived, whatever its flow, between the first arrival and `end`.
+    #[must_use]
+    pub fn longest_gap(&self, end: Duration) -> Duration {
+        let mut before = self.arrivals.first().map_or(Duration::ZERO, |first| first.at);
+        let mut longest = Duration::ZERO;
+        for at in self.arrivals.iter().map(|arrival| arrival.at.min(end)).chain([end]) {
+            longest = longest.max(at.saturating_sub(before));
+            before = at;
+        }
+        longest
     }
 
     /// Arrivals after a later packet of their flow, duplicates included.
@@ -459,6 +493,18 @@ mod tests {
     }
 
     #[test]
+    fn tells_how_long_nothing_arrived() {
+        let mut log = log([4, 0], &[(0, 0), (0, 1), (0, 2), (0, 3)]);
+        let ms = Duration::from_millis;
+        log.arrivals[3].at = ms(9);
+        assert_eq!(log.longest_gap(ms(10)), ms(7));
+        // What comes too late is no end of it.
+        assert_eq!(log.longest_gap(ms(8)), ms(6));
+        assert_eq!(log.longest_gap(ms(20)), ms(11));
+        assert_eq!(Log::default().longest_gap(ms(5)), ms(5));
+    }
+
+    #[test]
     fn all_in_order_has_no_flaw_and_nothing_sent_has_one() {
         assert_eq!(log([2, 1], &[(0, 0), (1, 0), (0, 1)]).flaw(), None);
         assert!(log([0, 0], &[]).flaw().is_some());
@@ -483,5 +529,13 @@ mod tests {
         assert_eq!(LOAD.esp_flow(16 + 244 + 16), Some(3));
         assert_eq!(LOAD.esp_flow(16 + 248 + 16), None);
         assert_eq!(LOAD.esp_flow(16 + 233 + 16), None);
+        // WireGuard's whitepaper section 5.4.6: 228 bytes are padded to 240.
+        let load = Load::told_apart_anywhere(4, 4);
+        assert_eq!(load.wireguard_flow(32 + 240), Some(0));
+        assert_eq!(load.wireguard_flow(32 + 256), Some(1));
+        assert_eq!(load.wireguard_flow(32 + 288), Some(3));
+        assert_eq!(load.wireguard_flow(32 + 304), None);
+        assert_eq!(load.wireguard_flow(32 + 241), None);
+        assert_eq!(load.esp_flow(16 + 280 + 16), Some(3));
     }
 }

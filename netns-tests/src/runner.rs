@@ -5,7 +5,7 @@
 //! skipped.
 
 use crate::{guard, leak};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -14,6 +14,24 @@ pub type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 /// A scenario: `group::name`, and the function that asserts on outcomes.
 pub type Scenario = (&'static str, fn() -> Outcome);
+
+/// Runs parts of a scenario on threads of their own: those that wait more than they work.
+///
+/// # Errors
+/// The first one's, in their order.
+///
+/// # Panics
+/// When one of them does.
+pub fn side_by_side<F: FnOnce() -> Outcome + Send>(parts: impl IntoIterator<Item = F>) -> Outcome {
+    std::thread::scope(|scope| {
+        let start = |part: F| scope.spawn(move || part().map_err(|error| error.to_string()));
+        let running: Vec<_> = parts.into_iter().map(start).collect();
+        for part in running {
+            part.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        }
+        Ok(())
+    })
+}
 
 /// Programs without which no scenario can run.
 const PROGRAMS: [&str; 7] = ["ip", "nft", "tc", "ethtool", "iperf3", "ping", "tcpdump"];
@@ -168,6 +186,19 @@ mod tests {
         assert!(!exact.wants("smoke::plain") && exact.wants("smoke"));
         let skipping = read("--skip plain");
         assert!(!skipping.wants("smoke::plain") && skipping.wants("ecmp::spread"));
+    }
+
+    #[test]
+    fn parts_run_side_by_side_and_the_first_failure_is_told() {
+        let both = std::sync::Barrier::new(2);
+        let part = |fails: bool| {
+            let both = &both;
+            move || {
+                both.wait();
+                if fails { Err("this one".into()) } else { Ok(()) }
+            }
+        };
+        assert_eq!(side_by_side([false, true].map(part)).unwrap_err().to_string(), "this one");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::failover::{
 };
 use crate::kernel::kill_part;
 use crate::pair::{Pair, START, Setup, Side, patient};
+use crate::wireguard::{self, Pairs};
 use braid_netns::capture::{Capture, Packet};
 use braid_netns::frr::Frr;
 use braid_netns::gateway::Gateway;
@@ -13,6 +14,7 @@ use braid_netns::guard::temp_dir;
 use braid_netns::paced::Paced;
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, SERVER};
+use braid_netns::wireguard::Implementation;
 use braid_netns::{Error, Netns, Result, Topology, retry_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -28,6 +30,8 @@ pub(crate) const ALL: &[Scenario] = &[
     ("bfd::over_ipv6_and_changed_by_a_reload", over_ipv6_and_changed_by_a_reload),
     ("bfd::frr_is_the_other_end", frr_is_the_other_end),
     ("bfd::bird_is_the_other_end", bird_is_the_other_end),
+    ("bfd::in_wireguard", in_wireguard),
+    ("bfd::frr_is_the_other_end_in_wireguard", frr_is_the_other_end_in_wireguard),
 ];
 
 /// As often as the probes of other scenarios, so that what those allow for recovery holds here too.
@@ -94,6 +98,49 @@ fn a_cut_tunnel_is_left_and_taken_again() -> Outcome {
     let row =
         |first: &str, cell: &str| text.lines().any(|line| line.starts_with(first) && line.contains(cell));
     assert!(row("BFD", "DETECTS") && row("t0", "50 ms x 3") && row("t0", "bfd"), "{text}");
+    Ok(())
+}
+
+/// As in ESP.
+fn in_wireguard() -> Outcome {
+    let pair = wireguard::pair(2, &[0, 1], with_bfd)?;
+    for gateway in [&pair.a, &pair.b] {
+        sessions_are(gateway, "up", INTERVAL_MS)?;
+    }
+    assert_eq!(cut_and_restore(&pair, 2)?, ["bfd", "bfd"]);
+    Ok(())
+}
+
+/// Both ends are others': the tunnel wireguard-go's, the session FRR's.
+fn frr_is_the_other_end_in_wireguard() -> Outcome {
+    let topology = Topology::builder().build()?;
+    let path = &topology.paths[0];
+    let keys = Pairs::generate(&topology)?;
+    let _peer = wireguard::peer(&topology, Implementation::Go, &keys, "", "")?;
+    let text = wireguard::braid(&[path.a.to_string(), path.b.to_string()], &keys, "initiate", "");
+    // No probe is to notice anything first.
+    let text = text.replace("\nprobe = \"200ms\"\n", &format!("\nprobe = \"2s\"\n{BFD}\n"));
+    let mut gateway = Gateway::start(&topology.gateway_a, &text)?;
+    gateway.wait_up(START)?;
+    let bfdd = "bfd\n peer 169.254.10.2 local-address 169.254.10.1\n  detect-multiplier 3\n  \
+                receive-interval 50\n  transmit-interval 50\n !\n!\n";
+    let _frr = Frr::start(&topology.gateway_b, &[("bfdd", bfdd)])?;
+    sessions_are(&gateway, "up", INTERVAL_MS)?;
+    let inside = Capture::start(&topology.gateway_b, "wg0", "udp port 3784 and src host 169.254.10.2", 128)?;
+    let origin = Instant::now();
+    let load = Paced::start(&topology.client, &topology.server, SERVER, wireguard::LOAD, origin)?;
+    sleep(STAGE);
+    assert_eq!(load.finish()?.flaw(), None);
+    as_rfc_5881_wants(&inside.stop()?, [169, 254, 10, 2]);
+    assert_eq!(failovers(&gateway)?, 0);
+    let faults = topology.cut(CUT)?;
+    crate::failover::wait_for_state(&gateway, "down")?;
+    assert_eq!(cause(&gateway)?, "bfd");
+    for fault in faults {
+        fault.undo()?;
+    }
+    crate::failover::wait_for_state(&gateway, "up")?;
+    sessions_are(&gateway, "up", INTERVAL_MS)?;
     Ok(())
 }
 
@@ -275,7 +322,7 @@ fn frr_is_the_other_end() -> Outcome {
     let counters = frr.json("show bfd peers counters json")?;
     assert_eq!(counters[0]["session-down"], 0, "{counters}");
     assert_eq!(failovers(&pair.a)?, 0);
-    as_rfc_5881_wants(&inside.stop()?);
+    as_rfc_5881_wants(&inside.stop()?, [169, 254, 10, 1]);
     // Disabled by its user: no verdict on the path.
     let shutdown = ["bfd", "peer 169.254.10.1 local-address 169.254.10.2", "shutdown"];
     frr.configure(&shutdown)?;
@@ -329,12 +376,11 @@ fn bird_is_the_other_end() -> Outcome {
     Ok(())
 }
 
-/// What came out of the tunnel from Braid.
-pub(crate) fn as_rfc_5881_wants(packets: &[Packet]) {
+/// What came out of the tunnel from Braid, which has this address.
+pub(crate) fn as_rfc_5881_wants(packets: &[Packet], from: [u8; 4]) {
     const UDP: usize = 20;
     const CONTROL: usize = UDP + 8;
-    let ours: Vec<&Packet> =
-        packets.iter().filter(|packet| packet.ip.get(12..16) == Some(&[169, 254, 10, 1])).collect();
+    let ours: Vec<&Packet> = packets.iter().filter(|packet| packet.ip.get(12..16) == Some(&from)).collect();
     assert!(ours.len() > 10, "{} packets of {}", ours.len(), packets.len());
     for packet in &ours {
         let port = u16::from_be_bytes([packet.ip[UDP], packet.ip[UDP + 1]]);

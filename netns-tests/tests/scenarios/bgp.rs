@@ -6,6 +6,7 @@
 
 use crate::kernel::kill_part;
 use crate::pair::{Pair, Setup, Side, patient};
+use crate::wireguard::{self, Pairs};
 use braid_netns::frr::Frr;
 use braid_netns::gateway::Gateway;
 use braid_netns::paced::{Load, Paced};
@@ -13,6 +14,7 @@ use braid_netns::routing::{Bird, Peer, Speaker};
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, CLIENT6, NET_A, NET_A6, NET_B, NET_B6, SERVER, SERVER6};
 use braid_netns::traffic::{Pings, ping};
+use braid_netns::wireguard::Implementation;
 use braid_netns::{Netns, Result, Topology, retry_until};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket};
 use serde_json::Value;
@@ -22,6 +24,7 @@ use std::time::{Duration, Instant};
 pub(crate) const ALL: &[Scenario] = &[
     ("bgp::frr_over_one_tunnel_like_aws", frr_over_one_tunnel_like_aws),
     ("bgp::frr_over_two_tunnels", frr_over_two_tunnels),
+    ("bgp::frr_over_wireguard", frr_over_wireguard),
     ("bgp::many_routes_from_bird", many_routes_from_bird),
     ("bgp::a_router_on_the_lan", a_router_on_the_lan),
     ("bgp::doctor_says_why_there_is_no_session", doctor_says_why_there_is_no_session),
@@ -216,6 +219,37 @@ fn frr_over_one_tunnel_like_aws() -> Outcome {
     })?;
     let left = pair.topology.gateway_a.ip("route show table all proto 178")?;
     assert_eq!(left.trim(), "");
+    Ok(())
+}
+
+/// Both ends are others': the tunnel wireguard-go's, which knows no route but what FRR puts, and the session FRR's.
+fn frr_over_wireguard() -> Outcome {
+    let topology = Topology::builder().build()?;
+    let path = &topology.paths[0];
+    let keys = Pairs::generate(&topology)?;
+    let _peer = wireguard::peer_routed(&topology, Implementation::Go, &keys, ("", ""), &[])?;
+    let text = wireguard::braid(&[path.a.to_string(), path.b.to_string()], &keys, "initiate", "");
+    let neighbor = format!("[[bgp.neighbor]]\ntunnel = \"wg\"\nasn = {THEIRS}\nhold-time = \"9s\"\n");
+    let mut gateway = Gateway::start(&topology.gateway_a, &with_bgp(text, &neighbor))?;
+    gateway.wait_up(SOON)?;
+    let mut speaker = far(1);
+    let peer = &mut speaker.peers[0];
+    (peer.address, peer.local) = ("169.254.10.2".to_owned(), "169.254.10.1".to_owned());
+    peer.local6 = "fd00:ffff::1".to_owned();
+    let frr = Frr::speak(&topology.gateway_b, &speaker)?;
+    let learned = |status: &Value| established(status) == 1 && both_ways(status, &["wg"]);
+    until(&gateway, "routes by the tunnel", learned)?;
+    answered(&topology)?;
+    // A tunnel that is cut takes its neighbor and the routes along, and brings them back.
+    let faults = topology.cut(0)?;
+    until(&gateway, "no route", |status| established(status) == 0 && both_ways(status, &[]))?;
+    for fault in faults {
+        fault.undo()?;
+    }
+    until(&gateway, "routes again", learned)?;
+    answered(&topology)?;
+    drop(frr);
+    until(&gateway, "no neighbor", |status| established(status) == 0 && both_ways(status, &[]))?;
     Ok(())
 }
 

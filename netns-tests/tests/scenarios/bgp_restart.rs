@@ -192,6 +192,6 @@ fn frr_tells_control_from_the_path() -> Outcome {
     let deleted = changes.stdout();
     let deleted = deleted.lines().find(|line| line.starts_with("Deleted") && line.contains("proto bgp"));
     assert_eq!(deleted, None, "FRR gave up a route");
-    as_rfc_5881_wants(&inside.stop()?);
+    as_rfc_5881_wants(&inside.stop()?, [169, 254, 10, 1]);
     Ok(())
 }

@@ -23,7 +23,8 @@ pub(crate) const ALL: &[Scenario] = &[
 ];
 
 /// Where they call from.
-const ROAD: [&str; 2] = ["203.0.113.1", "203.0.113.2"];
+pub(crate) const ROAD: [&str; 2] = ["203.0.113.1", "203.0.113.2"];
+const ROAD6: [&str; 2] = ["2001:db8:c::1", "2001:db8:c::2"];
 
 /// Two gateways with a tunnel between them; clients of the first reach its network and the one behind the tunnel,
 /// but not what is not theirs to reach, and nobody is disturbed by another's coming or going.
@@ -221,15 +222,18 @@ fn a_thousand() -> Outcome {
 }
 
 /// A host somewhere else in the internet.
-fn road(topology: &Topology) -> Result<Netns> {
+pub(crate) fn road(topology: &Topology) -> Result<Netns> {
     let road = Netns::new("road")?;
     let internet =
         topology.internet.as_ref().ok_or_else(|| braid_netns::Error::Usage("no internet".to_owned()))?;
     internet.veth("road0", &road, "eth0", 1500)?;
-    internet.address("road0", &format!("{}/30", ROAD[0]))?;
-    road.address("eth0", &format!("{}/30", ROAD[1]))?;
-    road.ip(&format!("route add default via {}", ROAD[0]))?;
+    for ([next, own], length, family) in [(ROAD, 30, 4), (ROAD6, 64, 6)] {
+        internet.address("road0", &format!("{next}/{length}"))?;
+        road.address("eth0", &format!("{own}/{length}"))?;
+        road.ip(&format!("-{family} route add default via {next}"))?;
+    }
     topology.gateway_a.ip("route add 203.0.113.0/30 via 192.0.2.2 dev wan0")?;
+    topology.gateway_a.ip("route add 2001:db8:c::/64 via 2001:db8:a::2 dev wan0")?;
     Ok(road)
 }
 

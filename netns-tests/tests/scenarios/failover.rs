@@ -23,7 +23,7 @@ pub(crate) const ALL: &[Scenario] = &[
 ];
 
 /// Each way: every flow has a packet each 16 ms.
-pub(crate) const LOAD: Load = Load::told_apart(64, 2).of_tos(0x40);
+pub(crate) const LOAD: Load = Load::told_apart_anywhere(64, 2).of_tos(0x40);
 /// Which tunnel.
 pub(crate) const CUT: usize = 0;
 /// A probe's interval until the first one meets the cut, the detection time, and for a machine with
@@ -226,7 +226,7 @@ fn one_direction_of_a_tunnel_cut() -> Outcome {
     for wires in wires {
         let ways = wires.stop()?;
         assert_eq!(ways.out_of_sequence(), None);
-        stayed(&ways, 2, [steady, cut, restored, end], ONE_WAY_RECOVERY);
+        stayed(&ways, (CUT, 2), [steady, cut, restored, end], ONE_WAY_RECOVERY);
     }
     Ok(())
 }
@@ -243,6 +243,16 @@ pub(crate) fn cut_and_restore_under(
     server: &str,
     settled: impl Fn(bool) -> Result<()>,
 ) -> Result<[String; 2]> {
+    cut_one_and_restore(pair, (CUT, tunnels), server, settled)
+}
+
+/// The same of any tunnel of so many.
+pub(crate) fn cut_one_and_restore(
+    pair: &Pair,
+    (tunnel, tunnels): (usize, usize),
+    server: &str,
+    settled: impl Fn(bool) -> Result<()>,
+) -> Result<[String; 2]> {
     let topology = &pair.topology;
     let wires = [Wires::watch(topology, Side::A)?, Wires::watch(topology, Side::B)?];
     let origin = Instant::now();
@@ -256,16 +266,16 @@ pub(crate) fn cut_and_restore_under(
     let steady = Moment::now(origin);
     sleep(STAGE);
     let cut = Moment::now(origin);
-    let faults = topology.cut(CUT)?;
-    state_of_the_cut(pair, "down")?;
-    let causes = [cause(&pair.a)?, cause(&pair.b)?];
+    let faults = topology.cut(tunnel)?;
+    state_of(pair, tunnel, "down")?;
+    let causes = [cause_of(&pair.a, tunnel)?, cause_of(&pair.b, tunnel)?];
     settled(false)?;
     sleep(STAGE);
     let restored = Moment::now(origin);
     for fault in faults {
         fault.undo()?;
     }
-    state_of_the_cut(pair, "up")?;
+    state_of(pair, tunnel, "up")?;
     settled(true)?;
     sleep(STAGE);
     let end = Moment::now(origin);
@@ -282,30 +292,41 @@ pub(crate) fn cut_and_restore_under(
     for wires in wires {
         let ways = wires.stop()?;
         assert_eq!(ways.out_of_sequence(), None);
-        stayed(&ways, tunnels, [steady, cut, restored, end], RECOVERY);
+        stayed(&ways, (tunnel, tunnels), [steady, cut, restored, end], RECOVERY);
         let home = ways.of_flows(LOAD, again.capture..now());
         let used: BTreeSet<usize> = home.values().flatten().copied().collect();
-        assert!(used.contains(&CUT), "nothing came home: {used:?}");
+        assert!(used.contains(&tunnel), "nothing came home: {used:?}");
     }
     Ok(causes)
 }
 
 /// Why the gateway took the tunnel out.
 pub(crate) fn cause(gateway: &Gateway) -> Result<String> {
-    Ok(gateway.status()?["tunnels"][CUT]["last_failure"]["cause"].as_str().unwrap_or_default().to_owned())
+    cause_of(gateway, CUT)
+}
+
+fn cause_of(gateway: &Gateway, tunnel: usize) -> Result<String> {
+    let status = gateway.status()?;
+    Ok(status["tunnels"][tunnel]["last_failure"]["cause"].as_str().unwrap_or_default().to_owned())
 }
 
 pub(crate) fn state_of_the_cut(pair: &Pair, state: &str) -> Result<()> {
-    for gateway in [&pair.a, &pair.b] {
-        wait_for_state(gateway, state)?;
-    }
-    Ok(())
+    state_of(pair, CUT, state)
+}
+
+fn state_of(pair: &Pair, tunnel: usize, state: &str) -> Result<()> {
+    wait_for_state_of(&pair.a, tunnel, state)?;
+    wait_for_state_of(&pair.b, tunnel, state)
 }
 
 pub(crate) fn wait_for_state(gateway: &Gateway, state: &str) -> Result<()> {
+    wait_for_state_of(gateway, CUT, state)
+}
+
+fn wait_for_state_of(gateway: &Gateway, tunnel: usize, state: &str) -> Result<()> {
     retry_until(&format!("the cut tunnel {state}"), START, || {
         let status = gateway.status().map_err(|error| error.to_string())?;
-        let tunnel = &status["tunnels"][CUT];
+        let tunnel = &status["tunnels"][tunnel];
         if tunnel["state"] == state { Ok(()) } else { Err(tunnel.to_string()) }
     })
 }
@@ -331,7 +352,12 @@ pub(crate) fn bounded_by(log: &Log, cut: Moment, restored: Moment, recovery: Dur
 }
 
 /// No flow of a healthy tunnel is ever seen elsewhere; those of the cut one all find another way.
-fn stayed(ways: &Ways, tunnels: usize, [steady, cut, restored, end]: [Moment; 4], recovery: Duration) {
+fn stayed(
+    ways: &Ways,
+    (hit_tunnel, tunnels): (usize, usize),
+    [steady, cut, restored, end]: [Moment; 4],
+    recovery: Duration,
+) {
     let whole = steady.capture..end.capture;
     let before = ways.of_flows(LOAD, steady.capture..cut.capture);
     assert_eq!(before.len(), LOAD.flows);
@@ -339,10 +365,13 @@ fn stayed(ways: &Ways, tunnels: usize, [steady, cut, restored, end]: [Moment; 4]
     let meanwhile = ways.of_flows(LOAD, cut.capture + recovery..restored.capture);
     for (flow, paths) in &before {
         assert_eq!(paths.len(), 1, "flow {flow} before the cut: {paths:?}");
-        if paths.contains(&CUT) {
+        if paths.contains(&hit_tunnel) {
             hit += 1;
             let now = meanwhile.get(flow);
-            assert!(now.is_some_and(|now| now.len() == 1 && !now.contains(&CUT)), "flow {flow}: {now:?}");
+            assert!(
+                now.is_some_and(|now| now.len() == 1 && !now.contains(&hit_tunnel)),
+                "flow {flow}: {now:?}"
+            );
         } else {
             let home = paths.first().copied().unwrap_or_default();
             let moved = ways.first_elsewhere(LOAD, whole.clone(), *flow, home);

@@ -51,60 +51,65 @@ fn altered_as_raw_esp_over_ipv6() -> Outcome {
 }
 
 /// A place between the gateways, from which packets go to gateway B in A's name.
-struct Attacker {
-    pair: Pair,
-    socket: RawSocket,
-    in_udp: bool,
-    from: IpAddr,
-    to: IpAddr,
+pub(crate) struct Attacker {
+    pub(crate) pair: Pair,
+    pub(crate) socket: RawSocket,
+    /// UDP's, at both ends; or it is ESP as it is.
+    port: Option<u16>,
+    pub(crate) from: IpAddr,
+    pub(crate) to: IpAddr,
 }
 
 impl Attacker {
     /// With a tunnel that carries nothing but what is sent on purpose.
     fn new(setup: &Setup, window: u64, edit: impl Fn(Side, String) -> String) -> Result<Self> {
-        let probe = format!("{{ interval = \"{PROBE_INTERVAL}ms\", multiplier = {PROBE_MULTIPLIER} }}");
         let pair = Pair::start_edited(setup, Topology::builder().build()?, |side, text| {
             let window = format!("\n[tunnel.manual]\nreplay-window = {window}\n");
-            edit(side, text.replace(&probe, "\"off\"").replace("\n[tunnel.manual]\n", &window))
+            edit(side, unprobed(&text).replace("\n[tunnel.manual]\n", &window))
         })?;
         let path = &pair.topology.paths[0];
-        let (from, to, family): (IpAddr, IpAddr, Family) = match setup.outer6 {
-            Some(_) => (path.a6.into(), path.b6.into(), Family::V6),
-            None => (path.a.into(), path.b.into(), Family::V4),
+        let (from, to): (IpAddr, IpAddr) = match setup.outer6 {
+            Some(_) => (path.a6.into(), path.b6.into()),
+            None => (path.a.into(), path.b.into()),
         };
+        Self::between(pair, (setup.encapsulation == "udp").then_some(NATT), from, to)
+    }
+
+    /// Between these outer addresses.
+    pub(crate) fn between(pair: Pair, port: Option<u16>, from: IpAddr, to: IpAddr) -> Result<Self> {
         let internet =
             pair.topology.internet.as_ref().ok_or_else(|| Error::Usage("no internet".to_owned()))?;
-        let socket = RawSocket::open(internet, family)?;
-        let attacker = Self { socket, in_udp: setup.encapsulation == "udp", from, to, pair };
+        let socket = RawSocket::open(internet, if from.is_ipv4() { Family::V4 } else { Family::V6 })?;
+        let attacker = Self { socket, port, from, to, pair };
         attacker.healthy()?;
         Ok(attacker)
     }
 
     fn outer(&self, payload: &[u8], tos: u8) -> Vec<u8> {
-        if self.in_udp {
-            raw::udp((self.from, NATT), (self.to, NATT), tos, payload)
-        } else {
-            raw::ip(self.from, self.to, ESP, tos, payload)
+        match self.port {
+            Some(port) => raw::udp((self.from, port), (self.to, port), tos, payload),
+            None => raw::ip(self.from, self.to, ESP, tos, payload),
         }
     }
 
-    fn send(&self, payload: &[u8]) -> Result<()> {
+    pub(crate) fn send(&self, payload: &[u8]) -> Result<()> {
         self.socket.send(&self.outer(payload, 0))
     }
 
     /// Bytes of the outer headers.
     fn headers(&self) -> usize {
         let ip = if self.from.is_ipv4() { 20 } else { 40 };
-        if self.in_udp { ip + 8 } else { ip }
+        if self.port.is_some() { ip + 8 } else { ip }
     }
 
-    /// ESP packets that gateway A sends for that many pings, which do not arrive when `lost`.
-    fn esp_of_pings(&self, count: u32, lost: bool) -> Result<Vec<Vec<u8>>> {
+    /// ESP packets, or data messages of WireGuard, that gateway A sends for that many pings, which do not arrive when
+    /// `lost`.
+    pub(crate) fn esp_of_pings(&self, count: u32, lost: bool) -> Result<Vec<Vec<u8>>> {
         let Topology { client, gateway_a, .. } = &self.pair.topology;
         let filter = format!(
             "src host {} and {}",
             self.from,
-            if self.in_udp { "udp" } else { "(ip proto 50 or ip6 proto 50)" }
+            if self.port.is_some() { "udp" } else { "(ip proto 50 or ip6 proto 50)" }
         );
         let capture = Capture::start(gateway_a, "wan0", &filter, 2000)?;
         let cut = if lost { self.pair.topology.cut(0)? } else { Vec::new() };
@@ -112,8 +117,9 @@ impl Attacker {
         let answered = ping(client, SERVER, &pings)?.rtt_ms.len();
         drop(cut);
         assert_eq!(answered, if lost { 0 } else { count as usize });
-        let esp: Vec<Vec<u8>> =
-            capture.stop()?.iter().map(|Packet { ip, .. }| ip[self.headers()..].to_vec()).collect();
+        let sealed = capture.stop()?.into_iter().map(|Packet { ip, .. }| ip[self.headers()..].to_vec());
+        // WireGuard has keepalives, of 32 bytes.
+        let esp: Vec<Vec<u8>> = sealed.filter(|sealed| sealed.len() > 32).collect();
         assert_eq!(esp.len(), count as usize);
         Ok(esp)
     }
@@ -125,7 +131,7 @@ impl Attacker {
     }
 
     /// Does something, and waits for exactly these packets more to be counted.
-    fn counts(
+    pub(crate) fn counts(
         &self,
         what: &str,
         expected: &[(&str, u64)],
@@ -150,18 +156,24 @@ impl Attacker {
     }
 
     /// The tunnel carries what it should.
-    fn healthy(&self) -> Result<()> {
+    pub(crate) fn healthy(&self) -> Result<()> {
         let one = Pings { count: 1, ..Pings::default() };
         assert_eq!(ping(&self.pair.topology.client, SERVER, &one)?.rtt_ms.len(), 1);
         Ok(())
     }
 
-    fn received(&self) -> Result<u64> {
+    pub(crate) fn received(&self) -> Result<u64> {
         let status = self.pair.b.status()?;
         status["tunnels"][0]["rx_packets"]
             .as_u64()
             .ok_or_else(|| Error::parse("braid status", "no rx_packets"))
     }
+}
+
+/// The text without probes.
+pub(crate) fn unprobed(text: &str) -> String {
+    let probe = format!("{{ interval = \"{PROBE_INTERVAL}ms\", multiplier = {PROBE_MULTIPLIER} }}");
+    text.replace(&probe, "\"off\"")
 }
 
 fn altered(setup: &Setup) -> Outcome {
@@ -193,7 +205,7 @@ fn altered(setup: &Setup) -> Outcome {
         // The other direction's SPI first.
         (0..500_u32).try_for_each(|spi| attacker.send(&[&(0x1002 + spi).to_be_bytes(), &whole[4..]].concat()))
     })?;
-    if attacker.in_udp {
+    if attacker.port.is_some() {
         // The first two are shorter than a header of IKE.
         attacker.counts("IKE", &[("nobody_listens", 98), ("truncated", 2)], || {
             (0..100_usize).try_for_each(|length| {

@@ -20,6 +20,7 @@ mod dissect;
 mod doctor;
 mod failover;
 mod hostile;
+mod hostile_wireguard;
 mod ike;
 mod kernel;
 mod lan;
@@ -38,6 +39,8 @@ mod survival;
 mod swan;
 mod tunnel;
 mod wireguard;
+mod wireguard_rekey;
+mod wireguard_roam;
 mod wires;
 
 use braid_netns::runner::{self, Scenario};
@@ -51,6 +54,7 @@ const GROUPS: &[&[Scenario]] = &[
     dissect::ALL,
     sizes::ALL,
     hostile::ALL,
+    hostile_wireguard::ALL,
     lan::ALL,
     survival::ALL,
     ike::ALL,
@@ -76,6 +80,8 @@ const GROUPS: &[&[Scenario]] = &[
     direct_tunnel::ALL,
     multihop::ALL,
     wireguard::ALL,
+    wireguard_rekey::ALL,
+    wireguard_roam::ALL,
     clients::ALL,
     metrics::ALL,
 ];

@@ -39,14 +39,7 @@ fn through_a_nat_that_changes() -> Outcome {
         let before = both.swan_ike_sa()?;
         assert!(peer_of(&both)?.contains("[20"), "not through the NAT's port: {}", peer_of(&both)?);
 
-        // An address that goes takes the mappings with it.
-        let internet = both.topology.internet.as_ref().ok_or("no internet")?;
-        internet.nft("delete table ip mapping")?;
-        let b = both.topology.paths[0].b;
-        internet.ip("addr del 198.51.100.2/30 dev b0")?;
-        internet.ip("addr add 198.51.100.2/30 dev b0")?;
-        assert_eq!(b.to_string(), "198.51.100.1");
-        masquerade(&both.topology, 30_000)?;
+        masquerade_anew(&both.topology, "b0", "198.51.100.2/30", 30_000)?;
         both.carries(500_000)?;
         let peer = peer_of(&both)?;
         assert!(peer.contains("[30"), "mobike {mobike}: still at the old mapping: {peer}");
@@ -56,13 +49,31 @@ fn through_a_nat_that_changes() -> Outcome {
 }
 
 pub(crate) fn masquerade(topology: &Topology, first_port: u16) -> Outcome {
+    masquerade_towards(topology, "b0", first_port)
+}
+
+/// What leaves by this device, of either family, has ports of its own from this one on.
+pub(crate) fn masquerade_towards(topology: &Topology, device: &str, first_port: u16) -> Outcome {
     let internet = topology.internet.as_ref().ok_or("no internet")?;
-    let last = first_port + 999;
-    internet.nft(&format!(
-        "table ip mapping {{ chain out {{ type nat hook postrouting priority srcnat; \
-         oifname \"b0\" meta l4proto udp masquerade to :{first_port}-{last}; }}\n}}"
-    ))?;
+    internet.nft(&mapping(device, first_port))?;
     Ok(())
+}
+
+/// From now on it has other ports. An address of the device that goes takes the mappings of before with it; at no time
+/// there is none, or what leaves then would go on without.
+pub(crate) fn masquerade_anew(topology: &Topology, device: &str, address: &str, first_port: u16) -> Outcome {
+    let internet = topology.internet.as_ref().ok_or("no internet")?;
+    internet.nft(&format!("delete table inet mapping\n{}", mapping(device, first_port)))?;
+    internet.ip(&format!("addr del {address} dev {device}"))?;
+    Ok(internet.address(device, address)?)
+}
+
+fn mapping(device: &str, first_port: u16) -> String {
+    let last = first_port + 999;
+    format!(
+        "table inet mapping {{ chain out {{ type nat hook postrouting priority srcnat; \
+         oifname \"{device}\" meta l4proto udp masquerade to :{first_port}-{last}; }}\n}}"
+    )
 }
 
 /// Where strongSwan has its peer.

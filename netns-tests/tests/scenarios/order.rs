@@ -3,6 +3,7 @@
 //! what its sender found out about order.
 
 use crate::pair::{Pair, Setup, patient};
+use crate::wireguard;
 use braid_netns::paced::{Load, Paced};
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, SERVER};
@@ -12,7 +13,11 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-pub(crate) const ALL: &[Scenario] = &[("order::one_worker", one_worker), ("order::two_workers", two_workers)];
+pub(crate) const ALL: &[Scenario] = &[
+    ("order::one_worker", one_worker),
+    ("order::two_workers", two_workers),
+    ("order::two_workers_over_wireguard", two_workers_over_wireguard),
+];
 
 /// Each way. At the first, a gateway sees 120,000 packets a second.
 const LOADS: [Load; 3] = [
@@ -33,20 +38,40 @@ fn two_workers() -> Outcome {
     in_order(2, PORT)
 }
 
+/// Each tunnel has one lock, whichever worker's packets it carries; of a load that leaves room, none is lost either.
+fn two_workers_over_wireguard() -> Outcome {
+    let pair = wireguard::pair(2, &[0, 1], |text| of_workers(2, text))?;
+    let topology = &pair.topology;
+    let loads = both_ways(topology, wireguard::LOAD, PORT)?;
+    sleep(STAGE);
+    for load in loads {
+        assert_eq!(load.finish()?.flaw(), None);
+    }
+    all_in_order(&pair, PORT)
+}
+
 /// `back` is the port of the flows from the server.
 fn in_order(workers: u32, back: u16) -> Outcome {
     let setup = Setup::default();
     let topology = Topology::builder().paths(setup.tunnels).build()?;
-    topology.keep_flows_in_order()?;
-    let edit = |_, text| format!("[core]\nworkers = {workers}\n\n{}", patient(text));
-    let pair = Pair::start_edited(&setup, topology, edit)?;
+    let pair = Pair::start_edited(&setup, topology, |_, text| of_workers(workers, text))?;
+    all_in_order(&pair, back)
+}
+
+fn of_workers(workers: u32, text: String) -> String {
+    format!("[core]\nworkers = {workers}\n\n{}", patient(text))
+}
+
+fn both_ways(topology: &Topology, load: Load, back: u16) -> Result<[Paced; 2]> {
+    let origin = Instant::now();
+    let there = Paced::start(&topology.client, &topology.server, SERVER, load, origin)?;
+    Ok([there, Paced::start(&topology.server, &topology.client, CLIENT, load.at_port(back), origin)?])
+}
+
+fn all_in_order(pair: &Pair, back: u16) -> Outcome {
     let topology = &pair.topology;
     for load in LOADS {
-        let origin = Instant::now();
-        let paced = [
-            Paced::start(&topology.client, &topology.server, SERVER, load, origin)?,
-            Paced::start(&topology.server, &topology.client, CLIENT, load.at_port(back), origin)?,
-        ];
+        let paced = both_ways(topology, load, back)?;
         sleep(STAGE);
         for paced in paced {
             let log = paced.finish()?;

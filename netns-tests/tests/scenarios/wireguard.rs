@@ -1,14 +1,12 @@
 //! WireGuard against Debian's wireguard-go and boringtun-cli, its keys against Debian's wireguard-tools, and
 //! between two Braid gateways.
 
-use crate::failover::answers_to_probes;
+use crate::clients::road;
+use crate::failover::{answers_to_probes, cut_one_and_restore};
 use crate::kernel::kill_part;
-use crate::mobile::masquerade;
 use crate::pair::{Pair, START, Setup, Side, patient};
 use crate::tunnel::{pings_cross, udp_crosses};
-use base64::prelude::{BASE64_STANDARD, Engine};
-use boringtun::noise::{Tunn, TunnResult};
-use boringtun::x25519::{PublicKey, StaticSecret};
+use crate::wireguard_rekey::{both_ways, handshakes};
 use braid_netns::content;
 use braid_netns::gateway::{Gateway, binary};
 use braid_netns::paced::{Load, Paced};
@@ -19,9 +17,9 @@ use braid_netns::wireguard::{Implementation, Keys, MTU, PORT, Wireguard};
 use braid_netns::{Netns, Result, Topology, retry_until};
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 pub(crate) const ALL: &[Scenario] = &[
@@ -32,37 +30,32 @@ pub(crate) const ALL: &[Scenario] = &[
     ("wireguard::all_sizes_between_braids", all_sizes_between_braids),
     ("wireguard::mixed_with_esp", mixed_with_esp),
     ("wireguard::killed_and_back", killed_and_back),
-    ("wireguard::behind_a_nat_that_changes", behind_a_nat_that_changes),
     ("wireguard::a_peer_that_begins_anew", a_peer_that_begins_anew),
     ("wireguard::renamed_by_a_reload", renamed_by_a_reload),
-    ("wireguard::rekeyed_under_load", rekeyed_under_load),
-    ("wireguard::rekeyed_by_braid_under_load", rekeyed_by_braid_under_load),
-    ("wireguard::rekeyed_by_wireguard_go_under_load", rekeyed_by_wireguard_go_under_load),
-    ("wireguard::flooded_by_strangers", flooded_by_strangers),
     ("wireguard::doctor_names_what_is_wrong", doctor_names_what_is_wrong),
 ];
 
 const TRANSFER: Duration = Duration::from_secs(20);
 /// What userspace peers carry on a busy machine without dropping any.
-const LOAD: Load = Load::told_apart(16, 1);
+pub(crate) const LOAD: Load = Load::told_apart(16, 1);
 
 /// What a preshared key of both sides is.
 const PRESHARED: &str = "/UwcSPg38hW/D9Y3tcS1FOV0K1wuURMbS0sesJEP5ak=";
 
 /// Keys of both ends.
-struct Pairs {
-    braid: Keys,
-    peer: Keys,
+pub(crate) struct Pairs {
+    pub(crate) braid: Keys,
+    pub(crate) peer: Keys,
 }
 
 impl Pairs {
-    fn generate(topology: &Topology) -> Result<Self> {
+    pub(crate) fn generate(topology: &Topology) -> Result<Self> {
         Ok(Self { braid: Keys::generate(&topology.gateway_a)?, peer: Keys::generate(&topology.gateway_b)? })
     }
 }
 
 /// Braid at A's end, as its configuration says it; `more` are lines of `[tunnel.wireguard]`.
-fn braid(outer: &[String; 2], keys: &Pairs, role: &str, more: &str) -> String {
+pub(crate) fn braid(outer: &[String; 2], keys: &Pairs, role: &str, more: &str) -> String {
     let [local, remote] = outer;
     let remote = if remote.is_empty() { String::new() } else { format!("remote = \"{remote}\"\n") };
     format!(
@@ -77,15 +70,26 @@ fn braid(outer: &[String; 2], keys: &Pairs, role: &str, more: &str) -> String {
 }
 
 /// The peer at B's end; `endpoint` may be empty: it waits.
-fn peer(
+pub(crate) fn peer(
     topology: &Topology,
     implementation: Implementation,
     keys: &Pairs,
     endpoint: &str,
     more: &str,
 ) -> Result<Wireguard> {
+    peer_routed(topology, implementation, keys, (endpoint, more), &[NET_A, NET_A6])
+}
+
+/// The same with these routes into its device.
+pub(crate) fn peer_routed(
+    topology: &Topology,
+    implementation: Implementation,
+    keys: &Pairs,
+    (endpoint, more): (&str, &str),
+    routes: &[&str],
+) -> Result<Wireguard> {
     let addresses = ["169.254.10.1/30", "fd00:ffff::1/126"];
-    let peer = Wireguard::start(&topology.gateway_b, implementation, MTU, &addresses, &[NET_A, NET_A6])?;
+    let peer = Wireguard::start(&topology.gateway_b, implementation, MTU, &addresses, routes)?;
     let endpoint = if endpoint.is_empty() { String::new() } else { format!("Endpoint = {endpoint}\n") };
     peer.configure(&format!(
         "[Interface]\nPrivateKey = {}\nListenPort = {PORT}\n\
@@ -145,8 +149,19 @@ fn beside_setup(drops: &BTreeMap<String, u64>) -> Vec<&str> {
     drops.keys().map(String::as_str).filter(|reason| !SETUP.contains(reason)).collect()
 }
 
+/// Waits for the first answer.
+pub(crate) fn answered(from: &Netns, to: &str) -> Result<()> {
+    retry_until(&format!("an answer of {to}"), START, || {
+        match ping(from, to, &Pings { count: 1, ..Pings::default() }) {
+            Ok(result) if !result.rtt_ms.is_empty() => Ok(()),
+            Ok(_) => Err("none".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    })
+}
+
 /// Content crosses both ways, over IPv4 and IPv6.
-fn carries(topology: &Topology) -> Outcome {
+pub(crate) fn carries(topology: &Topology) -> Outcome {
     for address in [SERVER, SERVER6] {
         let result = ping(&topology.client, address, &Pings { size: 1000, ..Pings::default() })?;
         assert_eq!(result.rtt_ms.len(), 3, "pings to {address}");
@@ -185,13 +200,23 @@ fn as_wireguard(text: &str, tunnel: usize, path: &OuterPath, side: Side, keys: &
 
 /// Two Braid gateways; the tunnels named are WireGuard.
 pub(crate) fn pair(tunnels: usize, of_wireguard: &[usize], edit: impl Fn(String) -> String) -> Result<Pair> {
-    let setup = Setup { tunnels, ..Setup::default() };
     let topology = Topology::builder().paths(tunnels).build()?;
     let keys = Pairs::generate(&topology)?;
+    pair_of(topology, &keys, of_wireguard, edit)
+}
+
+/// The same on a network that is there, with these keys; A's are those of `braid`. Each path has a tunnel.
+pub(crate) fn pair_of(
+    topology: Topology,
+    keys: &Pairs,
+    of_wireguard: &[usize],
+    edit: impl Fn(String) -> String,
+) -> Result<Pair> {
+    let setup = Setup { tunnels: topology.paths.len(), ..Setup::default() };
     let paths = topology.paths.clone();
     Pair::start_edited(&setup, topology, |side, text| {
         let all = of_wireguard.iter();
-        edit(all.fold(text, |text, index| as_wireguard(&text, *index, &paths[*index], side, &keys)))
+        edit(all.fold(text, |text, index| as_wireguard(&text, *index, &paths[*index], side, keys)))
     })
 }
 
@@ -219,116 +244,70 @@ fn all_sizes_between_braids() -> Outcome {
     Ok(())
 }
 
-/// One tunnel of each in a group: each takes over for the other, and flows of the healthy one stay.
+/// One tunnel of each in a group: each takes over for the other, and flows of the healthy one stay, those that begin in
+/// the meantime as well.
 fn mixed_with_esp() -> Outcome {
+    let during = LOAD.at_port(40_000).of_tos(0x20);
     let pair = pair(2, &[1], |text| text)?;
-    let topology = &pair.topology;
+    let Topology { client, server, .. } = &pair.topology;
     for cut in [0, 1] {
-        let origin = Instant::now();
-        let there = Paced::start(&topology.client, &topology.server, SERVER, LOAD, origin)?;
-        state(&pair, cut, "up")?;
-        answers_to_probes(&pair, cut)?;
-        let both = ["t0", "t1"].map(|name| packets(&pair.a, name));
-        let faults = topology.cut(cut)?;
-        state(&pair, cut, "down")?;
-        retry_until("flows on the other tunnel", START, || {
-            let name = format!("t{}", 1 - cut);
-            let now = packets(&pair.a, &name).map_err(|error| error.to_string())?;
-            let before = both[1 - cut].as_ref().copied().unwrap_or(0);
-            if now > before + 200 { Ok(()) } else { Err(format!("{name}: {before} then {now}")) }
-        })?;
-        for fault in faults {
-            fault.undo()?;
+        for tunnel in [0, 1] {
+            answers_to_probes(&pair, tunnel)?;
         }
-        state(&pair, cut, "up")?;
-        let log = there.finish()?;
-        // Detection takes 150 to 200 ms of one of two tunnels.
-        assert!(log.lost().len() < log.sent() / 4, "{} of {} lost", log.lost().len(), log.sent());
+        let causes = cut_one_and_restore(&pair, (cut, 2), SERVER, |restored| {
+            if restored {
+                return Ok(());
+            }
+            let origin = Instant::now();
+            let there = Paced::start(client, server, SERVER, during, origin)?;
+            let back = Paced::start(server, client, CLIENT, during, origin)?;
+            sleep(Duration::from_secs(1));
+            for load in [there, back] {
+                let log = load.finish()?;
+                assert_eq!(log.flaw(), None, "begun while tunnel {cut} was cut");
+            }
+            Ok(())
+        })?;
+        assert_eq!(causes, ["probe", "probe"]);
     }
     Ok(())
 }
 
-fn state(pair: &Pair, tunnel: usize, wanted: &str) -> Outcome {
-    retry_until("the tunnel's state", START, || {
-        for gateway in [&pair.a, &pair.b] {
-            let status = gateway.status().map_err(|error| error.to_string())?;
-            let found = &status["tunnels"][tunnel];
-            if found["state"] != wanted {
-                return Err(found.to_string());
-            }
-        }
-        Ok(())
-    })?;
-    Ok(())
-}
-
-fn packets(gateway: &Gateway, tunnel: &str) -> Result<u64> {
-    let status = gateway.status()?;
-    let tunnels = status["tunnels"].as_array().cloned().unwrap_or_default();
-    let found = tunnels.iter().find(|found| found["name"] == tunnel);
-    Ok(found.and_then(|found| found["tx_packets"].as_u64()).unwrap_or(0))
-}
-
-/// Killed, control loses no packet; killed, the core has a new session within a second.
+/// Killed, control loses no packet; killed, the core has a new session and carries traffic within a second.
 fn killed_and_back() -> Outcome {
+    const KILLS: usize = 3;
     let mut pair = pair(1, &[0], patient)?;
-    let origin = Instant::now();
-    let there = Paced::start(&pair.topology.client, &pair.topology.server, SERVER, LOAD, origin)?;
-    let back = Paced::start(&pair.topology.server, &pair.topology.client, CLIENT, LOAD, origin)?;
+    let loads = both_ways(&pair.topology)?;
     kill_part(&pair.topology.gateway_a, "braid-control")?;
     pair.a.wait_up(START)?;
-    let handshakes = |gateway: &Gateway| {
-        Result::Ok(gateway.status()?["tunnels"][0]["wireguard"]["handshakes"].as_u64().unwrap_or(0))
-    };
     assert_eq!(handshakes(&pair.a)?, handshakes(&pair.b)?, "control began anew");
-    for log in [there.finish()?, back.finish()?] {
+    for load in loads {
+        let log = load.finish()?;
         assert_eq!((log.lost().len(), log.damaged), (0, 0), "{:?}", log.flaw());
     }
-    let killed = Instant::now();
-    kill_part(&pair.topology.gateway_a, "braid-dataplane")?;
-    retry_until("traffic after the core's death", START, || {
-        let one = Pings { count: 1, ..Pings::default() };
-        match ping(&pair.topology.client, SERVER, &one) {
-            Ok(result) if !result.rtt_ms.is_empty() => Ok(()),
-            Ok(_) => Err("no answer".to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
-    })?;
-    let took = killed.elapsed();
-    // The aim is a second; a ping that fell into it waits for one more, and a first message that came too early is
-    // sent again after five.
-    assert!(took < Duration::from_secs(8), "{took:?}");
+    let mut gaps = Vec::new();
+    for _ in 0..KILLS {
+        gaps.push(gap_of_a_killed_core(&pair)?);
+        pair.a.wait_up(START)?;
+    }
+    gaps.sort();
+    // The machine may have had something else to do once.
+    assert!(gaps[KILLS / 2] <= Duration::from_secs(1), "{gaps:?}");
     Ok(())
 }
 
-/// The peer follows what is authentic, and Braid does.
-fn behind_a_nat_that_changes() -> Outcome {
-    let topology = Topology::builder().build()?;
-    let path = &topology.paths[0];
-    let keys = Pairs::generate(&topology)?;
-    masquerade(&topology, 20_000)?;
-    let peer = peer(&topology, Implementation::Go, &keys, "", "")?;
-    let text = braid(&[path.a.to_string(), path.b.to_string()], &keys, "initiate", "keepalive = \"1s\"\n");
-    let mut gateway = Gateway::start(&topology.gateway_a, &text)?;
-    gateway.wait_up(START)?;
-    carries(&topology)?;
-    assert!(peer.show("endpoints")?.contains(":20"), "not through the NAT's port");
-    let handshakes = gateway.status()?["tunnels"][0]["wireguard"]["handshakes"].clone();
-    let internet = topology.internet.as_ref().ok_or("no internet")?;
-    internet.nft("delete table ip mapping")?;
-    // An address that goes takes the mappings with it.
-    internet.ip("addr del 198.51.100.2/30 dev b0")?;
-    internet.ip("addr add 198.51.100.2/30 dev b0")?;
-    masquerade(&topology, 30_000)?;
-    carries(&topology)?;
-    let endpoints = peer.show("endpoints")?;
-    assert!(endpoints.contains(":30"), "still at the old mapping: {endpoints}");
-    assert_eq!(
-        gateway.status()?["tunnels"][0]["wireguard"]["handshakes"],
-        handshakes,
-        "followed, not begun anew"
-    );
-    Ok(())
+/// For how long nothing arrived, in the direction in which it was longer.
+fn gap_of_a_killed_core(pair: &Pair) -> Result<Duration> {
+    let Topology { client, server, gateway_a, .. } = &pair.topology;
+    let origin = Instant::now();
+    let there = Paced::start(client, server, SERVER, LOAD, origin)?;
+    let back = Paced::start(server, client, CLIENT, LOAD, origin)?;
+    sleep(Duration::from_millis(300));
+    kill_part(gateway_a, "braid-dataplane")?;
+    answered(client, SERVER)?;
+    sleep(Duration::from_millis(300));
+    let end = origin.elapsed();
+    Ok(there.finish()?.longest_gap(end).max(back.finish()?.longest_gap(end)))
 }
 
 /// Under another name the tunnel is another, which has the peer as soon as the core has let go of the first.
@@ -361,157 +340,11 @@ fn a_peer_that_begins_anew() -> Outcome {
     drop(first);
     let _second = peer(&topology, Implementation::Go, &keys, "", "")?;
     let begun = Instant::now();
-    retry_until("traffic with the peer's next life", START, || {
-        let one = Pings { count: 1, ..Pings::default() };
-        match ping(&topology.client, SERVER, &one) {
-            Ok(result) if !result.rtt_ms.is_empty() => Ok(()),
-            Ok(_) => Err("no answer".to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
-    })?;
+    answered(&topology.client, SERVER)?;
     // Boringtun by itself takes fifteen seconds; a first message that came too early is sent again after five.
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(12), "{took:?}");
     Ok(())
-}
-
-/// New sessions, by either side, while packets cross: none is lost, none comes twice or late.
-fn rekeyed_under_load() -> Outcome {
-    let pair = pair(1, &[0], patient)?;
-    pair.topology.keep_flows_in_order()?;
-    let loads = both_ways(&pair.topology)?;
-    // More than boringtun keeps sessions for, several times over.
-    for round in 0..100 {
-        let gateway = if round % 2 == 0 { &pair.a } else { &pair.b };
-        let before = handshakes(gateway)?;
-        gateway.rekey("t0", false)?;
-        another_session(gateway, before, START)?;
-    }
-    unharmed(loads)
-}
-
-fn both_ways(topology: &Topology) -> Result<[Paced; 2]> {
-    let origin = Instant::now();
-    let there = Paced::start(&topology.client, &topology.server, SERVER, LOAD, origin)?;
-    Ok([there, Paced::start(&topology.server, &topology.client, CLIENT, LOAD, origin)?])
-}
-
-fn unharmed(loads: [Paced; 2]) -> Outcome {
-    for load in loads {
-        let log = load.finish()?;
-        assert!(log.sent() > 200, "{}", log.sent());
-        assert_eq!(log.flaw(), None);
-    }
-    Ok(())
-}
-
-fn handshakes(gateway: &Gateway) -> Result<u64> {
-    Ok(gateway.status()?["tunnels"][0]["wireguard"]["handshakes"].as_u64().unwrap_or(0))
-}
-
-fn another_session(gateway: &Gateway, before: u64, patience: Duration) -> Result<()> {
-    retry_until("another session", patience, || match handshakes(gateway) {
-        Ok(now) if now > before => Ok(()),
-        Ok(now) => Err(format!("{now} handshakes")),
-        Err(error) => Err(error.to_string()),
-    })
-}
-
-/// The other end takes each new session into use as the packets come.
-fn rekeyed_by_braid_under_load() -> Outcome {
-    for implementation in [Implementation::Go, Implementation::Boringtun] {
-        let topology = Topology::builder().build()?;
-        let path = &topology.paths[0];
-        let keys = Pairs::generate(&topology)?;
-        let _peer = peer(&topology, implementation, &keys, "", "")?;
-        let text = braid(&[path.a.to_string(), path.b.to_string()], &keys, "initiate", "");
-        let mut gateway = Gateway::start(&topology.gateway_a, &text)?;
-        gateway.wait_up(START)?;
-        topology.keep_flows_in_order()?;
-        let loads = both_ways(&topology)?;
-        for _ in 0..10 {
-            let before = handshakes(&gateway)?;
-            gateway.rekey("wg", false)?;
-            another_session(&gateway, before, START)?;
-            // Initiations that follow each other closely are not answered.
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        unharmed(loads)?;
-    }
-    Ok(())
-}
-
-/// After two minutes, as the protocol has it (whitepaper section 6.2).
-fn rekeyed_by_wireguard_go_under_load() -> Outcome {
-    let topology = Topology::builder().build()?;
-    let path = &topology.paths[0];
-    let keys = Pairs::generate(&topology)?;
-    let endpoint = format!("{}:{PORT}", path.a);
-    let _peer = peer(&topology, Implementation::Go, &keys, &endpoint, "PersistentKeepalive = 1\n")?;
-    let text = braid(&[path.a.to_string(), String::new()], &keys, "respond", "");
-    let mut gateway = Gateway::start(&topology.gateway_a, &text)?;
-    gateway.wait_up(START)?;
-    let before = handshakes(&gateway)?;
-    topology.keep_flows_in_order()?;
-    let loads = both_ways(&topology)?;
-    another_session(&gateway, before, Duration::from_secs(150))?;
-    unharmed(loads)
-}
-
-/// Ten thousand initiations a second with a right first MAC, from whoever has read our public key: an established
-/// tunnel loses nothing, and each is counted.
-fn flooded_by_strangers() -> Outcome {
-    const RATE: u32 = 10_000;
-    const SECONDS: u32 = 3;
-    let topology = Topology::builder().build()?;
-    let path = &topology.paths[0];
-    let keys = Pairs::generate(&topology)?;
-    let peer = peer(&topology, Implementation::Go, &keys, "", "")?;
-    let text = braid(&[path.a.to_string(), path.b.to_string()], &keys, "initiate", "");
-    let mut gateway = Gateway::start(&topology.gateway_a, &text)?;
-    gateway.wait_up(START)?;
-    let initiations: Vec<Vec<u8>> = strangers(&keys.braid.public, 64);
-    let internet = topology.internet.as_ref().ok_or("no internet")?;
-    let to = format!("{}:{PORT}", path.a);
-    let socket = internet.enter(|| UdpSocket::bind("192.0.2.2:0"))??;
-    let few = Load::told_apart(16, 1);
-    let there = Paced::start(&topology.client, &topology.server, SERVER, few, Instant::now())?;
-    let (start, mut sent) = (Instant::now(), 0_u32);
-    while start.elapsed() < Duration::from_secs(SECONDS.into()) {
-        let due = (start.elapsed().as_secs_f64() * f64::from(RATE)) as u32;
-        while sent < due {
-            // A full buffer is the flood's own fault.
-            let _ = socket.send_to(&initiations[sent as usize % initiations.len()], &to);
-            sent += 1;
-        }
-        std::thread::yield_now();
-    }
-    let log = there.finish()?;
-    assert_eq!((log.lost().len(), log.damaged), (0, 0), "{:?}", log.flaw());
-    let drops = gateway.drops()?;
-    let of = |reason: &str| drops.get(reason).copied().unwrap_or(0);
-    let counted = of("unknown_peer") + of("handshake_load");
-    assert!(counted > u64::from(sent) * 9 / 10, "{sent} sent: {drops:?}");
-    assert!(of("handshake_load") > of("unknown_peer"), "nobody had to prove its address: {drops:?}");
-    assert!(peer.show("latest-handshakes")?.split_whitespace().nth(1).is_some_and(|at| at != "0"));
-    Ok(())
-}
-
-/// Initiations to this public key by keys that nobody knows.
-fn strangers(to: &str, count: usize) -> Vec<Vec<u8>> {
-    let to: [u8; 32] = BASE64_STANDARD.decode(to).expect("base64").try_into().expect("32 bytes");
-    let initiation = |number: usize| {
-        let mut key = [3; 32];
-        key[..8].copy_from_slice(&(number as u64 + 1).to_le_bytes());
-        let mut tunn =
-            Tunn::new(StaticSecret::from(key), PublicKey::from(to), None, None, number as u32, None);
-        let mut out = [0; 148];
-        match tunn.format_handshake_initiation(&mut out, false) {
-            TunnResult::WriteToNetwork(message) => message.to_vec(),
-            other => panic!("{other:?}"),
-        }
-    };
-    (0..count).map(initiation).collect()
 }
 
 /// A key of nobody's, another preshared key, and a peer that is not there.
@@ -559,44 +392,53 @@ fn said(gateway: &Gateway, key: &str) -> Result<String> {
     })
 }
 
-/// Two peers behind one port and one private key of Braid's, each with its own address and network.
+/// Two peers behind one port of Braid's, each with its own address and network: of one private key outside of either
+/// family, and of a private key each.
 fn peers_on_one_port() -> Outcome {
-    let topology = Topology::builder().paths(2).build()?;
+    for (v6, two_keys) in [(false, false), (true, false), (true, true)] {
+        each_has_its_own(v6, two_keys)
+            .map_err(|error| format!("over IPv6: {v6}, two keys: {two_keys}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn each_has_its_own(v6: bool, two_keys: bool) -> Outcome {
+    let topology = Topology::builder().build()?;
     let keys = Pairs::generate(&topology)?;
-    let second = Keys::generate(&topology.gateway_b)?;
-    let third = Netns::new("road")?;
-    topology.internet.as_ref().ok_or("no internet")?.veth("road0", &third, "eth0", 1500)?;
-    let internet = topology.internet.as_ref().ok_or("no internet")?;
-    internet.address("road0", "203.0.113.1/30")?;
-    third.address("eth0", "203.0.113.2/30")?;
-    third.ip("route add default via 203.0.113.1")?;
-    topology.gateway_a.ip("route add 203.0.113.0/30 via 192.0.2.2 dev wan0")?;
-    let tunnel = |name: &str, host: u8, peer: &Keys| {
+    let second = Pairs::generate(&topology)?;
+    let second = Pairs { braid: if two_keys { &second } else { &keys }.braid.clone(), peer: second.peer };
+    let third = road(&topology)?;
+    let path = &topology.paths[0];
+    let (local, endpoint) = match v6 {
+        true => (path.a6.to_string(), format!("[{}]:{PORT}", path.a6)),
+        false => (path.a.to_string(), format!("{}:{PORT}", path.a)),
+    };
+    let tunnel = |name: &str, host: u8, keys: &Pairs| {
         format!(
-            "\n[[tunnel]]\nname = \"{name}\"\ntype = \"wireguard\"\nrole = \"respond\"\nlocal = \"{}\"\n\
+            "\n[[tunnel]]\nname = \"{name}\"\ntype = \"wireguard\"\nrole = \"respond\"\nlocal = \"{local}\"\n\
              inside = \"10.9.0.1/24\"\npeer-inside = \"10.9.0.{host}\"\nprobe = \"200ms\"\n\
              \n[tunnel.wireguard]\nprivate-key = \"{}\"\npeer-public-key = \"{}\"\n",
-            topology.paths[0].a, keys.braid.private, peer.public
+            keys.braid.private, keys.peer.public
         )
     };
     let text = format!(
         "[gateway]\nname = \"hub\"\nsource = \"10.1.0.1\"\n{}{}\n[[route]]\nprefix = \"{NET_B}\"\nvia = [\"site\"]\n",
-        tunnel("site", 2, &keys.peer),
+        tunnel("site", 2, &keys),
         tunnel("road", 3, &second)
     );
     let mut gateway = Gateway::start(&topology.gateway_a, &text)?;
-    let start = |netns: &Netns, own: &Keys, host: u8| -> Result<Wireguard> {
+    let start = |netns: &Netns, keys: &Pairs, host: u8| -> Result<Wireguard> {
         let address = format!("10.9.0.{host}/24");
         let peer = Wireguard::start(netns, Implementation::Go, MTU, &[&address], &[NET_A])?;
         peer.configure(&format!(
             "[Interface]\nPrivateKey = {}\nListenPort = {PORT}\n\
-             [Peer]\nPublicKey = {}\nEndpoint = {}:{PORT}\nPersistentKeepalive = 1\n\
+             [Peer]\nPublicKey = {}\nEndpoint = {endpoint}\nPersistentKeepalive = 1\n\
              AllowedIPs = {NET_A}, 10.9.0.1/32\n",
-            own.private, keys.braid.public, topology.paths[0].a
+            keys.peer.private, keys.braid.public
         ))?;
         Ok(peer)
     };
-    let _site = start(&topology.gateway_b, &keys.peer, 2)?;
+    let _site = start(&topology.gateway_b, &keys, 2)?;
     let _road = start(&third, &second, 3)?;
     gateway.wait_up(START)?;
     content::tcp(&topology.client, &topology.server, SERVER, 1_000_000, false, TRANSFER)?;

@@ -4,12 +4,16 @@
 use braid_netns::capture::{Capture, Packet};
 use braid_netns::paced::Load;
 use braid_netns::topology::OuterPath;
+use braid_netns::wireguard::PORT;
 use braid_netns::{Error, Offload, Result, Topology};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::pair::Side;
+
+/// Of the UDP payload, bytes. The thread of handshakes sends these, beside whatever the workers send.
+const KEEPALIVE: usize = 32;
 
 /// Captures of every outer path, in the middle, of what one gateway sends.
 pub(crate) struct Wires {
@@ -18,24 +22,28 @@ pub(crate) struct Wires {
 
 /// What was seen.
 pub(crate) struct Ways {
-    /// When, on which path, an ESP packet in UDP.
-    packets: Vec<(Duration, usize, Esp)>,
+    /// When, on which path, an ESP packet in UDP or a data message of WireGuard.
+    packets: Vec<(Duration, usize, Sealed)>,
 }
 
 #[derive(Clone, Copy)]
-struct Esp {
+struct Sealed {
+    wireguard: bool,
+    /// Or the receiver's index.
     spi: u32,
-    sequence: u32,
+    /// From 1.
+    sequence: u64,
     /// Of the UDP payload, bytes.
     length: usize,
     /// The outer packet's type of service but for congestion, which is the inner one's.
     class: u8,
 }
 
-impl Esp {
+impl Sealed {
     /// The flow whose packet it is. Others are as long now and then, and of another class.
     fn flow(&self, load: Load) -> Option<usize> {
-        load.esp_flow(self.length).filter(|_| self.class == load.tos)
+        let flow = if self.wireguard { load.wireguard_flow(self.length) } else { load.esp_flow(self.length) };
+        flow.filter(|_| self.class == load.tos)
     }
 }
 
@@ -56,7 +64,7 @@ impl Wires {
                 Side::A => (format!("a{}", path.index), path.a),
                 Side::B => (format!("b{}", path.index), path.b),
             };
-            let filter = format!("udp port 4500 and src host {own}");
+            let filter = format!("(udp port 4500 or udp port {PORT}) and src host {own}");
             Ok((path.index, Capture::start(internet, &device, &filter, 64)?))
         };
         Ok(Self { captures: topology.paths.iter().map(watch).collect::<Result<_>>()? })
@@ -67,7 +75,7 @@ impl Wires {
         let mut packets = Vec::new();
         for (path, capture) in self.captures {
             let seen = capture.stop()?;
-            packets.extend(seen.iter().filter_map(|packet| Some((packet.time, path, esp(packet)?))));
+            packets.extend(seen.iter().filter_map(|packet| Some((packet.time, path, sealed(packet)?))));
         }
         Ok(Ways { packets })
     }
@@ -77,9 +85,9 @@ impl Ways {
     /// By flow, the paths on which it was seen.
     pub(crate) fn of_flows(&self, load: Load, during: Range<Duration>) -> BTreeMap<usize, BTreeSet<usize>> {
         let mut ways: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
-        for (at, path, esp) in &self.packets {
+        for (at, path, sealed) in &self.packets {
             if during.contains(at)
-                && let Some(flow) = esp.flow(load)
+                && let Some(flow) = sealed.flow(load)
             {
                 ways.entry(flow).or_default().insert(*path);
             }
@@ -95,40 +103,47 @@ impl Ways {
         flow: usize,
         path: usize,
     ) -> Option<(Duration, usize)> {
-        let elsewhere = |(at, other, esp): &&(Duration, usize, Esp)| {
-            during.contains(at) && *other != path && esp.flow(load) == Some(flow)
+        let elsewhere = |(at, other, sealed): &&(Duration, usize, Sealed)| {
+            during.contains(at) && *other != path && sealed.flow(load) == Some(flow)
         };
         self.packets.iter().filter(elsewhere).map(|(at, other, _)| (*at, *other)).min()
     }
 
-    /// The first ESP sequence number that did not come after the last one of its SPI: a nonce used
-    /// twice, or a wire order that is not the order of sealing.
+    /// The first ESP sequence number, or counter of WireGuard's, that did not come after the last one of its SPI or
+    /// index: a nonce used twice, or a wire order that is not the order of sealing.
     pub(crate) fn out_of_sequence(&self) -> Option<String> {
-        let mut last: BTreeMap<u32, u32> = BTreeMap::new();
-        for (_, path, esp) in &self.packets {
-            let before = last.insert(esp.spi, esp.sequence).unwrap_or(0);
-            if esp.sequence <= before {
-                let Esp { spi, sequence, .. } = esp;
+        let mut last: BTreeMap<u32, u64> = BTreeMap::new();
+        for (_, path, sealed) in &self.packets {
+            let before = last.insert(sealed.spi, sealed.sequence).unwrap_or(0);
+            if sealed.sequence <= before {
+                let Sealed { spi, sequence, .. } = sealed;
                 return Some(format!("path {path}: SPI {spi:#x} sends {sequence} after {before}"));
             }
         }
         None
     }
 
-    /// ESP packets seen.
+    /// Packets seen.
     pub(crate) fn count(&self) -> usize {
         self.packets.len()
     }
 }
 
-fn esp(packet: &Packet) -> Option<Esp> {
-    if !packet.is_esp_in_udp() {
+fn sealed(packet: &Packet) -> Option<Sealed> {
+    let wireguard = packet.is_wireguard_data(PORT);
+    let length = packet.wire_length - packet.headers()?.length;
+    if !wireguard && !packet.is_esp_in_udp() || wireguard && length == KEEPALIVE {
         return None;
     }
-    let (spi, rest) = packet.udp_payload()?.split_first_chunk()?;
-    let (sequence, _) = rest.split_first_chunk()?;
-    let length = packet.wire_length - packet.headers()?.length;
+    let payload = packet.udp_payload()?;
+    let word = |at: usize| payload.get(at..at + 4)?.try_into().ok();
+    let (spi, sequence) = if wireguard {
+        let counter = payload.get(8..16)?.try_into().ok()?;
+        (u32::from_le_bytes(word(4)?), u64::from_le_bytes(counter) + 1)
+    } else {
+        (u32::from_be_bytes(word(0)?), u32::from_be_bytes(word(4)?).into())
+    };
     let [first, second, ..] = packet.ip[..] else { return None };
     let class = if first >> 4 == 4 { second } else { first << 4 | second >> 4 } & 0xfc;
-    Some(Esp { spi: u32::from_be_bytes(*spi), sequence: u32::from_be_bytes(*sequence), length, class })
+    Some(Sealed { wireguard, spi, sequence, length, class })
 }
