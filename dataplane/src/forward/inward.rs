@@ -225,11 +225,13 @@ impl Forwarder {
                 }
                 Some(start + header)
             }
-            Wire::Esp6 | Wire::WireGuard(_) if datagram.len() < 8 => {
+            Wire::Esp6 if datagram.len() < 8 => {
                 self.drop(DropReason::Truncated, 1);
                 None
             }
-            Wire::Esp6 | Wire::WireGuard(_) => Some(start),
+            Wire::Esp6 => Some(start),
+            // That is no ESP.
+            Wire::WireGuard(_) => None,
         }
     }
 
