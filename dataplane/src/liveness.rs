@@ -300,12 +300,12 @@ impl Liveness {
             let Some(tunnel) = tables.tunnel(tunnel) else { return Watch::default() };
             let heard = tunnel.live.last_heard();
             if heard.is_some_and(|heard| now.saturating_sub(heard) < UNREAD_NANOS) {
-                return Watch { heard, unread_since: None };
+                return Watch { heard, unread: None };
             }
             // What waits may be the peer's: a worker may have been kept off the processor.
             let socket = sender.socket(socket_address(&tunnel.settings));
-            let unread_since = drained.unread_since(|| socket.is_some_and(is_readable));
-            Watch { heard: tunnel.live.last_heard(), unread_since }
+            let unread = drained.unread(|| socket.is_some_and(is_readable));
+            Watch { heard: tunnel.live.last_heard(), unread }
         });
         let mut outcome = core::mem::take(&mut self.outcome);
         self.bfd.drain(now, &mut random, &mut outcome);

@@ -22,6 +22,7 @@ use std::{
 };
 
 use braid_api::{Event, SaId, TunnelId};
+use braid_bfd::Unread;
 use rustix::event::{PollFd, PollFlags};
 
 use crate::{
@@ -122,34 +123,41 @@ impl Notices {
     }
 }
 
-/// How far a worker has read its sockets: when it last found them empty, in monotonic nanoseconds, and in the lowest
-/// bit whether it reads just now. All that had come by then has been heard.
+/// How far a worker has read its sockets, in monotonic nanoseconds.
 #[derive(Clone, Debug, Default)]
 pub struct Drained(Arc<Line>);
 
 /// Written each round: nothing else shall lie beside it.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-struct Line(AtomicU64);
+struct Line {
+    /// When it last found them empty, and in the lowest bit whether it reads just now. All that had come by then has
+    /// been heard.
+    empty: AtomicU64,
+    /// When it last began to read.
+    began: AtomicU64,
+}
 
 impl Drained {
     const READS: u64 = 1;
 
-    /// When all that had come had been heard, if that is not so now. `is_readable` says whether something waits in a
-    /// socket of the worker's; what was heard is to be asked after this.
-    pub fn unread_since(&self, is_readable: impl FnOnce() -> bool) -> Option<u64> {
-        let before = self.0.0.load(Ordering::Acquire);
+    /// Since when something waits that has come. `is_readable` says whether it does so in a socket of the worker's;
+    /// what was heard is to be asked after this.
+    pub fn unread(&self, is_readable: impl FnOnce() -> bool) -> Option<Unread> {
+        let before = self.0.empty.load(Ordering::Acquire);
         // Taken from the socket, it waits in the worker's hands.
-        let unread = is_readable() || self.0.0.load(Ordering::Acquire) & Self::READS != 0;
-        unread.then_some(before & !Self::READS)
+        let unread = is_readable() || self.0.empty.load(Ordering::Acquire) & Self::READS != 0;
+        let read_at = self.0.began.load(Ordering::Relaxed);
+        unread.then_some(Unread { since: before & !Self::READS, read_at })
     }
 
-    fn begin(&self) {
-        self.0.0.fetch_or(Self::READS, Ordering::AcqRel);
+    fn begin(&self, nanos: u64) {
+        self.0.began.store(nanos, Ordering::Relaxed);
+        self.0.empty.fetch_or(Self::READS, Ordering::AcqRel);
     }
 
     fn end(&self, nanos: u64) {
-        self.0.0.store(nanos & !Self::READS, Ordering::Release);
+        self.0.empty.store(nanos & !Self::READS, Ordering::Release);
     }
 }
 
@@ -301,7 +309,7 @@ impl Worker {
         let mut any = false;
         let mut reader = self.reader.clone();
         self.writes = 0;
-        self.drained.begin();
+        self.drained.begin(self.now.nanos);
         loop {
             let before = self.pool.free();
             let tables = reader.enter();

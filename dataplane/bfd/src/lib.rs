@@ -28,7 +28,7 @@ pub mod state;
 
 pub use config::{Config, ConfigError, Hops, Role};
 pub use packet::{Diagnostic, Discard, Packet};
-pub use session::{DownCause, Event, Session, Status};
+pub use session::{DownCause, Event, Session, Status, Unread};
 pub use sessions::{Counters, InsertError, Sessions, Watch};
 pub use state::State;
 

@@ -52,6 +52,15 @@ pub enum DownCause {
     AdminDown,
 }
 
+/// Packets of a path wait to be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unread {
+    /// All that came before this has been read.
+    pub since: Nanos,
+    /// When somebody last began to read.
+    pub read_at: Nanos,
+}
+
 /// What can be said of a session at a glance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Status {
@@ -282,19 +291,22 @@ impl Session {
         Ok(())
     }
 
-    /// Does what is due. `heard` is when the path last authenticated any packet from the peer; `unread_since`, where
-    /// packets wait to be read that may be the peer's: all that came before it has been read.
+    /// Does what is due. `heard` is when the path last authenticated any packet from the peer; `unread` is there where
+    /// packets wait that may be the peer's.
     ///
-    /// The peer is silent only as far as it was listened to. It is not waited for longer than an interval more, since
-    /// what waits may be anybody's.
-    pub fn handle_timeout(&mut self, now: Nanos, heard: Option<Nanos>, unread_since: Option<Nanos>) {
+    /// The peer is silent only as far as it was listened to. While nobody reads it is waited for another detection
+    /// time; where somebody does and does not come to an end, an interval, since what waits may be anybody's.
+    pub fn handle_timeout(&mut self, now: Nanos, heard: Option<Nanos>, unread: Option<Unread>) {
         if self.state == State::Up {
             self.heard(heard.unwrap_or(0).min(now));
         }
         if let Some(expires) = self.expires().filter(|expires| *expires <= now) {
             let interval = self.remote_interval();
-            let is_unread = unread_since.is_some_and(|since| since < expires - self.unread);
-            if is_unread && self.unread < interval {
+            let silent_until = expires - self.unread;
+            let most = unread.filter(|unread| unread.since < silent_until).map_or(0, |unread| {
+                if unread.read_at < silent_until { self.detection_time() } else { interval }
+            });
+            if self.unread < most {
                 self.unread += now - expires + ASK_AGAIN;
             } else if now - expires >= interval && self.grace == 0 {
                 // Woken so late, it is this machine that stood still: what has arrived meanwhile may be unread.

@@ -11,7 +11,7 @@ use crate::{
     Nanos,
     config::Config,
     packet::{Discard, LENGTH, Packet},
-    session::{Event, Session},
+    session::{Event, Session, Unread},
     state::State,
 };
 
@@ -54,8 +54,8 @@ impl Error for InsertError {}
 pub struct Watch {
     /// When it last authenticated any packet of its peer, if it can.
     pub heard: Option<Nanos>,
-    /// Packets wait to be read that may be the peer's; all that came before this has been read.
-    pub unread_since: Option<Nanos>,
+    /// Packets wait to be read that may be the peer's.
+    pub unread: Option<Unread>,
 }
 
 struct Entry {
@@ -130,8 +130,8 @@ impl<K: Ord + Clone> Sessions<K> {
             let Some((_, key)) = self.due.pop_first() else { return };
             if let Some(entry) = self.entries.get_mut(&key) {
                 entry.due = None;
-                let Watch { heard, unread_since } = watch(&key);
-                entry.session.handle_timeout(now, heard, unread_since);
+                let Watch { heard, unread } = watch(&key);
+                entry.session.handle_timeout(now, heard, unread);
                 self.touched.insert(key);
             }
         }

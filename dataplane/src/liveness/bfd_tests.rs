@@ -114,7 +114,7 @@ impl Pair {
                     assert!(gone || matches!(taken, Ok(()) | Err(Discard::AdminDown)), "{taken:?}");
                 }
                 let heard = side.heard;
-                side.bfd.handle_timeout(next, |_| Watch { heard, unread_since: None });
+                side.bfd.handle_timeout(next, |_| Watch { heard, unread: None });
             }
         }
     }

@@ -285,19 +285,20 @@ fn a_batch_that_lost_the_processor_is_late_until_no_stamp_of_it_counts() {
 #[test]
 fn what_a_worker_holds_in_its_hands_is_unread() {
     let drained = Drained::default();
-    drained.begin();
+    let unread = |since, read_at| Some(Unread { since, read_at });
+    drained.begin(1001);
     drained.end(1001);
-    assert_eq!(drained.unread_since(|| false), None);
-    assert_eq!(drained.unread_since(|| true), Some(1000));
-    drained.begin();
-    assert_eq!(drained.unread_since(|| false), Some(1000));
+    assert_eq!(drained.unread(|| false), None);
+    assert_eq!(drained.unread(|| true), unread(1000, 1001));
+    drained.begin(1500);
+    assert_eq!(drained.unread(|| false), unread(1000, 1500));
     // Taken while it was asked.
     drained.end(2000);
     let taken = || {
-        drained.begin();
+        drained.begin(2500);
         false
     };
-    assert_eq!(drained.unread_since(taken), Some(2000));
+    assert_eq!(drained.unread(taken), unread(2000, 2500));
 }
 
 #[test]
@@ -306,10 +307,10 @@ fn a_worker_says_how_far_it_has_read() {
     let drained = b.worker.drained.clone();
     b.worker.now = Now::from_nanos(1_000_000);
     assert!(!b.worker.receive());
-    assert_eq!(drained.unread_since(|| true), Some(1_000_000));
+    assert_eq!(drained.unread(|| true), Some(Unread { since: 1_000_000, read_at: 1_000_000 }));
     a.send(&packets(1));
     b.worker.now = Now::from_nanos(2_000_000);
     assert!(b.worker.receive());
-    assert_eq!(drained.unread_since(|| true), Some(2_000_000));
-    assert_eq!(drained.unread_since(|| false), None);
+    assert_eq!(drained.unread(|| true), Some(Unread { since: 2_000_000, read_at: 2_000_000 }));
+    assert_eq!(drained.unread(|| false), None);
 }

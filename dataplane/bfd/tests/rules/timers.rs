@@ -1,6 +1,6 @@
 //! Intervals, poll sequences, jitter and detection (RFC 5880 sections 6.5, 6.8.2 to 6.8.7, 6.8.18).
 
-use braid_bfd::{Config, Diagnostic, DownCause, Event, Nanos, Packet, Role, Session, State};
+use braid_bfd::{Config, Diagnostic, DownCause, Event, Nanos, Packet, Role, Session, State, Unread};
 
 use crate::{MS, SECOND, config, ms, packet, sent, session, up};
 
@@ -253,35 +253,42 @@ fn a_machine_that_stood_still_waits_one_interval_more_and_only_once() {
     assert_eq!(session.state(), State::Down);
 }
 
+/// All has been read that came before `since`, and a reader was last at work at `read_at`, in milliseconds.
+fn unread(since: Nanos, read_at: Nanos) -> Option<Unread> {
+    Some(Unread { since: since * MS, read_at: read_at * MS })
+}
+
 #[test]
 fn a_peer_is_silent_only_as_far_as_it_was_listened_to() {
     let mut session = up(config(), 0);
     // Nothing was read since 100 ms, and something waits.
-    for at in 150..190 {
-        session.handle_timeout(at * MS, None, Some(100 * MS));
+    for at in 150..250 {
+        session.handle_timeout(at * MS, None, unread(100, 100));
         assert_eq!((session.state(), session.poll_event()), (State::Up, None), "{at}");
     }
     // It was the peer's.
-    session.handle_timeout(190 * MS, Some(180 * MS), Some(189 * MS));
+    session.handle_timeout(250 * MS, Some(200 * MS), unread(249, 249));
     assert_eq!(session.state(), State::Up);
     // What had come when the detection time was over has been read, and nothing of it was the peer's.
-    session.handle_timeout(330 * MS, Some(180 * MS), Some(329 * MS));
+    session.handle_timeout(350 * MS, Some(200 * MS), unread(349, 349));
     assert_eq!(session.state(), State::Up);
-    session.handle_timeout(331 * MS, Some(180 * MS), Some(330 * MS));
+    session.handle_timeout(351 * MS, Some(200 * MS), unread(350, 350));
     assert_eq!(session.poll_event(), Some(Event::Down(DownCause::Expired { silent: ms(151) })));
 }
 
 #[test]
-fn what_is_never_read_is_not_waited_for_longer_than_an_interval() {
-    let mut session = up(config(), 0);
-    let mut down = None;
-    for at in 0..1000 {
-        session.handle_timeout(at * MS, None, Some(0));
-        if down.is_none() && session.state() != State::Up {
-            down = Some(at);
+fn what_is_never_read_is_waited_for_another_detection_time_and_what_never_ends_an_interval() {
+    for (is_read, wanted) in [(false, 300), (true, 200)] {
+        let mut session = up(config(), 0);
+        let mut down = None;
+        for at in 0..1000 {
+            session.handle_timeout(at * MS, None, unread(0, if is_read { at } else { 0 }));
+            if down.is_none() && session.state() != State::Up {
+                down = Some(at);
+            }
         }
+        assert_eq!(down, Some(wanted));
     }
-    assert_eq!(down, Some(200));
 }
 
 #[test]

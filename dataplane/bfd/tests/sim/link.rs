@@ -139,10 +139,8 @@ impl Link {
             } else if let Some((_, end)) = timeout {
                 let (now, traffic) = (self.now, self.traffic_until);
                 let heard = now.min(traffic) / TRAFFIC * TRAFFIC;
-                self.ends[end].handle_timeout(now, |_| Watch {
-                    heard: (traffic > 0).then_some(heard),
-                    unread_since: None,
-                });
+                self.ends[end]
+                    .handle_timeout(now, |_| Watch { heard: (traffic > 0).then_some(heard), unread: None });
                 self.drain(end);
             }
         }
