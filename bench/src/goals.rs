@@ -56,7 +56,8 @@ pub fn goals(report: &Report) -> Vec<Goal> {
         for (other, wanted) in times.into_iter().filter(|(_, wanted)| *wanted > 0.0) {
             let Some(theirs) = entry(other) else { continue };
             let rate = |entry: &Entry| entry.medians.get(ONE_FLOW).copied();
-            let ratio = rate(ours).zip(rate(theirs)).map(|(ours, theirs)| ours / theirs);
+            let ratio =
+                rate(ours).zip(rate(theirs).filter(|rate| *rate > 0.0)).map(|(ours, theirs)| ours / theirs);
             least(format!("{title}: one TCP flow, times that of {}", theirs.title), ratio, wanted);
         }
     }
@@ -66,7 +67,7 @@ pub fn goals(report: &Report) -> Vec<Goal> {
         least(format!("{}: small packets at {kpps} kpps, of plain", ours.title), share, SMALL_OF_PLAIN);
     }
     if let Some(&is) = ours.medians.get("rtt_overload_own_p99_ms") {
-        let what = format!("{}: own probes in overload, p99 in ms, at most", ours.title);
+        let what = format!("{}: own probes in overload, p99 in ms, below", ours.title);
         goals.push(Goal { what, is, wanted: PROBE_MS, reached: is < PROBE_MS });
     }
     goals

@@ -309,8 +309,9 @@ impl Worker {
         let mut any = false;
         let mut reader = self.reader.clone();
         self.writes = 0;
-        self.drained.begin(self.now.nanos);
+        let mut began = self.now.nanos;
         loop {
+            self.drained.begin(began);
             let before = self.pool.free();
             let tables = reader.enter();
             for index in 0..self.sender.sockets.len() {
@@ -320,7 +321,7 @@ impl Worker {
             let received = before - self.pool.free();
             any |= received > 0;
             if received == 0 {
-                self.drained.end(self.now.nanos);
+                self.drained.end(began);
                 break;
             }
             if self.pool.free() == 0 {
@@ -330,6 +331,7 @@ impl Worker {
                     break;
                 }
             }
+            began = monotonic().nanos;
         }
         self.forwarder.overloaded = false;
         if any {

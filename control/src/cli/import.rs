@@ -1,7 +1,7 @@
 //! `braid import`: configurations of others, turned into Braid's.
 
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{File, OpenOptions, Permissions},
     io::{self, Read, Write},
     net::IpAddr,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
@@ -144,8 +144,11 @@ fn write(path: Option<&Path>, text: &str) -> Done {
 
 fn write_bytes(path: Option<&Path>, bytes: &[u8]) -> io::Result<()> {
     let Some(path) = path else { return io::stdout().write_all(bytes) };
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    // One that was there keeps its mode otherwise.
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    // One that was there keeps its mode otherwise; a device is everybody's.
+    if file.metadata()?.is_file() {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.set_len(0)?;
+    }
     file.write_all(bytes)
 }

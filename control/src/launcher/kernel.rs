@@ -181,6 +181,7 @@ impl Kernel {
             Ok(Some(there)) => {
                 let again = self.learned.next_hops_again(interface, &there);
                 let index = self.device_index();
+                let _aside = Aside::step();
                 tell(self.installer.renew(&mut self.netlink, &again, index));
             }
             Err(error) => tracing::error!("cannot read next hops: {error}"),
@@ -311,7 +312,9 @@ impl Kernel {
     fn change(&mut self, dir: &RunDir, plan: &KernelPlan, attempt: &mut Attempt) -> Result<(), PlanError> {
         let ipv6 = sysctl::has_ipv6();
         let slot = self.claim_and_set_sysctls(dir, plan, attempt)?;
+        let aside = Aside::step();
         let adopted = self.installer.adopt(&mut self.netlink, slot, &mut self.learned);
+        drop(aside);
         adopted.map_err(kernel("taking over learned routes"))?;
         let (before, after) = self.learned.relocate(slot, plan);
         let index = self.device_index();

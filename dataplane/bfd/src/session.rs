@@ -21,6 +21,10 @@ use crate::{
 const SLOW: u32 = 1_000_000;
 /// While what has arrived is unread, in nanoseconds, whether it still is, is asked again after this.
 const ASK_AGAIN: Nanos = 1_000_000;
+/// At most so much longer is a peer waited for while somebody reads and does not come to an end.
+const WHILE_READ: Nanos = 10_000_000;
+/// At most so much longer, and not longer than a detection time, while nobody reads.
+const WHILE_UNREAD: Nanos = 100_000_000;
 /// Events kept for a caller that does not drain.
 const EVENTS: usize = 8;
 
@@ -294,8 +298,8 @@ impl Session {
     /// Does what is due. `heard` is when the path last authenticated any packet from the peer; `unread` is there where
     /// packets wait that may be the peer's.
     ///
-    /// The peer is silent only as far as it was listened to. While nobody reads it is waited for another detection
-    /// time; where somebody does and does not come to an end, an interval, since what waits may be anybody's.
+    /// The peer is silent only as far as it was listened to: RFC 5880 section 6.8.4 counts from when a packet was
+    /// received. What waits may be anybody's, so that it is waited for a short time only.
     pub fn handle_timeout(&mut self, now: Nanos, heard: Option<Nanos>, unread: Option<Unread>) {
         if self.state == State::Up {
             self.heard(heard.unwrap_or(0).min(now));
@@ -304,14 +308,15 @@ impl Session {
             let interval = self.remote_interval();
             let silent_until = expires - self.unread;
             let most = unread.filter(|unread| unread.since < silent_until).map_or(0, |unread| {
-                if unread.read_at < silent_until { self.detection_time() } else { interval }
+                let is_read = unread.read_at >= silent_until;
+                if is_read { WHILE_READ } else { self.detection_time().min(WHILE_UNREAD) }
             });
-            if self.unread < most {
-                self.unread += now - expires + ASK_AGAIN;
-            } else if now - expires >= interval && self.grace == 0 {
+            if now - expires >= interval && self.grace == 0 {
                 // Woken so late, it is this machine that stood still: what has arrived meanwhile may be unread.
                 // One interval more, and only once.
                 self.grace = now - expires + interval;
+            } else if self.unread < most {
+                self.unread += now - expires + ASK_AGAIN;
             } else {
                 let silent = Duration::from_nanos(now - self.life);
                 self.step(Input::Expired, DownCause::Expired { silent });

@@ -48,6 +48,11 @@ pub trait Resolver {
     fn is_link(&self, _neighbor: NeighborId, _next_hop: IpAddr) -> bool {
         false
     }
+
+    /// Whether two next hops are reached by the same tunnel, so that neither stands in for the other.
+    fn is_same_way(&self, one: (NeighborId, IpAddr), other: (NeighborId, IpAddr)) -> bool {
+        one == other
+    }
 }
 
 /// What is configured of a neighbor, as far as its routes are concerned.
@@ -403,12 +408,13 @@ impl Rib {
                 let is_link = |path: &Path| resolver.is_link(path.neighbor, path.attributes.next_hop);
                 let best = entry.paths.iter().zip(&reasons).find(|(_, reason)| **reason == Reason::Best);
                 let by_link = best.is_some_and(|(path, _)| is_link(path));
-                // A neighbor's second best goes where its best goes, and replaces nothing when that fails.
-                let carries = |neighbor: NeighborId| {
-                    let mut judged = entry.paths.iter().zip(&reasons);
-                    judged.any(|(path, reason)| reason.chosen() && path.neighbor == neighbor)
-                };
-                let others = |path: &Path| !is_link(path) && (by_link || !carries(path.neighbor));
+                // What goes where the best goes replaces nothing when that fails.
+                let way = |path: &Path| (path.neighbor, path.attributes.next_hop);
+                let chosen = entry.paths.iter().zip(&reasons).filter(|(_, reason)| reason.chosen());
+                let taken: Vec<_> = chosen.map(|(path, _)| way(path)).collect();
+                let is_taken =
+                    |path: &Path| taken.iter().any(|taken| resolver.is_same_way(*taken, way(path)));
+                let others = |path: &Path| !is_link(path) && (by_link || !is_taken(path));
                 judge(&self.sources, &self.settings, (&prefix, entry), resolver, others)
             });
             let mut changed = std::mem::take(&mut entry.changed);

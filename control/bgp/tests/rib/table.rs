@@ -201,7 +201,7 @@ fn behind_the_best_path_the_best_of_the_others_stand_by() {
 }
 
 #[test]
-fn a_second_path_of_the_same_neighbor_does_not_stand_by_in_anothers_place() {
+fn a_second_path_by_the_same_way_does_not_stand_by_in_anothers_place() {
     let mut rib = rib();
     let med = |med, of| Attributes { med: Some(med), ..attributes(&[1], of) };
     let nlri = |path_id| Nlri { prefix: net("10.1.0.0/16"), path_id };
@@ -216,6 +216,11 @@ fn a_second_path_of_the_same_neighbor_does_not_stand_by_in_anothers_place() {
     let changes = rib.decide(&Everything, usize::MAX);
     let changes: Vec<_> = changes.iter().map(|change| (of(&change.paths), of(&change.standby))).collect();
     assert_eq!(changes, [(vec![A], vec![B])]);
+    // By another next hop it does.
+    say(&mut rib, A, 2, Arc::new(med(20, 3)));
+    let changes = rib.decide(&Everything, usize::MAX);
+    let changes: Vec<_> = changes.iter().map(|change| (of(&change.paths), of(&change.standby))).collect();
+    assert_eq!(changes, [(vec![A], vec![A])]);
 }
 
 #[test]
@@ -429,7 +434,8 @@ impl Model {
         let mut reasons = decide(&candidates, decision).into_iter();
         let (chosen, mut others): (Vec<_>, Vec<_>) =
             candidates.into_iter().partition(|_| reasons.next().unwrap().chosen());
-        others.retain(|other| chosen.iter().all(|path| path.neighbor != other.neighbor));
+        let way = |path: &Candidate<'_>| (path.neighbor, path.attributes.next_hop);
+        others.retain(|other| chosen.iter().all(|path| way(path) != way(other)));
         let forwarded = chosen.into_iter().map(|path| {
             let weight = self.settings[&path.neighbor].1;
             (path.neighbor, path.attributes.next_hop, weight, path.attributes.clone())

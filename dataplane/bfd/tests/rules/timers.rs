@@ -277,8 +277,8 @@ fn a_peer_is_silent_only_as_far_as_it_was_listened_to() {
 }
 
 #[test]
-fn what_is_never_read_is_waited_for_another_detection_time_and_what_never_ends_an_interval() {
-    for (is_read, wanted) in [(false, 300), (true, 200)] {
+fn what_waits_is_waited_for_a_short_time_and_shorter_where_somebody_reads() {
+    for (is_read, wanted) in [(false, 250), (true, 160)] {
         let mut session = up(config(), 0);
         let mut down = None;
         for at in 0..1000 {
@@ -289,6 +289,16 @@ fn what_is_never_read_is_waited_for_another_detection_time_and_what_never_ends_a
         }
         assert_eq!(down, Some(wanted));
     }
+}
+
+#[test]
+fn a_machine_that_stood_still_has_its_interval_where_something_is_unread_too() {
+    let mut session = up(config(), 0);
+    session.handle_timeout(SECOND, None, unread(100, 100));
+    session.handle_timeout(SECOND + 49 * MS, None, unread(100, 1001));
+    assert_eq!(session.state(), State::Up);
+    session.handle_timeout(SECOND + 50 * MS, None, None);
+    assert_eq!(session.state(), State::Down);
 }
 
 #[test]
