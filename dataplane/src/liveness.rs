@@ -30,7 +30,7 @@ use std::{
 };
 
 use braid_api::{Cause, Encapsulation, Event, TunnelId, Verdict};
-use braid_bfd::{Watch, datagram::MAX_LENGTH};
+use braid_bfd::{Unread, Watch, datagram::MAX_LENGTH};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::{
@@ -51,10 +51,8 @@ use session::{Death, Session, Turn};
 const ECHO: u64 = 1 << 63;
 /// Echoes that are waited for, at most.
 const MAX_ECHOES: usize = 4096;
-/// By how much a judgement by probes in a row is later while its socket holds something unread, as where a worker was
-/// kept off the processor; and within this time after something was heard no BFD expires. Not for ever: at full load
-/// there is always something, and it may be another tunnel's.
-const UNREAD_NANOS: u64 = 10_000_000;
+/// Within this time after something was heard no BFD expires.
+const JUST_HEARD_NANOS: u64 = 10_000_000;
 const LONGEST_SLEEP_NANOS: u64 = 3_600_000_000_000;
 /// Until verdicts that found the queue to control full are tried again.
 const RETRY_NANOS: u64 = 1_000_000;
@@ -299,12 +297,10 @@ impl Liveness {
         self.bfd.handle_timeout(now, |tunnel| {
             let Some(tunnel) = tables.tunnel(tunnel) else { return Watch::default() };
             let heard = tunnel.live.last_heard();
-            if heard.is_some_and(|heard| now.saturating_sub(heard) < UNREAD_NANOS) {
+            if heard.is_some_and(|heard| now.saturating_sub(heard) < JUST_HEARD_NANOS) {
                 return Watch { heard, unread: None };
             }
-            // What waits may be the peer's: a worker may have been kept off the processor.
-            let socket = sender.socket(socket_address(&tunnel.settings));
-            let unread = drained.unread(|| socket.is_some_and(is_readable));
+            let unread = unread(drained, sender, tunnel);
             Watch { heard: tunnel.live.last_heard(), unread }
         });
         let mut outcome = core::mem::take(&mut self.outcome);
@@ -362,14 +358,9 @@ impl Liveness {
             let tables = reader.enter();
             let Some(tunnel) = tables.tunnel(id) else { continue };
             let Some(session) = self.sessions.get_mut(&id) else { continue };
-            if session.is_about_to_conclude(now)
-                && self.sender.socket(socket_address(&tunnel.settings)).is_some_and(is_readable)
-            {
-                session.put_off(now, UNREAD_NANOS);
-                self.due.insert((session.due(), id));
-                continue;
-            }
-            let turn = session.turn(now, tunnel.live.last_heard(), tunnel.live.tx().0);
+            let judges = session.is_about_to_judge(now);
+            let unread = judges.then(|| unread(&self.drained, &self.sender, tunnel)).flatten();
+            let turn = session.turn(now, tunnel.live.last_heard(), unread, tunnel.live.tx().0);
             self.due.insert((session.due(), id));
             match turn {
                 Turn::Probe { cookie, down } => {
@@ -476,6 +467,12 @@ fn socket_address(settings: &braid_api::Tunnel) -> SocketAddr {
         Encapsulation::Udp | Encapsulation::WireGuard => settings.local,
         Encapsulation::Esp => SocketAddr::new(settings.local.ip(), 0),
     }
+}
+
+/// What waits may be the peer's: a worker may have been kept off the processor.
+fn unread(drained: &Drained, sender: &Sender, tunnel: &Tunnel) -> Option<Unread> {
+    let socket = sender.socket(socket_address(&tunnel.settings));
+    drained.unread(|| socket.is_some_and(is_readable))
 }
 
 fn is_readable(socket: BorrowedFd<'_>) -> bool {

@@ -19,8 +19,6 @@ use crate::{
 
 /// While not up, packets are at least this far apart, in microseconds (RFC 5880 section 6.8.3).
 const SLOW: u32 = 1_000_000;
-/// While what has arrived is unread, in nanoseconds, whether it still is, is asked again after this.
-const ASK_AGAIN: Nanos = 1_000_000;
 /// At most so much longer is a peer waited for while somebody reads and does not come to an end.
 const WHILE_READ: Nanos = 10_000_000;
 /// At most so much longer, and not longer than a detection time, while nobody reads.
@@ -63,6 +61,22 @@ pub struct Unread {
     pub since: Nanos,
     /// When somebody last began to read.
     pub read_at: Nanos,
+}
+
+impl Unread {
+    /// Whether something is still unread is asked again after this, in nanoseconds.
+    pub const ASK_AGAIN: Nanos = 1_000_000;
+
+    /// How much longer than until `silent_until` a peer is waited for at most, in nanoseconds.
+    pub fn patience(self, silent_until: Nanos, detection_time: Nanos) -> Nanos {
+        if self.since >= silent_until {
+            0
+        } else if self.read_at >= silent_until {
+            WHILE_READ
+        } else {
+            detection_time.min(WHILE_UNREAD)
+        }
+    }
 }
 
 /// What can be said of a session at a glance.
@@ -307,16 +321,13 @@ impl Session {
         if let Some(expires) = self.expires().filter(|expires| *expires <= now) {
             let interval = self.remote_interval();
             let silent_until = expires - self.unread;
-            let most = unread.filter(|unread| unread.since < silent_until).map_or(0, |unread| {
-                let is_read = unread.read_at >= silent_until;
-                if is_read { WHILE_READ } else { self.detection_time().min(WHILE_UNREAD) }
-            });
+            let most = unread.map_or(0, |unread| unread.patience(silent_until, self.detection_time()));
             if now - expires >= interval && self.grace == 0 {
                 // Woken so late, it is this machine that stood still: what has arrived meanwhile may be unread.
                 // One interval more, and only once.
                 self.grace = now - expires + interval;
             } else if self.unread < most {
-                self.unread += now - expires + ASK_AGAIN;
+                self.unread += now - expires + Unread::ASK_AGAIN;
             } else {
                 let silent = Duration::from_nanos(now - self.life);
                 self.step(Input::Expired, DownCause::Expired { silent });

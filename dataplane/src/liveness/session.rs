@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use braid_api::{Cause, Probe};
+use braid_bfd::Unread;
 
 /// How long a tunnel may send nothing (RFC 3948 section 4): a NAT may forget it after half a minute.
 const KEEPALIVE_NANOS: u64 = 20_000_000_000;
@@ -23,6 +24,9 @@ const HASTENED: u8 = 3;
 const MOST_HASTENED: u8 = 2 * HASTENED;
 /// For so long each of them is waited for, beyond a round trip.
 const HASTE_NANOS: u64 = 3_000_000;
+/// By how much that judgement is later while something is unread. Not for ever: at full load there is always
+/// something, and it may be another tunnel's.
+const UNREAD_NANOS: u64 = 10_000_000;
 /// Between the beginnings of two such rows of probes; twice as long after each that was answered, since whoever says
 /// it was lying.
 const HASTE_REST_NANOS: u64 = 1_000_000_000;
@@ -85,8 +89,10 @@ pub(super) struct Session {
     unanswered: u32,
     /// When a packet or a reply was last heard, as far as this session knows.
     life: u64,
-    /// What is added to the detection time because this machine stood still, in nanoseconds.
+    /// What is added to the detection time because nobody listened, in nanoseconds: this thread stood still.
     grace: u64,
+    /// And because what has arrived is unread.
+    unread: u64,
     up: bool,
     smoothed: Option<u64>,
     haste: Option<Haste>,
@@ -120,6 +126,7 @@ impl Session {
             unanswered: 0,
             life: now,
             grace: 0,
+            unread: 0,
             up: false,
             smoothed: None,
             haste: None,
@@ -157,15 +164,25 @@ impl Session {
     fn dies(&self) -> Option<u64> {
         let probe = self.probe?;
         let detection = probe.interval.as_nanos() as u64 * u64::from(probe.multiplier);
-        (self.up && self.replied.is_some()).then_some(self.life + detection + self.grace)
+        (self.up && self.replied.is_some()).then_some(self.life + detection + self.grace + self.unread)
     }
 
-    /// Does what is due. `heard` is when the tunnel last authenticated a packet, `sent` how many it
-    /// has sent in all.
-    pub(super) fn turn(&mut self, now: u64, heard: Option<u64>, sent: u64) -> Turn {
+    /// Whether [`Session::turn`] is about to judge, so that it wants to know what is unread.
+    pub(super) fn is_about_to_judge(&self, now: u64) -> bool {
+        self.is_about_to_conclude(now) || self.dies().is_some_and(|dies| dies <= now)
+    }
+
+    /// Does what is due. `heard` is when the tunnel last authenticated a packet, and asked after `unread`, which is
+    /// there where packets wait that may be its peer's; `sent` is how many it has sent in all.
+    pub(super) fn turn(&mut self, now: u64, heard: Option<u64>, unread: Option<Unread>, sent: u64) -> Turn {
+        let due = self.due();
         // A timer that fires although the tunnel has authenticated a packet is late, not right.
         self.live(heard.unwrap_or(0));
-        let down = self.conclude(now).or_else(|| self.verdict(now)).or_else(|| self.one_way(now));
+        // Woken late, it is this machine that stood still: probes that were due were not sent, and the peer, which may
+        // be on the same machine, may have stood still as well.
+        self.grace += now.saturating_sub(due.max(self.life));
+        let down =
+            self.conclude(now, unread).or_else(|| self.verdict(now, unread)).or_else(|| self.one_way(now));
         if now >= self.next_probe
             && let Some(probe) = self.probe
         {
@@ -221,21 +238,21 @@ impl Session {
         }
     }
 
-    /// Whether [`Session::turn`] is about to judge by probes in a row, and has not been put off.
-    pub(super) fn is_about_to_conclude(&self, now: u64) -> bool {
-        self.haste.is_some_and(|haste| haste.sent >= HASTENED && !haste.put_off) && now >= self.next_probe
-    }
-
-    /// Judges that much later: what was received may be unread.
-    pub(super) fn put_off(&mut self, now: u64, nanos: u64) {
-        if let Some(haste) = &mut self.haste {
-            haste.put_off = true;
-            self.next_probe = now + nanos;
-        }
+    /// By probes in a row.
+    fn is_about_to_conclude(&self, now: u64) -> bool {
+        self.haste.is_some_and(|haste| haste.sent >= HASTENED) && now >= self.next_probe
     }
 
     /// Whether the probes in a row were left unanswered, and nothing else was heard while the last was waited for.
-    fn conclude(&mut self, now: u64) -> Option<Death> {
+    fn conclude(&mut self, now: u64, unread: Option<Unread>) -> Option<Death> {
+        if let Some(haste) = self.haste.as_mut().filter(|haste| haste.sent >= HASTENED && !haste.put_off)
+            && now >= self.next_probe
+            && unread.is_some()
+        {
+            haste.put_off = true;
+            self.next_probe = now + UNREAD_NANOS;
+            return None;
+        }
         let haste = self.haste.filter(|haste| haste.sent >= HASTENED && now >= self.next_probe)?;
         let is_heard = self.life + haste.wait > now;
         if self.up && is_heard && haste.sent < MOST_HASTENED {
@@ -251,13 +268,12 @@ impl Session {
     }
 
     /// Whether it is dead in both directions, or in the one from the peer.
-    fn verdict(&mut self, now: u64) -> Option<Death> {
+    fn verdict(&mut self, now: u64, unread: Option<Unread>) -> Option<Death> {
         let dies = self.dies().filter(|dies| *dies <= now)?;
-        let interval = self.probe?.interval.as_nanos() as u64;
-        if now - dies >= interval && self.grace == 0 {
-            // Woken so late, it is this machine that stood still: what has arrived meanwhile may be
-            // unread, and the probes that were due were not sent. One interval more, and only once.
-            self.grace = now - dies + interval;
+        let detection = (self.probe?.interval * self.probe?.multiplier).as_nanos() as u64;
+        let most = unread.map_or(0, |unread| unread.patience(dies - self.unread, detection));
+        if self.unread < most {
+            self.unread += now - dies + Unread::ASK_AGAIN;
             return None;
         }
         self.up = false;
@@ -281,7 +297,7 @@ impl Session {
     fn live(&mut self, at: u64) {
         if at > self.life {
             self.life = at;
-            self.grace = 0;
+            (self.grace, self.unread) = (0, 0);
         }
     }
 
@@ -348,7 +364,7 @@ mod tests {
                 verdicts.extend(answer.up.then_some((at, Verdict::Up)));
                 continue;
             }
-            match session.turn(next, None, 0) {
+            match session.turn(next, None, None, 0) {
                 Turn::Probe { cookie, down } => {
                     verdicts.extend(down.map(|_| (next, Verdict::Down)));
                     if answers {
@@ -384,7 +400,7 @@ mod tests {
         session.hasten(begin, Duration::from_millis(1));
         let (mut deaths, mut at) = (Vec::new(), begin);
         while at < begin + 50 * MS {
-            match session.turn(at, heard(at), 0) {
+            match session.turn(at, heard(at), None, 0) {
                 Turn::Probe { cookie, down } => {
                     deaths.extend(down.map(|_| at - begin));
                     if answers {
@@ -440,20 +456,47 @@ mod tests {
     }
 
     #[test]
-    fn a_judgement_is_put_off_once_for_what_is_unread() {
+    fn a_judgement_by_probes_in_a_row_is_put_off_once_for_what_is_unread() {
         let mut session = session();
         play(&mut session, 0, 1000 * MS, MS, true);
         let begin = 1010 * MS;
         session.hasten(begin, Duration::from_millis(1));
         for sent in 0..3 {
-            assert!(matches!(session.turn(begin + 4 * sent * MS, None, 0), Turn::Probe { down: None, .. }));
+            assert!(matches!(
+                session.turn(begin + 4 * sent * MS, None, None, 0),
+                Turn::Probe { down: None, .. }
+            ));
         }
         let end = begin + 12 * MS;
-        assert!(session.is_about_to_conclude(end) && !session.is_about_to_conclude(end - 1));
-        session.put_off(end, 10 * MS);
-        assert!(!session.is_about_to_conclude(end + 10 * MS));
-        assert_eq!(session.turn(end + MS, None, 0), Turn::Nothing);
-        assert!(matches!(session.turn(end + 10 * MS, None, 0), Turn::Probe { down: Some(_), .. }));
+        assert!(session.is_about_to_judge(end) && !session.is_about_to_judge(end - 1));
+        let unread = Some(Unread { since: 0, read_at: 0 });
+        assert_eq!(session.turn(end, None, unread, 0), Turn::Nothing);
+        assert_eq!(session.turn(end + MS, None, unread, 0), Turn::Nothing);
+        assert!(matches!(session.turn(end + 10 * MS, None, unread, 0), Turn::Probe { down: Some(_), .. }));
+    }
+
+    /// When a session dies whose peer was last heard at 901 ms, something being unread all the time.
+    fn dies_beside(unread: impl Fn(u64) -> Unread) -> u64 {
+        let mut session = session();
+        play(&mut session, 0, 1000 * MS, MS, true);
+        let mut at = session.due();
+        loop {
+            let unread = session.is_about_to_judge(at).then(|| unread(at));
+            if let Turn::Down(_) | Turn::Probe { down: Some(_), .. } = session.turn(at, None, unread, 0) {
+                return at;
+            }
+            at = session.due().max(at);
+        }
+    }
+
+    #[test]
+    fn silence_counts_as_far_as_somebody_has_read() {
+        let begun = |read_at| move |_| Unread { since: 1000 * MS, read_at };
+        let none = dies_beside(|at| Unread { since: at, read_at: at });
+        assert_eq!(none, 1201 * MS);
+        // Nobody reads: 100 ms more; somebody does, and comes to no end: 10 ms.
+        assert_eq!(dies_beside(begun(1000 * MS)), 1301 * MS);
+        assert_eq!(dies_beside(begun(1201 * MS)), 1211 * MS);
     }
 
     #[test]
@@ -484,7 +527,7 @@ mod tests {
         let mut at = 1000 * MS;
         for _ in 0..10 {
             at = session.due().max(at);
-            let turn = session.turn(at, Some(at - 1), 0);
+            let turn = session.turn(at, Some(at - 1), None, 0);
             assert!(!matches!(turn, Turn::Down(_) | Turn::Probe { down: Some(_), .. }), "{turn:?}");
         }
     }
@@ -494,7 +537,7 @@ mod tests {
         let mut deaths = Vec::new();
         let mut at = session.due().max(from);
         while at <= until {
-            match session.turn(at, Some(at - 1), 0) {
+            match session.turn(at, Some(at - 1), None, 0) {
                 Turn::Probe { cookie, down } => {
                     deaths.extend(down.map(|death| (at, death)));
                     if cookie.is_multiple_of(one_in) {
@@ -539,21 +582,24 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_stood_still_blames_nobody_else_for_an_interval() {
+    fn while_a_machine_stands_still_nobody_is_silent() {
         for answers in [true, false] {
             let mut session = session();
             play(&mut session, 0, 1000 * MS, MS, true);
-            // Nothing ran until now, not even the thread that reads the replies.
-            let woken = 2000 * MS;
-            let Turn::Probe { down: None, cookie } = session.turn(woken, None, 0) else {
-                panic!("a verdict on the word of a machine that was late")
-            };
+            // Heard at 901 ms, with a probe due at 1100 ms and its end at 1201 ms. Nothing ran in between, not even the
+            // thread that reads the replies, twice in a row.
+            for woken in [1240, 1500] {
+                let turn = session.turn(woken * MS, None, None, 0);
+                assert!(matches!(turn, Turn::Probe { down: None, .. }), "{turn:?}");
+            }
+            let cookie = session.sequence;
+            let late = (1240 - 1100) + (1500 - 1290);
             if answers {
-                assert!(!session.reply(cookie, woken + MS).unwrap().up);
-                assert_eq!(play(&mut session, woken + MS, 5000 * MS, MS, true), []);
+                assert!(!session.reply(cookie, 1501 * MS).unwrap().up);
+                assert_eq!(play(&mut session, 1501 * MS, 5000 * MS, MS, true), []);
             } else {
-                let down = play(&mut session, woken + MS, 5000 * MS, MS, false);
-                assert_eq!(down, [(woken + 100 * MS, Verdict::Down)]);
+                let down = play(&mut session, 1501 * MS, 5000 * MS, MS, false);
+                assert_eq!(down, [((1201 + late) * MS, Verdict::Down)]);
             }
         }
     }
@@ -562,20 +608,20 @@ mod tests {
     fn a_machine_that_is_always_late_comes_to_a_verdict() {
         let mut session = session();
         play(&mut session, 0, 1000 * MS, MS, true);
-        let late = |n: u64| session.turn((1500 + 250 * n) * MS, None, 0);
-        let verdicts = (0..3).map(late).filter(|turn| matches!(turn, Turn::Probe { down: Some(_), .. }));
+        let late = |n: u64| session.turn((1500 + 250 * n) * MS, None, None, 0);
+        let verdicts = (0..8).map(late).filter(|turn| matches!(turn, Turn::Probe { down: Some(_), .. }));
         assert_eq!(verdicts.count(), 1);
     }
 
     #[test]
     fn a_reply_counts_once_and_only_to_its_probe() {
         let mut session = session();
-        let Turn::Probe { cookie, .. } = session.turn(0, None, 0) else { panic!("no probe") };
+        let Turn::Probe { cookie, .. } = session.turn(0, None, None, 0) else { panic!("no probe") };
         assert_eq!(session.reply(cookie + 1, MS), None);
         let ms = Duration::from_millis(1);
         assert_eq!(session.reply(cookie, MS), Some(Answer { round_trip: ms, latency: ms, up: true }));
         assert_eq!(session.reply(cookie, 2 * MS), None);
-        let Turn::Probe { cookie, .. } = session.turn(100 * MS, None, 0) else { panic!("no probe") };
+        let Turn::Probe { cookie, .. } = session.turn(100 * MS, None, None, 0) else { panic!("no probe") };
         // RFC 6298 section 2.3: an eighth of what is new.
         let smoothed = ms * 2;
         assert_eq!(
@@ -591,7 +637,7 @@ mod tests {
             session.configure(None, true, start * MS);
             for _ in 0..3 {
                 assert!(session.due() > 4900 * MS, "not at once");
-                session.turn(session.due() + MS, None, 0);
+                session.turn(session.due() + MS, None, None, 0);
             }
             session.due()
         });
@@ -607,7 +653,7 @@ mod tests {
             let mut sent_at = last;
             for _ in 0..30 {
                 let now = session.due();
-                let turn = session.turn(now, None, now.min(last));
+                let turn = session.turn(now, None, None, now.min(last));
                 if now > last {
                     assert!(now - sent_at <= KEEPALIVE_NANOS, "silent from {sent_at} to {now}");
                 }

@@ -9,6 +9,7 @@ use braid_netns::paced::{Load, Log, Paced};
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, SERVER};
 use braid_netns::{Result, Topology, retry_until};
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -261,10 +262,12 @@ pub(crate) fn cut_one_and_restore(
         let back = Paced::start(&topology.server, &topology.client, CLIENT, LOAD, origin)?;
         Result::Ok([there, back])
     };
+    let before = failures(pair)?;
     let loads = start()?;
     sleep(SETTLE);
     let steady = Moment::now(origin);
     sleep(STAGE);
+    assert_eq!(failures(pair)?, before, "something failed before the cut");
     let cut = Moment::now(origin);
     let faults = topology.cut(tunnel)?;
     state_of(pair, tunnel, "down")?;
@@ -298,6 +301,22 @@ pub(crate) fn cut_one_and_restore(
         assert!(used.contains(&tunnel), "nothing came home: {used:?}");
     }
     Ok(causes)
+}
+
+/// What has failed so far, of the tunnels and of BGP's sessions on either side.
+fn failures(pair: &Pair) -> Result<[Vec<Value>; 2]> {
+    let of = |gateway: &Gateway| {
+        let status = gateway.status()?;
+        let tunnels = status["tunnels"].as_array().into_iter().flatten();
+        let neighbors = status["neighbors"].as_array().into_iter().flatten();
+        let tunnels = tunnels.map(|tunnel| {
+            let failure = &tunnel["last_failure"];
+            json!([tunnel["state"], failure["cause"], failure["reason"], failure["detected_ns"]])
+        });
+        let neighbors = neighbors.map(|neighbor| json!([neighbor["state"], neighbor["established"]]));
+        Result::Ok(tunnels.chain(neighbors).collect())
+    };
+    Ok([of(&pair.a)?, of(&pair.b)?])
 }
 
 /// Why the gateway took the tunnel out.

@@ -52,6 +52,9 @@ pub(crate) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
+/// Of a path's capture: seconds of the loads here. Several are made beside tunnels that are timed.
+const RING_KIB: u32 = 4096;
+
 impl Wires {
     /// Watches what `side` sends. Super-packets are cut before the wire from now on, so that every
     /// packet is seen alone.
@@ -65,7 +68,7 @@ impl Wires {
                 Side::B => (format!("b{}", path.index), path.b),
             };
             let filter = format!("(udp port 4500 or udp port {PORT}) and src host {own}");
-            Ok((path.index, Capture::start(internet, &device, &filter, 64)?))
+            Ok((path.index, Capture::start_with_buffer(internet, &device, &filter, 64, RING_KIB)?))
         };
         Ok(Self { captures: topology.paths.iter().map(watch).collect::<Result<_>>()? })
     }
