@@ -579,7 +579,8 @@ fn build_plan(
     KernelPlan {
         device: config.core.device.clone(),
         mtu,
-        workers: config.core.workers.unwrap_or(circumstances.workers),
+        // The plain device has one queue.
+        workers: config.core.workers.unwrap_or(if config.core.offload { circumstances.workers } else { 1 }),
         offload: config.core.offload,
         addresses: inside_addresses(config),
         routes: plan_routes(config),

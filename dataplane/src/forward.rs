@@ -106,6 +106,8 @@ pub struct Forwarder {
     sources: flow_cache::SourceCache,
     fragments: fragment::FragmentCache,
     limiter: icmp::Limiter,
+    /// Of the next packet that is cut although it forbade it.
+    fragment_id: u16,
     scratch: Vec<u8>,
     /// A WireGuard packet that is being opened.
     sealed: Vec<u8>,
@@ -137,6 +139,8 @@ impl Forwarder {
             sources: flow_cache::SourceCache::new(),
             fragments: fragment::FragmentCache::new(),
             limiter: icmp::Limiter::default(),
+            // Far from another worker's: hosts put together what comes of both.
+            fragment_id: (worker as u16).wrapping_mul(0x9E37),
             scratch: Vec::with_capacity(65_536),
             sealed: Vec::with_capacity(65_536),
         }

@@ -152,7 +152,7 @@ fn start_threads(
         liveness.run();
     })?;
     if !icmp.is_empty() {
-        let unreachable = Unreachable::new(icmp, writer.reader(), inputs.clone());
+        let unreachable = Unreachable::new(icmp, writer.reader(), inputs.clone(), notices_in.clone());
         thread::Builder::new().name("unreachable".into()).spawn(move || {
             let _ = sandbox::drop_capabilities();
             unreachable.run();

@@ -19,6 +19,8 @@ const ALLOWED: &[i64] = &[
     libc::SYS_sendmsg,
     libc::SYS_sendmmsg,
     libc::SYS_sendto,
+    // Newer architectures have ppoll alone.
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
     libc::SYS_ppoll,
     // Control's connection, and asking the kernel for a path's MTU.

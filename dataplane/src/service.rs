@@ -221,7 +221,8 @@ impl Service {
         Ok(true)
     }
 
-    /// A socket for each worker, or one for all, and more handles for the threads that send of themselves.
+    /// A socket for each worker, or one for all, from which the first receives, and more handles for the threads that
+    /// send of themselves.
     fn add_socket(
         &mut self,
         local: SocketAddr,
@@ -230,7 +231,10 @@ impl Service {
     ) -> io::Result<()> {
         self.sockets.insert(local, encapsulation);
         let wireguard = encapsulation == Encapsulation::WireGuard;
-        let socket = |fd: &OwnedFd| Ok::<_, io::Error>(OuterSocket { local, wireguard, fd: fd.try_clone()? });
+        let handle = |fd: &OwnedFd, receives| {
+            Ok::<_, io::Error>(OuterSocket { local, wireguard, receives, fd: fd.try_clone()? })
+        };
+        let socket = |fd| handle(fd, false);
         if let Some(first) = fds.first() {
             let _ = self.threads.inputs.send(Input::Socket(socket(first)?));
             self.threads.handshakes.send(handshakes::Input::Socket(socket(first)?));
@@ -238,7 +242,7 @@ impl Service {
         }
         for number in 0..self.threads.commands.len() {
             if let Some(fd) = fds.get(number).or(fds.first().filter(|_| fds.len() == 1)) {
-                self.threads.command(number, Command::Socket(socket(fd)?));
+                self.threads.command(number, Command::Socket(handle(fd, number < fds.len())?));
             }
         }
         Ok(())
@@ -251,6 +255,7 @@ impl Service {
                 Notice::Event(event) => self.tell(&FromCore::Event(event)),
                 Notice::Exhausted(_) => self.report_lifetimes(),
                 Notice::TooBigOutside(tunnel) => self.ask_path_mtu(tunnel),
+                Notice::Narrow { tunnel, path_mtu } => self.narrow(tunnel, path_mtu),
                 Notice::Lost { what } => tracing::error!("lost {what}"),
             }
         }
@@ -275,8 +280,19 @@ impl Service {
 
     /// The kernel refused a packet as too big for its path: it knows what the path takes.
     fn ask_path_mtu(&mut self, tunnel: TunnelId) {
-        let Some((path_mtu, used)) = self.path_mtus(tunnel) else { return };
-        let path_mtu = path_mtu.min(used);
+        if let Some((path_mtu, used)) = self.path_mtus(tunnel) {
+            self.lower(tunnel, path_mtu.min(used));
+        }
+    }
+
+    /// A router says what the path takes, and the kernel does not know it.
+    fn narrow(&mut self, tunnel: TunnelId, path_mtu: u16) {
+        if self.path_mtus(tunnel).is_some_and(|(_, used)| path_mtu < used) {
+            self.lower(tunnel, path_mtu);
+        }
+    }
+
+    fn lower(&mut self, tunnel: TunnelId, path_mtu: u16) {
         self.lowered.insert(tunnel, Instant::now());
         self.writer.set_path_mtu(tunnel, Some(path_mtu));
         self.tell(&FromCore::Event(Event::PathMtu { tunnel, path_mtu }));

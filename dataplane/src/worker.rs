@@ -93,6 +93,13 @@ pub enum Notice {
     Exhausted(SaId),
     /// A packet was larger than the outer path takes.
     TooBigOutside(TunnelId),
+    /// A router says that the outer path takes no more than this.
+    Narrow {
+        /// Whose path.
+        tunnel: TunnelId,
+        /// In bytes of the outer packet.
+        path_mtu: u16,
+    },
     /// The device or a socket is gone; the worker has let go of it.
     Lost {
         /// One line.
@@ -274,7 +281,8 @@ impl Worker {
     fn wait(&mut self) -> bool {
         let mut polled = Vec::with_capacity(2 + self.sender.sockets.len());
         polled.push(PollFd::new(&self.wake, PollFlags::IN));
-        polled.extend(self.sender.sockets.iter().map(|socket| PollFd::new(&socket.fd, PollFlags::IN)));
+        let received = self.sender.sockets.iter().filter(|socket| socket.receives);
+        polled.extend(received.map(|socket| PollFd::new(&socket.fd, PollFlags::IN)));
         polled.extend(self.device.iter().map(|device| PollFd::new(device, PollFlags::IN)));
         if rustix::event::poll(&mut polled, None).is_err() {
             return true;
@@ -345,6 +353,9 @@ impl Worker {
     /// Receives from one socket into the pools.
     fn receive_from(&mut self, index: usize, tables: &Tables) {
         let socket = &self.sender.sockets[index];
+        if !socket.receives {
+            return;
+        }
         let (wire, local) = (socket.wire(), socket.local);
         let slots = match self.pool.receive(socket.fd.as_fd(), RECEIVE_LIMIT, wire.headroom()) {
             Ok(slots) => slots,

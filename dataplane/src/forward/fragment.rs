@@ -15,14 +15,18 @@ pub(super) struct Fragmenter<'a> {
     header: usize,
     /// Payload bytes of each fragment but the last: a multiple of 8.
     step: usize,
+    id: [u8; 2],
 }
 
 impl<'a> Fragmenter<'a> {
-    /// `None` when the MTU leaves no room for 8 bytes of payload.
-    pub(super) fn new(packet: &'a [u8], mtu: usize) -> Option<Self> {
+    /// `None` when the MTU leaves no room for 8 bytes of payload. `fresh` is the identification of a packet that
+    /// forbade fragments: it has none that tells it from others (RFC 6864 section 4.1), and Linux says 0.
+    pub(super) fn new(packet: &'a [u8], mtu: usize, fresh: u16) -> Option<Self> {
         let header = usize::from(packet[0] & 0x0F) * 4;
         let step = mtu.checked_sub(header)? / 8 * 8;
-        (step > 0).then_some(Fragmenter { packet, header, step })
+        let is_atomic = packet[6] & 0x60 == 0x40 && u16::from_be_bytes([packet[6], packet[7]]) & 0x1FFF == 0;
+        let id = if is_atomic { fresh.to_be_bytes() } else { [packet[4], packet[5]] };
+        (step > 0).then_some(Fragmenter { packet, header, step, id })
     }
 
     /// Fragments in all.
@@ -49,6 +53,7 @@ impl<'a> Fragmenter<'a> {
         let len = out.len() as u16;
         out[0] = 0x40 | (header / 4) as u8;
         out[2..4].copy_from_slice(&len.to_be_bytes());
+        out[4..6].copy_from_slice(&self.id);
         out[6..8].copy_from_slice(&word.to_be_bytes());
         checksum::set_ipv4_checksum(&mut out[..header]);
     }
@@ -159,7 +164,7 @@ mod tests {
         let mut packet = udp4([10, 1, 0, 2], [10, 2, 0, 2], (1, 2), &payload);
         packet[6] |= 0x40;
         for mtu in [28, 576, 1400, 1438] {
-            let fragmenter = Fragmenter::new(&packet, mtu).unwrap();
+            let fragmenter = Fragmenter::new(&packet, mtu, 7).unwrap();
             let fragments: Vec<Vec<u8>> = (0..fragmenter.count())
                 .map(|index| {
                     let mut out = vec![0xEE; fragmenter.len(index)];
@@ -170,7 +175,25 @@ mod tests {
                 .collect();
             assert_eq!(reassemble(&fragments), packet[20..]);
         }
-        assert!(Fragmenter::new(&packet, 27).is_none());
+        assert!(Fragmenter::new(&packet, 27, 7).is_none());
+    }
+
+    #[test]
+    fn fragments_of_two_packets_are_told_apart() {
+        let id = |flags: [u8; 2], index| {
+            let mut packet = udp4([10, 1, 0, 2], [10, 2, 0, 2], (1, 2), &[7; 100]);
+            packet[4..8].copy_from_slice(&[0, 0, flags[0], flags[1]]);
+            let fragmenter = Fragmenter::new(&packet, 84, 0x1234).unwrap();
+            let mut out = vec![0; fragmenter.len(index)];
+            fragmenter.write(index, &mut out);
+            assert!(Sum::ZERO.bytes(&out[..20]).is_valid());
+            u16::from_be_bytes([out[4], out[5]])
+        };
+        assert_eq!([id([0x40, 0], 0), id([0x40, 0], 1)], [0x1234; 2]);
+        // One that may be cut, and pieces of what was cut before, have their own.
+        for flags in [[0, 0], [0x20, 0], [0x60, 0], [0x40, 8], [0, 8]] {
+            assert_eq!([id(flags, 0), id(flags, 1)], [0; 2], "{flags:?}");
+        }
     }
 
     #[test]
@@ -183,7 +206,7 @@ mod tests {
         packet.extend(&plain[20..]);
         let len = packet.len() as u16;
         packet[2..4].copy_from_slice(&len.to_be_bytes());
-        let fragmenter = Fragmenter::new(&packet, 84).unwrap();
+        let fragmenter = Fragmenter::new(&packet, 84, 7).unwrap();
         let mut second = vec![0; fragmenter.len(1)];
         fragmenter.write(1, &mut second);
         assert_eq!(second[0], 0x46);

@@ -310,7 +310,9 @@ impl Forwarder {
                 Err(NoPlace::NoRemote) => self.end(DropReason::NoSa, 1),
             };
         }
-        let Some(fragments) = Fragmenter::new(whole, mtu) else { return self.end(DropReason::TooBig, 1) };
+        let Some(fragments) = Fragmenter::new(whole, mtu, self.fragment_id) else {
+            return self.end(DropReason::TooBig, 1);
+        };
         for index in *placed..fragments.count() {
             match self.runs.place(tunnel, carrier, kind, fragments.len(index), last) {
                 Ok(out) => fragments.write(index, out),
@@ -321,6 +323,8 @@ impl Forwarder {
                 Err(NoPlace::NoRemote) => return self.end(DropReason::NoSa, 1),
             }
         }
+        // Not before the last one has found its place: it is cut anew after each flush.
+        self.fragment_id = self.fragment_id.wrapping_add(1);
         Progress::Done
     }
 

@@ -13,7 +13,7 @@ const ICMP_FILTER: libc::c_int = 1;
 const ICMPV6_FILTER: libc::c_int = 1;
 
 /// A non-blocking socket that receives "destination unreachable" and "time exceeded" (RFC 792, RFC 4443), of IPv4
-/// with the IP header, of IPv6 without.
+/// with the IP header, of IPv6 without and "packet too big" as well.
 ///
 /// # Errors
 /// `PermissionDenied` without CAP_NET_RAW; there may be no IPv6.
@@ -22,7 +22,7 @@ pub fn open(v6: bool) -> io::Result<OwnedFd> {
         let socket = sockopt::socket(libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_ICMPV6)?;
         // A bit that is set keeps its type out.
         let mut filter = [0xff_u8; 32];
-        filter[..4].copy_from_slice(&(!(1_u32 << 1 | 1 << 3)).to_ne_bytes());
+        filter[..4].copy_from_slice(&(!(1_u32 << 1 | 1 << 2 | 1 << 3)).to_ne_bytes());
         sockopt::set_bytes(socket.as_fd(), libc::IPPROTO_ICMPV6, ICMPV6_FILTER, &filter)?;
         return Ok(socket);
     }

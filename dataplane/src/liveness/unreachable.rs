@@ -1,7 +1,8 @@
-//! The thread that hears routers say that a peer cannot be reached.
+//! The thread that hears routers say that a peer cannot be reached, or that the path to it is narrow.
 //!
-//! Such a message can be forged, so it decides nothing (RFC 7296 section 2.4): it has the tunnel's probes sent at
-//! once, and their silence decides.
+//! The first can be forged, so it decides nothing (RFC 7296 section 2.4): it has the tunnel's probes sent at once, and
+//! their silence decides. The second the kernel hears itself, except where raw ESP goes over IPv6: of what no connected
+//! socket has sent it learns nothing (`rawv6_err` in `net/ipv6/raw.c`).
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -17,7 +18,10 @@ use rustix::{
 };
 
 use super::{Input, socket_address};
-use crate::{tables::Reader, worker::monotonic};
+use crate::{
+    tables::{Carrier, Reader, Tunnel},
+    worker::{Notice, Notices, monotonic},
+};
 
 /// Messages that are looked at in a second: each may cost a look at every tunnel.
 const PER_SECOND: u32 = 100;
@@ -29,12 +33,23 @@ const REST: Duration = Duration::from_millis(50);
 const BUFFER: usize = 256;
 const UDP: u8 = 17;
 const ESP: u8 = 50;
+/// RFC 8200 section 5.
+const MIN_MTU_V6: u32 = 1280;
 
 /// The packet that could not be delivered, with ports of zero where it was raw ESP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Quoted {
     from: SocketAddr,
     to: SocketAddr,
+    /// It was too big, and the peer is there.
+    narrow: Option<Narrow>,
+}
+
+/// Of raw ESP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Narrow {
+    spi: u32,
+    path_mtu: u16,
 }
 
 /// The thread's state.
@@ -42,6 +57,7 @@ pub(crate) struct Unreachable {
     sockets: Vec<OwnedFd>,
     reader: Reader,
     inputs: mpsc::SyncSender<Input>,
+    notices: Notices,
     /// In which this was received, and looked at.
     second: u64,
     received: u32,
@@ -49,8 +65,13 @@ pub(crate) struct Unreachable {
 }
 
 impl Unreachable {
-    pub(crate) fn new(sockets: Vec<OwnedFd>, reader: Reader, inputs: mpsc::SyncSender<Input>) -> Self {
-        Unreachable { sockets, reader, inputs, second: 0, received: 0, looked: 0 }
+    pub(crate) fn new(
+        sockets: Vec<OwnedFd>,
+        reader: Reader,
+        inputs: mpsc::SyncSender<Input>,
+        notices: Notices,
+    ) -> Self {
+        Unreachable { sockets, reader, inputs, notices, second: 0, received: 0, looked: 0 }
     }
 
     /// Runs as long as there is a liveness thread.
@@ -98,6 +119,13 @@ impl Unreachable {
             let remote = remote.map(|to| if is_raw { SocketAddr::new(to.ip(), 0) } else { to });
             remote == Some(quoted.to) && socket_address(&tunnel.settings) == quoted.from
         });
+        if let Some(Narrow { spi, path_mtu }) = quoted.narrow {
+            // Who forges it has seen a packet of ours; lost, the next one says it again.
+            for tunnel in concerned.filter(|tunnel| sends_by(tunnel, spi)) {
+                self.notices.send(Notice::Narrow { tunnel: tunnel.settings.id, path_mtu });
+            }
+            return true;
+        }
         let ids: Vec<_> = concerned.map(|tunnel| tunnel.settings.id).collect();
         drop(tables);
         ids.into_iter().all(|id| {
@@ -108,13 +136,19 @@ impl Unreachable {
     }
 }
 
-/// What a message of one of [`crate::io::icmp`]'s sockets quotes, if it says that the peer is not reached.
+fn sends_by(tunnel: &Tunnel, spi: u32) -> bool {
+    matches!(&tunnel.outbound, Some(Carrier::Esp(sa)) if sa.spi.0 == spi)
+}
+
+/// What a message of one of [`crate::io::icmp`]'s sockets quotes, if it says that the peer is not reached, or how narrow
+/// the path of raw ESP over IPv6 is.
 fn quoted(message: &[u8]) -> Option<Quoted> {
     if message.first()? >> 4 == 4 {
         let icmp = message.get(usize::from(message[0] & 0x0f) * 4..)?;
-        // RFC 792; code 4 says that a packet was too big, and the peer is there.
+        // RFC 792. Code 4 says that a packet was too big, code 2 that nobody takes the protocol: the peer is there, and
+        // Linux says the latter of raw sockets that are full (`raw_v4_input` in `net/ipv4/raw.c`).
         match icmp.get(..2)? {
-            [3, 4] => return None,
+            [3, 2 | 4] => return None,
             [3 | 11, _] => {}
             _ => return None,
         }
@@ -124,13 +158,22 @@ fn quoted(message: &[u8]) -> Option<Quoted> {
             |at: usize| IpAddr::V4(Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]));
         return ends(header[9], address(12), address(16), ip.get(usize::from(header[0] & 0x0f) * 4..)?);
     }
-    // RFC 4443 sections 3.1 and 3.3.
-    if !matches!(message.first()?, 1 | 3) {
-        return None;
-    }
+    // RFC 4443 sections 3.1 to 3.3. RFC 8201 section 4: what is less than any link takes is to be discarded.
+    let path_mtu = match *message.first_chunk::<8>()? {
+        [1 | 3, ..] => None,
+        [2, _, _, _, a, b, c, d] => {
+            let mtu = u32::from_be_bytes([a, b, c, d]);
+            Some(u16::try_from(mtu).ok().filter(|_| mtu >= MIN_MTU_V6)?)
+        }
+        _ => return None,
+    };
     let header: &[u8; 40] = message.get(8..)?.first_chunk()?;
     let address = |at: usize| Some(IpAddr::V6(Ipv6Addr::from(*header[at..].first_chunk::<16>()?)));
-    ends(header[6], address(8)?, address(24)?, message.get(48..)?)
+    let transport = message.get(48..)?;
+    let quoted = ends(header[6], address(8)?, address(24)?, transport)?;
+    let Some(path_mtu) = path_mtu else { return Some(quoted) };
+    let spi = transport.first_chunk().filter(|_| header[6] == ESP)?;
+    Some(Quoted { narrow: Some(Narrow { spi: u32::from_be_bytes(*spi), path_mtu }), ..quoted })
 }
 
 fn ends(protocol: u8, from: IpAddr, to: IpAddr, transport: &[u8]) -> Option<Quoted> {
@@ -142,7 +185,7 @@ fn ends(protocol: u8, from: IpAddr, to: IpAddr, transport: &[u8]) -> Option<Quot
         ESP => (0, 0),
         _ => return None,
     };
-    Some(Quoted { from: SocketAddr::new(from, source), to: SocketAddr::new(to, destination) })
+    Some(Quoted { from: SocketAddr::new(from, source), to: SocketAddr::new(to, destination), narrow: None })
 }
 
 #[cfg(test)]
@@ -173,15 +216,15 @@ mod tests {
 
     #[test]
     fn what_says_that_a_peer_is_not_reached_names_both_ends() {
-        let both = Quoted { from: (US, 4500).into(), to: (PEER, 4501).into() };
+        let both = Quoted { from: (US, 4500).into(), to: (PEER, 4501).into(), narrow: None };
         for (kind, code, expected) in
-            [(3, 1, true), (3, 3, true), (11, 0, true), (3, 4, false), (8, 0, false)]
+            [(3, 1, true), (3, 3, true), (11, 0, true), (3, 2, false), (3, 4, false), (8, 0, false)]
         {
             assert_eq!(quoted(&message_v4(kind, code, &ours())), expected.then_some(both), "{kind}/{code}");
         }
         let mut raw = ours();
         raw[9] = ESP;
-        let ends = Quoted { from: (US, 0).into(), to: (PEER, 0).into() };
+        let ends = Quoted { from: (US, 0).into(), to: (PEER, 0).into(), narrow: None };
         assert_eq!(quoted(&message_v4(3, 1, &raw)), Some(ends));
         raw[9] = 6;
         assert_eq!(quoted(&message_v4(3, 1, &raw)), None);
@@ -189,8 +232,33 @@ mod tests {
         let mut packet = Vec::new();
         PacketBuilder::ipv6(us, peer, 64).udp(4500, 4501).write(&mut packet, &[1; 40]).unwrap();
         let v6 = |kind: u8| [&[kind, 0, 0, 0, 0, 0, 0, 0], &packet[..48]].concat();
-        let both = Quoted { from: (us, 4500).into(), to: (peer, 4501).into() };
+        let both = Quoted { from: (us, 4500).into(), to: (peer, 4501).into(), narrow: None };
         assert_eq!((quoted(&v6(1)), quoted(&v6(3)), quoted(&v6(2))), (Some(both), Some(both), None));
+    }
+
+    #[test]
+    fn a_narrow_path_is_heard_of_where_the_kernel_does_not_listen() {
+        let (us, peer) = ([0x20; 16], [0x21; 16]);
+        let mut packet = Vec::new();
+        let spi = [0x12, 0x34, 0x56, 0x78];
+        PacketBuilder::ipv6(us, peer, 64).write(&mut packet, 50.into(), &spi).unwrap();
+        let says = |mtu: u32, packet: &[u8]| {
+            let [a, b, c, d] = mtu.to_be_bytes();
+            quoted(&[&[2, 0, 0, 0, a, b, c, d], packet].concat())
+        };
+        let narrow = |path_mtu| Quoted {
+            from: (us, 0).into(),
+            to: (peer, 0).into(),
+            narrow: Some(Narrow { spi: 0x1234_5678, path_mtu }),
+        };
+        assert_eq!((says(1400, &packet), says(1280, &packet)), (Some(narrow(1400)), Some(narrow(1280))));
+        // Less than any link takes, more than there is, cut short, and not ours to hear.
+        assert_eq!(
+            (says(1279, &packet), says(65_536, &packet), says(1400, &packet[..43])),
+            (None, None, None)
+        );
+        packet[6] = UDP;
+        assert_eq!(says(1400, &packet), None);
     }
 
     #[test]

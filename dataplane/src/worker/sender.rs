@@ -27,6 +27,8 @@ pub struct OuterSocket {
     pub local: SocketAddr,
     /// It is WireGuard's, not ESP's and IKE's.
     pub wireguard: bool,
+    /// Who has it receives from it. One only, or what comes of a flow would be told apart and overtake.
+    pub receives: bool,
     /// Non-blocking.
     pub fd: OwnedFd,
 }
@@ -232,7 +234,12 @@ mod tests {
         for gso in [false, true] {
             let mut sender = Sender::new(gso);
             assert_eq!(sender.send_one(local, b"x", out), Sent { failed: 1, ..Sent::default() });
-            sender.add(OuterSocket { local, wireguard: false, fd: socket.try_clone().unwrap() });
+            sender.add(OuterSocket {
+                local,
+                wireguard: false,
+                receives: true,
+                fd: socket.try_clone().unwrap(),
+            });
             assert_eq!(sender.send_one(local, b"x", out), Sent::default());
             // A byte more than UDP over IPv4 has room for.
             let sent = sender.send_one(local, &[0; 65_508], out);

@@ -108,7 +108,7 @@ impl End {
         let (device, lan) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         worker.device = TunQueue::of(vec![device], false).unwrap().pop();
-        worker.sender.add(OuterSocket { local, wireguard: false, fd: socket });
+        worker.sender.add(OuterSocket { local, wireguard: false, receives: true, fd: socket });
         End { worker, lan, drops, notices, probes, _writer: writer }
     }
 

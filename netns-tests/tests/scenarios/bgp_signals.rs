@@ -1,9 +1,11 @@
 //! What BGP and failover tell each other: a neighbor that falls silent takes its tunnel out, a tunnel that is drained
 //! is told to be the worst, and answers keep to the tunnel of the question.
 
-use crate::bgp::{SOON, answered, both_ways, far, neighbors, start, until, with_bgp};
-use crate::pair::{Pair, Setup, Side};
+use crate::bfd::Stopped;
+use crate::bgp::{SOON, answered, both_ways, established, far, neighbors, start, until, with_bgp};
+use crate::pair::{Pair, Setup, Side, patient};
 use braid_netns::frr::Frr;
+use braid_netns::gateway::Gateway;
 use braid_netns::paced::{Load, Paced};
 use braid_netns::routing::Bird;
 use braid_netns::runner::{Outcome, Scenario};
@@ -12,11 +14,15 @@ use braid_netns::{Topology, retry_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) const ALL: &[Scenario] = &[
     ("bgp_signals::a_silent_neighbor_takes_its_tunnel_out", a_silent_neighbor_takes_its_tunnel_out),
     ("bgp_signals::a_neighbor_that_dies_alone_does_not", a_neighbor_that_dies_alone_does_not),
+    ("bgp_signals::control_that_stood_still_reads_first", control_that_stood_still_reads_first),
     ("bgp_signals::the_other_end_leaves_a_drained_tunnel", the_other_end_leaves_a_drained_tunnel),
     ("bgp_signals::answers_keep_to_the_tunnel_of_the_question", answers_keep_to_the_tunnel_of_the_question),
 ];
@@ -99,6 +105,53 @@ fn a_neighbor_that_dies_alone_does_not() -> Outcome {
 }
 
 /// FRR learns by MED that the tunnel is to be avoided, and by its end that it may come back.
+/// A router on the LAN that goes on sending, and itself waits for nothing.
+fn control_that_stood_still_reads_first() -> Outcome {
+    const HOLD: Duration = Duration::from_secs(3);
+    const ASN: u16 = 65_100;
+    let topology = Topology::builder().build()?;
+    let setup = Setup { tunnels: 1, ..Setup::default() };
+    let bgp = format!(
+        "[[bgp.neighbor]]\nname = \"router\"\naddress = \"{CLIENT}\"\ninterface = \"lan0\"\nasn = {ASN}\n"
+    );
+    let listener = topology.client.enter(|| TcpListener::bind((CLIENT, 179)))??;
+    let text = with_bgp(patient(setup.configuration(Side::A, &topology.paths)), &bgp);
+    let mut braid = Gateway::start(&topology.gateway_a, &text)?;
+    let mut connection = listener.accept()?.0;
+    // RFC 4271 section 4.2, of router 10.1.0.2.
+    let message = |kind: u8, body: &[u8]| {
+        let len = (19 + body.len() as u16).to_be_bytes();
+        [&[0xff; 16][..], &len, &[kind], body].concat()
+    };
+    let [asn, hold] = [ASN, HOLD.as_secs() as u16].map(u16::to_be_bytes);
+    connection.write_all(&message(1, &[&[4][..], &asn, &hold, &[10, 1, 0, 2, 0]].concat()))?;
+    let mut sending = connection.try_clone()?;
+    let keepalive = message(4, &[]);
+    let sender = thread::spawn(move || {
+        while sending.write_all(&keepalive).is_ok() {
+            thread::sleep(HOLD / 6);
+        }
+    });
+    until(&braid, "the session", |status| established(status) == 1)?;
+    let stopped = Stopped::control(&topology.gateway_a)?;
+    thread::sleep(2 * HOLD);
+    drop(stopped);
+    let until_known = Instant::now() + HOLD;
+    while Instant::now() < until_known {
+        assert_eq!(established(&braid.status()?), 1);
+        thread::sleep(HOLD / 30);
+    }
+    // All that came is OPEN and KEEPALIVEs.
+    connection.set_nonblocking(true)?;
+    let mut came = Vec::new();
+    let end = connection.read_to_end(&mut came).err().map(|error| error.kind());
+    assert_eq!(end, Some(ErrorKind::WouldBlock), "the session has ended");
+    connection.shutdown(Shutdown::Both)?;
+    sender.join().map_err(|_| "the sender has failed")?;
+    braid.process().stop(SOON)?;
+    Ok(())
+}
+
 fn the_other_end_leaves_a_drained_tunnel() -> Outcome {
     let pair = start(2, &neighbors(2, ""))?;
     let topology = &pair.topology;

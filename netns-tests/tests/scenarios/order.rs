@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 pub(crate) const ALL: &[Scenario] = &[
     ("order::one_worker", one_worker),
     ("order::two_workers", two_workers),
+    ("order::two_workers_as_raw_esp", two_workers_as_raw_esp),
     ("order::two_workers_over_wireguard", two_workers_over_wireguard),
 ];
 
@@ -31,11 +32,16 @@ const STAGE: Duration = Duration::from_millis(1500);
 const REORDERED: [&str; 3] = ["TCPSACKReorder", "TCPRenoReorder", "TCPTSReorder"];
 
 fn one_worker() -> Outcome {
-    in_order(1, PORT)
+    in_order(&Setup::default(), 1, PORT)
 }
 
 fn two_workers() -> Outcome {
-    in_order(2, PORT)
+    in_order(&Setup::default(), 2, PORT)
+}
+
+/// One socket receives for all.
+fn two_workers_as_raw_esp() -> Outcome {
+    in_order(&Setup { encapsulation: "esp", ..Setup::default() }, 2, PORT)
 }
 
 /// Each tunnel has one lock, whichever worker's packets it carries; of a load that leaves room, none is lost either.
@@ -51,10 +57,9 @@ fn two_workers_over_wireguard() -> Outcome {
 }
 
 /// `back` is the port of the flows from the server.
-fn in_order(workers: u32, back: u16) -> Outcome {
-    let setup = Setup::default();
+fn in_order(setup: &Setup, workers: u32, back: u16) -> Outcome {
     let topology = Topology::builder().paths(setup.tunnels).build()?;
-    let pair = Pair::start_edited(&setup, topology, |_, text| of_workers(workers, text))?;
+    let pair = Pair::start_edited(setup, topology, |_, text| of_workers(workers, text))?;
     all_in_order(&pair, back)
 }
 

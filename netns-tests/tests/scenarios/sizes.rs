@@ -206,9 +206,12 @@ fn df_cleared() -> Outcome {
 
 /// A router in the middle says that less fits: senders are told in turn, and what fits crosses.
 fn a_narrower_path_is_followed() -> Outcome {
-    for (outer6, encapsulation, before, after) in
-        [(None, "udp", 1438, 1338), (Some(0), "udp", 1418, 1318), (None, "esp", 1446, 1346)]
-    {
+    for (outer6, encapsulation, before, after) in [
+        (None, "udp", 1438, 1338),
+        (Some(0), "udp", 1418, 1318),
+        (None, "esp", 1446, 1346),
+        (Some(0), "esp", 1426, 1326),
+    ] {
         let pair = Pair::start_patient(&Setup { outer6, encapsulation, ..one_tunnel() })?;
         let Topology { client, server, .. } = &pair.topology;
         let internet = pair.topology.internet.as_ref().ok_or("no internet")?;
