@@ -54,6 +54,9 @@ const EXIT_USAGE: u8 = 2;
 const QUEUE: usize = 64;
 /// IKE datagrams that are taken before anything else is looked at.
 const DATAGRAMS_PER_ROUND: usize = 32;
+/// What BGP takes in before deadlines that have passed, besides two events for each neighbor: those that wait, and one
+/// for each connection behind them.
+const BGP_WAITING: usize = 32;
 /// At rest the loop looks at the names of peers this often.
 const NAMES_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two looks for memory that handshakes and documents have left free: of ten thousand tunnels at once it is a
@@ -304,10 +307,11 @@ async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Re
     let mut trim = tokio::time::interval(TRIM_INTERVAL);
     trim.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut trimmed_after = (0, 0);
+    let mut overdue = Overdue::default();
     let is_stop = loop {
         let deadline = control.turn.poll_timeout().map(|at| control.start + at);
         let ike_deadline = control.ike.poll_timeout();
-        let bgp_deadline = control.bgp.poll_timeout();
+        let bgp_deadline = overdue.look(control.bgp.poll_timeout());
         let checkup = control.checkup_due();
         let event = tokio::select! {
             biased;
@@ -336,7 +340,7 @@ async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Re
                 None
             }
             () = sleep_until(bgp_deadline) => {
-                control.bgp.handle_timeout(Instant::now());
+                control.handle_bgp_deadline(&mut overdue).await;
                 None
             }
             happened = control.bgp.next() => {
@@ -394,6 +398,43 @@ async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Re
     }
     control.end();
     Ok(())
+}
+
+/// Deadlines that have passed while what was sent before them may still wait in sockets: this process may have stood
+/// still, and the clock has not. Nobody is called silent before that was read; bounded, since somebody who never stops
+/// sending must not keep others from hearing of us.
+#[derive(Default)]
+struct Overdue {
+    /// Events that were taken in since.
+    taken: usize,
+}
+
+impl Overdue {
+    /// The deadline is another one, perhaps.
+    fn look(&mut self, deadline: Option<Instant>) -> Option<Instant> {
+        if deadline.is_none_or(|at| at > Instant::now()) {
+            self.taken = 0;
+        }
+        deadline
+    }
+
+    /// The next event that goes before what is due, of no more than `most`. Safe to cancel if `next` is.
+    async fn next<T>(&mut self, most: usize, mut next: impl AsyncFnMut() -> T) -> Option<T> {
+        if self.taken >= most {
+            return None;
+        }
+        // The runtime, which has this thread only, asks the kernel before it comes back here, and wakes the tasks that
+        // read; it runs tasks in the order in which they were woken, so that those have read when this one ends.
+        tokio::task::yield_now().await;
+        let _ = tokio::spawn(core::future::ready(())).await;
+        let found = tokio::select! {
+            biased;
+            found = next() => Some(found),
+            () = core::future::ready(()) => None,
+        };
+        self.taken += usize::from(found.is_some());
+        found
+    }
 }
 
 async fn sleep_until(deadline: Option<Instant>) {
@@ -513,6 +554,18 @@ impl Control {
         Ok(())
     }
 
+    async fn handle_bgp_deadline(&mut self, overdue: &mut Overdue) {
+        let neighbors = self.turn.config().bgp.as_ref().map_or(0, |bgp| bgp.neighbors.len());
+        let bgp = &mut self.bgp;
+        match overdue.next(BGP_WAITING + 2 * neighbors, async || bgp.next().await).await {
+            Some(happened) => self.bgp.handle(happened, Instant::now()),
+            None => {
+                *overdue = Overdue::default();
+                self.bgp.handle_timeout(Instant::now());
+            }
+        }
+    }
+
     fn query(&mut self, query: Query, pending: Pending) {
         self.next_query = self.next_query.wrapping_add(1);
         let number = self.next_query;
@@ -555,4 +608,75 @@ fn launcher_life() -> String {
     let started = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19)).unwrap_or("?");
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     format!("{parent}:{started}:{}", boot.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// Reads octets one by one, as they come.
+    fn reader() -> (std::os::unix::net::UnixStream, mpsc::Receiver<u8>) {
+        let (far, near) = std::os::unix::net::UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let mut near = tokio::net::UnixStream::from_std(near).unwrap();
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut octet = [0];
+            while near.read_exact(&mut octet).await.is_ok() && sender.send(octet[0]).await.is_ok() {}
+        });
+        (far, receiver)
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), test).await }).unwrap();
+    }
+
+    #[test]
+    fn what_came_while_the_process_stood_still_is_read_before_deadlines() {
+        run(async {
+            let (mut far, mut received) = reader();
+            // Others have much to do.
+            for _ in 0..1000 {
+                tokio::spawn(async {
+                    for _ in 0..3 {
+                        tokio::task::yield_now().await;
+                    }
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            far.write_all(b"ab").unwrap();
+            let mut overdue = Overdue::default();
+            let deadline = Some(Instant::now());
+            for wanted in [Some(b'a'), Some(b'b'), None] {
+                overdue.look(deadline);
+                let next = async || received.recv().await.unwrap();
+                assert_eq!(overdue.next(10, next).await, wanted);
+            }
+        });
+    }
+
+    #[test]
+    fn somebody_who_never_stops_sending_puts_deadlines_off_for_a_while_only() {
+        run(async {
+            let (mut far, mut received) = reader();
+            far.write_all(&[0; 1000]).unwrap();
+            let mut overdue = Overdue::default();
+            let now = Instant::now();
+            let mut taken = 0;
+            overdue.look(Some(now));
+            while overdue.next(10, async || received.recv().await.unwrap()).await.is_some() {
+                overdue.look(Some(now));
+                taken += 1;
+            }
+            assert_eq!(taken, 10);
+            // The next deadline has as much patience.
+            overdue.look(Some(now + Duration::from_secs(100)));
+            assert!(overdue.next(10, async || received.recv().await.unwrap()).await.is_some());
+        });
+    }
 }

@@ -20,6 +20,7 @@ mod ike;
 mod learned;
 mod message;
 mod offer;
+mod sets;
 mod sync;
 mod view;
 mod yielding;

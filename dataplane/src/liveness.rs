@@ -15,6 +15,7 @@
 mod bfd;
 pub(crate) mod link_thread;
 mod links;
+mod readers;
 mod reports;
 mod session;
 pub(crate) mod unreachable;
@@ -24,14 +25,13 @@ mod voters;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    os::fd::BorrowedFd,
+    os::fd::OwnedFd,
     sync::{Arc, mpsc},
     time::Duration,
 };
 
 use braid_api::{Cause, Encapsulation, Event, TunnelId, Verdict};
-use braid_bfd::{Unread, Watch, datagram::MAX_LENGTH};
-use rustix::event::{PollFd, PollFlags, Timespec};
+use braid_bfd::{Watch, datagram::MAX_LENGTH};
 
 use crate::{
     counters::OTHER_THREAD,
@@ -44,6 +44,7 @@ use crate::{
     worker::{Drained, Notices, OuterSocket, Sender, monotonic},
 };
 use bfd::{Bfd, Outcome, Vote};
+use readers::Readers;
 use reports::Reports;
 use session::{Death, Session, Turn};
 
@@ -79,6 +80,8 @@ pub enum Input {
     Echo(TunnelId, u16),
     /// An outer socket.
     Socket(OuterSocket),
+    /// From which the workers receive at this address, one for each from the first on.
+    Readers(SocketAddr, Vec<OwnedFd>),
     /// The socket of this address is no longer needed.
     Close(SocketAddr),
 }
@@ -91,7 +94,7 @@ pub struct Liveness {
     inputs: mpsc::Receiver<Input>,
     reports: Reports,
     drops: Arc<Drops>,
-    drained: Drained,
+    readers: Readers,
     sessions: BTreeMap<TunnelId, Session>,
     due: BTreeSet<(u64, TunnelId)>,
     /// Echoes that were asked for and did not come back yet.
@@ -110,14 +113,14 @@ struct Lost {
 }
 
 impl Liveness {
-    /// A thread's state without tunnels and sockets, which come as inputs.
+    /// With how far each worker has read; without tunnels and sockets, which come as inputs.
     pub fn new(
         reader: Reader,
         states: TunnelStates,
         inputs: mpsc::Receiver<Input>,
         notices: Notices,
         drops: Arc<Drops>,
-        drained: Drained,
+        drained: Vec<Drained>,
     ) -> Self {
         Liveness {
             reader,
@@ -126,7 +129,7 @@ impl Liveness {
             inputs,
             reports: Reports::new(notices),
             drops,
-            drained,
+            readers: Readers::new(drained),
             sessions: BTreeMap::new(),
             due: BTreeSet::new(),
             echoes: BTreeSet::new(),
@@ -183,7 +186,11 @@ impl Liveness {
                 }
             }
             Input::Socket(socket) => self.sender.add(socket),
-            Input::Close(local) => self.sender.remove(local),
+            Input::Readers(local, sockets) => self.readers.add(local, sockets),
+            Input::Close(local) => {
+                self.sender.remove(local);
+                self.readers.remove(local);
+            }
         }
     }
 
@@ -293,14 +300,14 @@ impl Liveness {
         }
         let mut reader = self.reader.clone();
         let tables = reader.enter();
-        let (sender, drained) = (&self.sender, &self.drained);
+        let readers = &self.readers;
         self.bfd.handle_timeout(now, |tunnel| {
             let Some(tunnel) = tables.tunnel(tunnel) else { return Watch::default() };
             let heard = tunnel.live.last_heard();
             if heard.is_some_and(|heard| now.saturating_sub(heard) < JUST_HEARD_NANOS) {
                 return Watch { heard, unread: None };
             }
-            let unread = unread(drained, sender, tunnel);
+            let unread = readers.unread(socket_address(&tunnel.settings));
             Watch { heard: tunnel.live.last_heard(), unread }
         });
         let mut outcome = core::mem::take(&mut self.outcome);
@@ -359,7 +366,7 @@ impl Liveness {
             let Some(tunnel) = tables.tunnel(id) else { continue };
             let Some(session) = self.sessions.get_mut(&id) else { continue };
             let judges = session.is_about_to_judge(now);
-            let unread = judges.then(|| unread(&self.drained, &self.sender, tunnel)).flatten();
+            let unread = judges.then(|| self.readers.unread(socket_address(&tunnel.settings))).flatten();
             let turn = session.turn(now, tunnel.live.last_heard(), unread, tunnel.live.tx().0);
             self.due.insert((session.due(), id));
             match turn {
@@ -467,17 +474,6 @@ fn socket_address(settings: &braid_api::Tunnel) -> SocketAddr {
         Encapsulation::Udp | Encapsulation::WireGuard => settings.local,
         Encapsulation::Esp => SocketAddr::new(settings.local.ip(), 0),
     }
-}
-
-/// What waits may be the peer's: a worker may have been kept off the processor.
-fn unread(drained: &Drained, sender: &Sender, tunnel: &Tunnel) -> Option<Unread> {
-    let socket = sender.socket(socket_address(&tunnel.settings));
-    drained.unread(|| socket.is_some_and(is_readable))
-}
-
-fn is_readable(socket: BorrowedFd<'_>) -> bool {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    rustix::event::poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// For discriminators and jitter. Without it, a session still has a discriminator of its own.

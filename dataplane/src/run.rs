@@ -141,8 +141,7 @@ fn start_threads(
         inputs_out,
         notices_in.clone(),
         Arc::clone(&drops),
-        // Its handles are those of the first worker's sockets.
-        drained.first().cloned().unwrap_or_default(),
+        drained.clone(),
     );
     thread::Builder::new().name("liveness".into()).spawn(move || {
         // Without the right to it, the ordinary priority has to do.

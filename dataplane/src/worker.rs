@@ -158,12 +158,12 @@ impl Drained {
         unread.then_some(Unread { since: before & !Self::READS, read_at })
     }
 
-    fn begin(&self, nanos: u64) {
+    pub(crate) fn begin(&self, nanos: u64) {
         self.0.began.store(nanos, Ordering::Relaxed);
         self.0.empty.fetch_or(Self::READS, Ordering::AcqRel);
     }
 
-    fn end(&self, nanos: u64) {
+    pub(crate) fn end(&self, nanos: u64) {
         self.0.empty.store(nanos & !Self::READS, Ordering::Release);
     }
 }

@@ -2,7 +2,8 @@
 //! neighbors that are named.
 //!
 //! Invariants: `sent` is what the peer holds of ours, once what [`AdjOut::poll`] has yielded was sent; a prefix
-//! whose route or treatment has changed is in `pending`; the peer never holds more than its limit.
+//! whose route or treatment has changed is in `pending`; the peer never holds more than its limit. What fits no message
+//! is told like a route that is gone.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +18,7 @@ use crate::{
     config::RouteLimit,
     policy::PrefixFilter,
     rib::{Change, NeighborId, Notice, decision::DEFAULT_LOCAL_PREF},
-    update::{Family, Outgoing},
+    update::{self, Family, Outgoing},
 };
 
 /// Of what is told by a way that is about to go.
@@ -101,6 +102,8 @@ pub struct AdjOut {
     /// Families that are to be repeated, of which nothing was repeated yet.
     repeating: BTreeSet<Family>,
     beyond_limit: BTreeSet<IpNet>,
+    /// AS numbers have four octets: what fits a message depends on it.
+    four_octet_as: bool,
     warned: bool,
     told_beyond: bool,
 }
@@ -117,6 +120,7 @@ impl AdjOut {
             pending: BTreeSet::new(),
             repeating: BTreeSet::new(),
             beyond_limit: BTreeSet::new(),
+            four_octet_as: true,
             warned: false,
             told_beyond: false,
         }
@@ -211,8 +215,10 @@ impl AdjOut {
         !self.settings.sources.is_empty()
     }
 
-    /// The session is established, and the peer holds nothing of ours that counts.
-    pub fn restart(&mut self) {
+    /// The session is established, with AS numbers of four octets or two, and the peer holds nothing of ours that
+    /// counts.
+    pub fn restart(&mut self, four_octet_as: bool) {
+        self.four_octet_as = four_octet_as;
         self.sent.clear();
         self.repeating.clear();
         self.beyond_limit.clear();
@@ -239,7 +245,12 @@ impl AdjOut {
         let mut announced: BTreeMap<Arc<Attributes>, Vec<IpNet>> = BTreeMap::new();
         for _ in 0..budget {
             let Some(prefix) = self.next() else { break };
-            match self.wanted(&prefix) {
+            // RFC 4271 section 9.2: a route that fits no message is not advertised; RFC 8654 section 4: what was
+            // told of its prefix before is withdrawn. What others in this message share is known to fit.
+            let wanted = self
+                .wanted(&prefix)
+                .filter(|wanted| announced.contains_key(wanted) || update::fits(wanted, self.four_octet_as));
+            match wanted {
                 None => {
                     self.beyond_limit.remove(&prefix);
                     if self.sent.remove(&prefix).is_some() {

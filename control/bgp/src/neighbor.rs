@@ -53,6 +53,8 @@ pub struct Counters {
     pub attributes_discarded: u64,
     /// UPDATEs whose routes counted as withdrawn.
     pub treated_as_withdrawn: u64,
+    /// Messages so malformed that the session ended.
+    pub malformed_messages: u64,
     /// Times the session was established.
     pub established: u64,
     /// Routes that could not be written into a message.
@@ -228,7 +230,10 @@ impl Neighbor {
                     self.counters.messages_received += 1;
                     self.handle_message(now, id, message);
                 }
-                Err(error) => self.drive(now, id, fsm::Event::DecodeError(error), Cause::Transport),
+                Err(error) => {
+                    self.counters.malformed_messages += 1;
+                    self.drive(now, id, fsm::Event::DecodeError(error), Cause::Transport);
+                }
             }
         }
     }
@@ -380,9 +385,11 @@ impl Neighbor {
                         self.take(parsed);
                     }
                     Err(Fatal::Decode(error)) => {
+                        self.counters.malformed_messages += 1;
                         self.drive(now, id, fsm::Event::DecodeError(error), Cause::Transport);
                     }
                     Err(Fatal::Invalid(subcode, data)) => {
+                        self.counters.malformed_messages += 1;
                         let code = NotificationCode::UpdateMessage;
                         let notification = NotificationMessage::new(code, subcode, Bytes::from(data));
                         self.drive(
@@ -492,6 +499,12 @@ impl Neighbor {
     fn attempt(&mut self, now: Instant) {
         let under_way = self.connections.iter().any(|connection| connection.initiated);
         if self.running && !self.config.passive && !under_way && self.established.is_none() {
+            // RFC 4271 section 8.1.3 (IdleHoldTimer): also one that was stopped and started meanwhile stays idle so
+            // long, since it would break off for the same reason.
+            if let Some(until) = self.paused_until.filter(|until| *until > now) {
+                self.retry_at = Some(until);
+                return;
+            }
             let id = self.add(true);
             self.drive(now, id, fsm::Event::ManualStart, Cause::Transport);
         }

@@ -7,7 +7,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rustbgpd_wire::{
     Afi, DecodeError, ErrorDisposition, Ipv4NlriEntry, Ipv4Prefix, Ipv4UnicastMode, Ipv6Prefix,
     MAX_MESSAGE_LEN, Message, MpReachNlri, MpUnreachNlri, NlriEntry, NotificationCode, PathAttribute, Prefix,
-    Safi, UpdateMessage, encode_message,
+    Safi, UpdateMessage,
+    attribute::MalformedAttribute,
+    encode_message,
     validate::{UpdateValidationOptions, validate_update_attributes_with_context},
 };
 
@@ -155,6 +157,19 @@ pub(crate) fn parse(message: &UpdateMessage, context: &Context) -> Result<Parsed
         PathAttribute::MpUnreachNlri(unreach) => Some(&**unreach),
         _ => None,
     });
+    // RFC 7606 section 5.2: where attributes are malformed and no reachable route was found, it may be that the routes
+    // were missed, and what is to count as withdrawn is unknown. Routes of families that are not known here are not
+    // seen, nor are they ever taken.
+    let has_reachable = !revised.update.announced.is_empty()
+        || reach.is_some_and(|reach| {
+            Family::from_wire((reach.afi, reach.safi)).is_none() || !reach.announced.is_empty()
+        });
+    let is_withdrawing = |attribute: &&MalformedAttribute| {
+        handling(attribute.disposition) == Some(Handling::TreatedAsWithdrawn)
+    };
+    if let (false, Some(attribute)) = (has_reachable, revised.malformed.iter().find(is_withdrawing)) {
+        return Err(Fatal::Decode(attribute.error.clone()));
+    }
     if let (Some(unreach), 1) = (unreach, attributes.len())
         && message.withdrawn_routes.is_empty()
         && message.nlri.is_empty()
@@ -227,7 +242,9 @@ fn check(
     malformed: &mut Vec<Malformed>,
 ) -> Result<(), Fatal> {
     let options = UpdateValidationOptions::default();
-    let checked = validate_update_attributes_with_context(attributes, true, body, context.external, options);
+    // RFC 7606 section 3 (d): routes in the body need a NEXT_HOP (RFC 4271 section 5.1.3), whoever sends them. It is
+    // all that the library asks of external peers only.
+    let checked = validate_update_attributes_with_context(attributes, true, body, true, options);
     if let Err(invalid) = checked {
         let handling = handling(invalid.error.disposition)
             .ok_or_else(|| Fatal::Invalid(invalid.error.subcode, invalid.error.data.clone()))?;
@@ -306,6 +323,18 @@ pub(crate) fn end_of_rib(family: Family) -> Option<Bytes> {
     encode_message(&Message::Update(message)).ok().map(|octets| octets.freeze())
 }
 
+/// Whether a message has room for a route with these attributes.
+pub(crate) fn fits(attributes: &Attributes, four_octet_as: bool) -> bool {
+    room(&attributes.to_wire(), four_octet_as).is_some()
+}
+
+/// The octets that attributes, next hop aside, leave in a message beside a route of either family.
+fn room(wire: &[PathAttribute], four_octet_as: bool) -> Option<usize> {
+    let mut size = Vec::new();
+    rustbgpd_wire::attribute::encode_path_attributes(wire, &mut size, four_octet_as, false).ok()?;
+    (usize::from(MAX_MESSAGE_LEN) - FIXED).checked_sub(size.len() + MP_REACH + NLRI_V6)
+}
+
 struct Writer {
     four_octet_as: bool,
     messages: Vec<Bytes>,
@@ -316,11 +345,7 @@ impl Writer {
     fn announce(&mut self, attributes: &Attributes, prefixes: &[IpNet]) {
         let (v4, v6) = split(prefixes);
         let mut wire = attributes.to_wire();
-        let mut size = Vec::new();
-        let written =
-            rustbgpd_wire::attribute::encode_path_attributes(&wire, &mut size, self.four_octet_as, false);
-        let room = (usize::from(MAX_MESSAGE_LEN) - FIXED).checked_sub(size.len() + MP_REACH + NLRI_V6);
-        let (Some(room), Ok(())) = (room, written) else {
+        let Some(room) = room(&wire, self.four_octet_as) else {
             self.unsendable += prefixes.len();
             return;
         };

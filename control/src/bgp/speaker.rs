@@ -591,6 +591,8 @@ impl Speaker {
                 if negotiated.graceful_restart.as_ref().is_none_or(|restart| restart.restarted) {
                     self.rib.do_not_wait(number);
                 } else {
+                    // Section 2: the End-of-RIB is of a family, and of those that were not negotiated none comes.
+                    self.rib.wait_only_for(number, &negotiated.families);
                     self.unsettled.remove(&number);
                 }
                 // From now on we forward also while the session is away.
@@ -598,7 +600,7 @@ impl Speaker {
                 if !self.was_deferring {
                     peer.session.restart_completed();
                 }
-                peer.out.restart();
+                peer.out.restart(negotiated.four_octet_as);
                 peer.owed = negotiated.families.iter().copied().collect();
                 peer.hold_time = negotiated.hold_time;
                 peer.last_failure = None;

@@ -91,6 +91,20 @@ impl Joined {
         self.settle();
     }
 
+    /// Our process dies, so that connections break without a word, and another takes its place; the tunnels are still
+    /// to be offered to it.
+    fn restart(&mut self, ours: &Config) {
+        for name in ["a", "b"] {
+            let [_, (number, id)] = self.connections.remove(name).unwrap();
+            self.speakers[1].closed(number, id, self.now);
+        }
+        self.settle();
+        let mut again = speaker(ours, self.now);
+        again.begin(Some(&["a".to_owned(), "b".to_owned()].into()), self.now);
+        self.speakers[0] = again;
+        self.learned[0].clear();
+    }
+
     /// Carries everything and lets both do all their work.
     fn settle(&mut self) {
         for _ in 0..1000 {
@@ -346,21 +360,9 @@ fn a_neighbor_is_told_what_its_filter_lets_pass() {
 fn after_a_restart_nothing_is_chosen_before_all_is_said() {
     let mut joined = Joined::new(OURS, BOTH);
     assert_eq!(joined.states(1), [SessionState::Established; 2]);
-    // Our process dies: connections break without a word.
-    for name in ["a", "b"] {
-        let ends = joined.connections.remove(name).unwrap();
-        let (number, id) = ends[1];
-        joined.speakers[1].closed(number, id, joined.now);
-    }
-    joined.settle();
+    joined.restart(&configuration(65_010, 2, "\"10.1.0.0/16\"", OURS));
     // The other end keeps our routes.
     assert!(joined.learned[1].contains_key("10.1.0.0/16"));
-    let ours = configuration(65_010, 2, "\"10.1.0.0/16\"", OURS);
-    let mut again = speaker(&ours, joined.now);
-    let had: BTreeSet<String> = ["a".to_owned(), "b".to_owned()].into();
-    again.begin(Some(&had), joined.now);
-    joined.speakers[0] = again;
-    joined.learned[0].clear();
     joined.speakers[0].offer("a", true, false, joined.now);
     joined.settle();
     assert_eq!(joined.speakers[0].established(), ["a".to_owned()].into());
@@ -371,6 +373,31 @@ fn after_a_restart_nothing_is_chosen_before_all_is_said() {
     assert!(joined.speakers[0].is_complete());
     assert_eq!(joined.ways("10.2.0.0/16"), ["a", "b"]);
     assert!(joined.learned[1].contains_key("10.1.0.0/16"));
+}
+
+/// RFC 4724 section 4.1: nor is a family waited for of which no End-of-RIB can come, since the neighbor lacks it
+/// or has no graceful restart at all.
+#[test]
+fn after_a_restart_only_what_can_be_said_is_waited_for() {
+    for lacks in ["families = [\"ipv4\"]\n", "graceful-restart = false\n"] {
+        let ours = configuration(65_010, 2, "\"10.1.0.0/16\"", OURS);
+        let neighbors =
+            OURS.replace("65020", "65010").replace("asn =", &format!("passive = true\n{lacks}asn ="));
+        let announce = "\"10.2.0.0/16\"";
+        let mut joined = Joined::between([ours.clone(), configuration(65_020, 1, announce, &neighbors)]);
+        joined.restart(&ours);
+        joined.speakers[0].offer("a", true, false, joined.now);
+        joined.settle();
+        assert!(joined.speakers[0].is_deferring() && joined.learned[0].is_empty(), "{lacks}");
+        joined.speakers[0].offer("b", true, false, joined.now);
+        joined.settle();
+        assert_eq!(joined.states(0), [SessionState::Established; 2]);
+        assert!(!joined.speakers[0].is_deferring(), "{lacks}");
+        assert_eq!(joined.ways("10.2.0.0/16"), ["a", "b"], "{lacks}");
+        // Without End-of-RIB, a second KEEPALIVE says that it was all.
+        joined.sleep(Duration::from_secs(10));
+        assert!(joined.speakers[0].is_complete(), "{lacks}");
+    }
 }
 
 #[test]
@@ -408,6 +435,20 @@ fn too_many_routes_end_the_session() {
     let joined = Joined::new(&most, BOTH);
     assert!(joined.speakers[0].established().is_empty());
     assert!(joined.learned[0].is_empty());
+}
+
+#[test]
+fn messages_that_end_the_session_count_as_malformed_too() {
+    // A KEEPALIVE with a body, and an UPDATE whose routes go beyond their end.
+    for body in [&[4, 0][..], &[2, 0, 0, 0, 0, 24, 10]] {
+        let mut joined = Joined::new(OURS, BOTH);
+        let [(number, id), _] = joined.connections["a"];
+        let message = [&[0xff; 16], &[0, 18 + body.len() as u8][..], body].concat();
+        joined.speakers[0].received(number, id, &message, joined.now);
+        assert_eq!(joined.speakers[0].established(), ["b".to_owned()].into());
+        let malformed: Vec<_> = joined.shown(OURS).1.iter().map(|neighbor| neighbor.malformed).collect();
+        assert_eq!(malformed, [1, 0], "{body:?}");
+    }
 }
 
 #[test]
@@ -558,16 +599,7 @@ fn a_session_on_a_link_waits_while_bfd_says_that_the_path_is_down() {
 fn without_graceful_restart_what_was_left_stays_until_the_neighbors_seem_to_have_said_all() {
     let plain = OURS.replace("asn", "graceful-restart = false\nasn");
     let mut joined = Joined::new(&plain, BOTH);
-    for name in ["a", "b"] {
-        let [_, (number, id)] = joined.connections.remove(name).unwrap();
-        joined.speakers[1].closed(number, id, joined.now);
-    }
-    joined.settle();
-    let ours = configuration(65_010, 2, "\"10.1.0.0/16\"", &plain);
-    let mut again = speaker(&ours, joined.now);
-    again.begin(Some(&["a".to_owned(), "b".to_owned()].into()), joined.now);
-    joined.speakers[0] = again;
-    joined.learned[0].clear();
+    joined.restart(&configuration(65_010, 2, "\"10.1.0.0/16\"", &plain));
     joined.speakers[0].offer("a", true, false, joined.now);
     joined.settle();
     // What is said is chosen at once; that it is all is not said before a KEEPALIVE after it.

@@ -55,7 +55,7 @@ pub struct NeighborView {
     pub messages_received: u64,
     /// Times the session was established.
     pub established: u64,
-    /// UPDATEs with something wrong that did not end the session (RFC 7606).
+    /// Messages with something wrong, whether they ended the session or not (RFC 7606).
     pub malformed: u64,
 }
 
@@ -174,7 +174,9 @@ fn neighbor(
         bfd: None,
         messages_received: counters.messages_received,
         established: counters.established,
-        malformed: counters.attributes_discarded + counters.treated_as_withdrawn,
+        malformed: counters.attributes_discarded
+            + counters.treated_as_withdrawn
+            + counters.malformed_messages,
     }
 }
 

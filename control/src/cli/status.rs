@@ -341,7 +341,7 @@ pub(super) fn way(path: &crate::status::Path) -> String {
 
 fn neighbor_row(neighbor: &crate::bgp::NeighborView) -> [String; 9] {
     let stale = if neighbor.stale > 0 { format!(" ({} stale)", neighbor.stale) } else { String::new() };
-    let malformed = (neighbor.malformed > 0).then(|| format!("{} malformed UPDATEs", neighbor.malformed));
+    let malformed = (neighbor.malformed > 0).then(|| format!("{} malformed messages", neighbor.malformed));
     let reason = Some(neighbor.reason.clone()).filter(|reason| !reason.is_empty());
     let remarks: Vec<String> = reason.into_iter().chain(malformed).collect();
     [
@@ -454,8 +454,8 @@ mod tests {
             last
         };
         assert_eq!(neighbor(0, ""), "");
-        assert_eq!(neighbor(3, ""), "3 malformed UPDATEs");
-        assert_eq!(neighbor(3, "the connection failed"), "the connection failed; 3 malformed UPDATEs");
+        assert_eq!(neighbor(3, ""), "3 malformed messages");
+        assert_eq!(neighbor(3, "the connection failed"), "the connection failed; 3 malformed messages");
     }
 
     #[test]

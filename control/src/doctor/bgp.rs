@@ -85,6 +85,18 @@ pub(super) fn of(trouble: &Trouble, answers: Option<bool>) -> Option<Finding> {
             "bgp.neighbor.address",
             format!("see whether it has a session with {} and AS {our_asn}, and its log", ours(trouble)),
         ),
+        // RFC 2385 section 2.0: a segment that is not signed as expected is dropped, and nobody is told.
+        Why::Trying if trouble.is_passive && trouble.is_signed => at(
+            format!(
+                "{address} has not connected yet, and we wait for it (passive); with a wrong or missing MD5 password \
+                 there, its attempts are dropped without a word"
+            ),
+            "bgp.neighbor.passive",
+            format!(
+                "have it connect to {}, TCP port 179, with the same md5 password, or leave passive out",
+                ours(trouble)
+            ),
+        ),
         Why::Trying if trouble.is_passive => at(
             format!("{address} has not connected yet, and we wait for it (passive)"),
             "bgp.neighbor.passive",
@@ -258,7 +270,16 @@ mod tests {
         // The tunnel's finding says why; and what has only begun is no finding.
         assert_eq!((of(&trouble(Why::Held("x")), None), of(&trouble(Why::Trying), None)), (None, None));
         let passive = Trouble { is_passive: true, ..trouble(Why::Trying) };
-        assert_eq!(of(&passive, None).unwrap().key, "bgp.neighbor.passive");
+        let found = of(&passive, None).unwrap();
+        assert_eq!(found.key, "bgp.neighbor.passive");
+        assert!(!found.problem.contains("MD5") && !found.remedy.contains("md5"), "{found:?}");
+        // What the kernel drops for its signature looks like a neighbor that does not connect.
+        let found = of(&Trouble { is_signed: true, ..passive }, None).unwrap();
+        assert_eq!(found.key, "bgp.neighbor.passive");
+        assert!(
+            found.problem.contains("wrong or missing MD5 password") && found.remedy.contains("same md5"),
+            "{found:?}"
+        );
         let link = Trouble { tunnel: None, ..trouble(Why::Held("its link is down")) };
         assert!(of(&link, None).unwrap().problem.contains("its link is down"));
     }

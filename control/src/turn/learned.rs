@@ -11,7 +11,8 @@
 //!
 //! Invariants:
 //! - A prefix whose entry differs from what the core or the kernel has of it is in the queue for that, or on its
-//!   way. That a next hop is withdrawn makes no difference: neither side has it any more.
+//!   way. That a next hop is withdrawn makes no difference: neither side has it any more. What the core refused waits
+//!   for the next connection or choice, or it would be refused for ever.
 //! - A group is wanted as long as a set needs it, and removed only after the core has no route into it.
 //! - What an earlier life of control had learned stays in the core and in the kernel until [`Learned::complete`]
 //!   and all that is learned now is there.
@@ -25,7 +26,10 @@ use braid_api::{
 };
 use ipnet::IpNet;
 
-use super::{Effect, Turn};
+use super::{
+    Effect, Note, Turn,
+    sets::{Members, NONE, Set, SetId, Sets, Ways},
+};
 use crate::{
     config::{Config, Link},
     desired::LearnedMember,
@@ -37,8 +41,6 @@ use crate::{
 pub(super) const MAX_KERNEL: usize = 1536;
 /// Routes in one transaction.
 const MAX_CORE: usize = 8192;
-/// Sets with tunnels that stand by; new ones beyond have none: a group of more than one takes 64 KiB of the core.
-pub(super) const MAX_STANDBY: usize = 512;
 
 /// A prefix, and the ways to it; none: it is gone.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,32 +76,12 @@ pub struct Learned {
     pub failed: Option<BTreeSet<Link>>,
 }
 
-/// Ways that prefixes share.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
-struct Ways {
-    link: Option<Link>,
-    tunnels: Vec<(String, u16)>,
-    standby: Vec<(String, u16)>,
-}
-
-/// Index into [`Table::sets`].
-type SetId = u32;
-const NONE: u32 = u32::MAX;
-
-#[derive(Debug)]
-struct Set {
-    ways: Ways,
-    uses: usize,
-    /// In the tables as last built.
-    group: Option<GroupId>,
-}
-
 /// A prefix.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     /// A set, or [`NONE`].
     wanted: SetId,
-    /// A group that the core has it in or is about to, or [`NONE`].
+    /// A group that the core has it in, or is about to unless it refuses; or [`NONE`].
     core: u32,
     /// Number in [`Table::vias`] of what the kernel has or is about to, or [`NONE`].
     kernel: u32,
@@ -122,10 +104,7 @@ struct Way<'t> {
 #[derive(Debug)]
 pub(super) struct Table {
     routes: BTreeMap<IpNet, Entry>,
-    sets: Vec<Set>,
-    by_ways: BTreeMap<Ways, SetId>,
-    with_standby: usize,
-    free: Vec<SetId>,
+    sets: Sets,
     /// A next hop that was withdrawn is taken out of those that have it.
     pub(super) vias: Shared<LearnedVia, u32>,
     /// Next hops that the launcher is to be told of.
@@ -133,6 +112,8 @@ pub(super) struct Table {
     /// How many routes the core has into each group.
     held: BTreeMap<GroupId, usize>,
     for_core: VecDeque<IpNet>,
+    /// What the transaction that is on its way changes, with the groups that the core had before, or [`NONE`].
+    unconfirmed: Vec<(IpNet, u32)>,
     for_kernel: VecDeque<IpNet>,
     /// Messages that are with the launcher.
     in_flight: u32,
@@ -148,7 +129,7 @@ pub(super) struct Table {
     /// As [`Learned::failed`].
     failed: BTreeSet<Link>,
     distance: u8,
-    /// Sets have come or gone, or a prefix that the configuration has too: the tables are to be built anew.
+    /// A prefix that the configuration has too has changed, or a group is free: the tables are to be built anew.
     needs_build: bool,
 }
 
@@ -163,14 +144,12 @@ impl Table {
     pub(super) fn new() -> Self {
         Table {
             routes: BTreeMap::new(),
-            sets: Vec::new(),
-            by_ways: BTreeMap::new(),
-            with_standby: 0,
-            free: Vec::new(),
+            sets: Sets::default(),
             vias: Shared::default(),
             withdrawn: BTreeSet::new(),
             held: BTreeMap::new(),
             for_core: VecDeque::new(),
+            unconfirmed: Vec::new(),
             for_kernel: VecDeque::new(),
             in_flight: 0,
             complete: false,
@@ -191,6 +170,7 @@ impl Table {
         let routes = config.routes.iter().filter(|route| route.link.is_none());
         self.configured.extend(routes.map(|route| (route.prefix, route.distance)));
         self.distance = config.bgp.as_ref().map_or(u8::MAX, |bgp| bgp.distance);
+        self.sets.configure(config);
         // Nobody will say so.
         self.complete |= config.bgp.is_none();
         self.needs_build = true;
@@ -255,12 +235,11 @@ impl Table {
     /// Learned ways by these links may be used again, where BGP has not chosen others meanwhile.
     fn requeue_by(&mut self, concerned: impl Fn(&Link) -> bool) {
         let is_by = |set: &Set| set.ways.link.as_ref().is_some_and(&concerned);
-        if !self.sets.iter().any(is_by) {
+        if !self.sets.any(is_by) {
             return;
         }
         let sets = &self.sets;
-        let routes =
-            self.routes.iter().filter(|(_, entry)| sets.get(entry.wanted as usize).is_some_and(is_by));
+        let routes = self.routes.iter().filter(|(_, entry)| sets.get(entry.wanted).is_some_and(is_by));
         for prefix in routes.map(|(prefix, _)| *prefix).collect::<Vec<_>>() {
             self.queue(prefix);
         }
@@ -281,14 +260,11 @@ impl Table {
 
     /// Takes a choice in.
     pub(super) fn learn(&mut self, route: LearnedRoute) {
-        let mut ways = Ways { link: route.link, tunnels: route.tunnels, standby: route.standby };
-        if self.with_standby >= MAX_STANDBY && !self.by_ways.contains_key(&ways) {
-            ways.standby.clear();
-        }
-        let set = if ways == Ways::default() { NONE } else { self.intern(ways) };
+        let members = Members { tunnels: route.tunnels, standby: route.standby };
+        let set = self.sets.intern(Ways { link: route.link, members }, self.held.len());
         let entry = self.routes.entry(route.prefix).or_insert(Entry::NEW);
         let before = core::mem::replace(&mut entry.wanted, set);
-        self.release(before);
+        self.sets.release(before);
         self.needs_build |= self.configured.contains_key(&route.prefix);
         self.queue(route.prefix);
     }
@@ -297,41 +273,6 @@ impl Table {
     pub(super) fn forget(&mut self) {
         for prefix in self.routes.keys().copied().collect::<Vec<_>>() {
             self.learn(LearnedRoute { prefix, link: None, tunnels: Vec::new(), standby: Vec::new() });
-        }
-    }
-
-    fn intern(&mut self, ways: Ways) -> SetId {
-        if let Some(id) = self.by_ways.get(&ways) {
-            self.sets[*id as usize].uses += 1;
-            return *id;
-        }
-        self.with_standby += usize::from(!ways.standby.is_empty());
-        let set = Set { ways: ways.clone(), uses: 1, group: None };
-        let id = match self.free.pop() {
-            Some(id) => {
-                self.sets[id as usize] = set;
-                id
-            }
-            None => {
-                self.sets.push(set);
-                (self.sets.len() - 1) as SetId
-            }
-        };
-        self.by_ways.insert(ways, id);
-        self.needs_build = true;
-        id
-    }
-
-    fn release(&mut self, id: SetId) {
-        let Some(set) = self.sets.get_mut(id as usize) else { return };
-        set.uses -= 1;
-        if set.uses == 0 {
-            self.by_ways.remove(&set.ways);
-            self.with_standby -= usize::from(!set.ways.standby.is_empty());
-            set.ways = Ways::default();
-            set.group = None;
-            self.free.push(id);
-            self.needs_build = true;
         }
     }
 
@@ -347,26 +288,13 @@ impl Table {
 
     /// The sets that are in use.
     pub(super) fn groups(&self) -> Vec<Vec<LearnedMember<'_>>> {
-        fn members(tunnels: &[(String, u16)], standby: bool) -> impl Iterator<Item = LearnedMember<'_>> {
-            tunnels.iter().map(move |(tunnel, weight)| LearnedMember { tunnel, weight: *weight, standby })
-        }
-        fn of(ways: &Ways) -> Vec<LearnedMember<'_>> {
-            members(&ways.tunnels, false).chain(members(&ways.standby, true)).collect()
-        }
-        self.by_ways.keys().map(of).collect()
+        self.sets.groups()
     }
 
     /// The tables were built, with these groups for [`Table::groups`].
     pub(super) fn built(&mut self, groups: &[Option<GroupId>]) {
         self.needs_build = false;
-        let mut moved = BTreeSet::new();
-        for (id, group) in self.by_ways.values().zip(groups) {
-            let group = *group;
-            let set = &mut self.sets[*id as usize];
-            if core::mem::replace(&mut set.group, group) != group {
-                moved.insert(*id);
-            }
-        }
+        let moved = self.sets.built(groups);
         if moved.is_empty() {
             return;
         }
@@ -384,17 +312,18 @@ impl Table {
     }
 
     fn target(&self, prefix: &IpNet, entry: &Entry) -> Option<GroupId> {
-        let set = self.sets.get(entry.wanted as usize)?;
+        let set = self.sets.get(entry.wanted)?;
         set.group.filter(|_| self.owner(prefix) == Owner::Bgp)
     }
 
     pub(super) fn needs_build(&self) -> bool {
-        self.needs_build
+        self.needs_build || self.sets.have_changed
     }
 
     /// Another connection to the core: it may hold anything.
     pub(super) fn core_lost(&mut self) {
         self.held.clear();
+        self.unconfirmed.clear();
         for entry in self.routes.values_mut() {
             entry.core = NONE;
         }
@@ -404,6 +333,7 @@ impl Table {
     /// Operations for the core, as many as one transaction takes. `replaced` has a route of its own.
     pub(super) fn core_ops(&mut self, replaced: impl Fn(&IpNet) -> bool) -> Vec<Op> {
         let mut ops = Vec::new();
+        self.unconfirmed.clear();
         while ops.len() < MAX_CORE
             && let Some(prefix) = self.for_core.pop_front()
         {
@@ -411,11 +341,15 @@ impl Table {
             entry.in_core_queue = false;
             let target = self.target(&prefix, &entry).map_or(NONE, |group| group.0);
             if target != entry.core {
+                let before = ops.len();
                 if target != NONE {
                     ops.push(Op::PutRoute { prefix, target: Target::Group(GroupId(target)) });
                     *self.held.entry(GroupId(target)).or_default() += 1;
                 } else if !replaced(&prefix) {
                     ops.push(Op::RemoveRoute { prefix });
+                }
+                if ops.len() > before {
+                    self.unconfirmed.push((prefix, entry.core));
                 }
                 self.let_go(entry.core);
                 entry.core = target;
@@ -423,6 +357,19 @@ impl Table {
             self.put(prefix, entry);
         }
         ops
+    }
+
+    /// The core's word: nothing of the last transaction is in force.
+    pub(super) fn core_refused(&mut self) {
+        for (prefix, before) in core::mem::take(&mut self.unconfirmed) {
+            let mut entry = self.routes.get(&prefix).copied().unwrap_or(Entry::NEW);
+            if before != NONE {
+                *self.held.entry(GroupId(before)).or_default() += 1;
+            }
+            self.let_go(entry.core);
+            entry.core = before;
+            self.put(prefix, entry);
+        }
     }
 
     fn let_go(&mut self, group: u32) {
@@ -501,7 +448,7 @@ impl Table {
 
     /// What the kernel is to have of a prefix from here; the plan has what the configuration sends into the device.
     fn way(&self, prefix: &IpNet, entry: &Entry) -> Option<Way<'_>> {
-        let ways = self.sets.get(entry.wanted as usize).map(|set| &set.ways);
+        let ways = self.sets.get(entry.wanted).map(|set| &set.ways);
         let by_tunnels = self.configured.get(prefix).copied();
         let configured = self.links.get(prefix).filter(|(distance, _)| {
             by_tunnels.is_none_or(|other| *distance <= other)
@@ -510,7 +457,7 @@ impl Table {
         let learned = ways.and_then(|ways| ways.link.as_ref());
         let learned = learned.filter(|link| self.owner(prefix) == Owner::Bgp && self.is_usable(link));
         let link = configured.map(|(_, link)| link).or(learned);
-        let device = ways.is_some_and(|ways| !ways.tunnels.is_empty());
+        let device = ways.is_some_and(|ways| !ways.members.tunnels.is_empty());
         (link.is_some() || device).then_some(Way { link, device })
     }
 
@@ -527,7 +474,7 @@ impl Table {
     /// Every prefix that BGP decides about, with its link and its group; whether the kernel takes the link.
     pub(super) fn view(&self) -> impl Iterator<Item = (IpNet, Option<(&Link, bool)>, Option<GroupId>)> {
         self.routes.iter().filter_map(|(prefix, entry)| {
-            let set = self.sets.get(entry.wanted as usize)?;
+            let set = self.sets.get(entry.wanted)?;
             let taken = self.link(prefix, entry);
             let link = set.ways.link.as_ref().map(|link| (link, taken == Some(link)));
             (self.owner(prefix) == Owner::Bgp).then_some((*prefix, link, set.group))
@@ -561,6 +508,7 @@ impl Beside for Table {
 
 impl Turn {
     pub(super) fn handle_learned(&mut self, learned: Learned, now: Duration) {
+        let was_crowded = self.learned.sets.is_crowded();
         if learned.reset {
             self.learned.forget();
             self.learned.set_failed(BTreeSet::new());
@@ -570,6 +518,9 @@ impl Turn {
         }
         for route in learned.routes {
             self.learned.learn(route);
+        }
+        if self.learned.sets.is_crowded() && !was_crowded {
+            self.effects.push(Effect::Note(Note::TooManyGroups));
         }
         if learned.complete && !self.learned.complete {
             self.learned.complete = true;

@@ -7,11 +7,15 @@ use braid_api::{
 use ipnet::IpNet;
 
 use super::{
-    learned::{MAX_KERNEL, MAX_STANDBY, Table},
+    learned::{MAX_KERNEL, Table},
+    sets::{MAX_GROUPS, MAX_STANDBY, MAX_UNEVEN},
     tests::Rig,
     *,
 };
-use crate::{config::Link, desired::STANDBY};
+use crate::{
+    config::Link,
+    desired::{LearnedMember, STANDBY},
+};
 
 const BGP: &str = "[bgp]\nasn = 65010\nrouter-id = \"10.1.0.1\"\n";
 
@@ -123,6 +127,108 @@ fn of_very_many_ways_the_last_have_nothing_that_stands_by() {
     assert_eq!(table.groups().len(), 0);
     table.learn(LearnedRoute { standby: vec![("b".to_owned(), 1)], ..by("10.9.0.0/24", &[("a", 1)]) });
     assert_eq!(table.groups()[0].len(), 2);
+}
+
+/// The prefixes 10.0.0.0/24 and up by number.
+fn numbered(number: usize) -> String {
+    format!("10.{}.{}.0/24", number >> 8, number & 255)
+}
+
+#[test]
+fn very_many_different_shares_end_in_the_configured_ones() {
+    let mut table = Table::new();
+    let route = |number: usize| {
+        let (a, b) = (number % 100 + 1, number / 100 + 102);
+        by(&numbered(number), &[("a", a as u16), ("b", b as u16)])
+    };
+    (0..4000).for_each(|number| table.learn(route(number)));
+    let groups = table.groups();
+    let weights =
+        |members: &Vec<LearnedMember<'_>>| members.iter().map(|member| member.weight).collect::<Vec<_>>();
+    assert_eq!(groups.len(), MAX_UNEVEN + 1);
+    assert_eq!(groups.iter().filter(|members| weights(members) == [1, 1]).count(), 1);
+    // One that is there is anybody's.
+    table.learn(LearnedRoute { prefix: net("11.0.0.0/8"), ..route(0) });
+    assert_eq!(table.groups().len(), MAX_UNEVEN + 1);
+    // What goes makes room, but for the configured shares and for the set that has another user.
+    (0..100).for_each(|number| table.learn(by(&numbered(number), &[])));
+    (4000..4100).for_each(|number| table.learn(route(number)));
+    assert_eq!(table.groups().len(), MAX_UNEVEN);
+    let newest = |members: &Vec<_>| weights(members)[1] == 4099 / 100 + 102;
+    assert_eq!(table.groups().iter().filter(|members| newest(members)).count(), 98);
+    table.forget();
+    assert_eq!(table.groups().len(), 0);
+}
+
+#[test]
+fn very_many_sets_of_tunnels_end_in_single_ones() {
+    let names: Vec<String> = (0..12).map(|number| format!("t{number}")).collect();
+    let mut table = Table::new();
+    let subset = |number: usize| {
+        let chosen = names.iter().enumerate().filter(|(index, _)| number >> index & 1 == 1);
+        chosen.map(|(_, name)| (name.as_str(), 1)).collect::<Vec<_>>()
+    };
+    (1..4096).for_each(|number| table.learn(by(&numbered(number), &subset(number))));
+    let singles = |table: &Table| table.groups().iter().filter(|members| members.len() == 1).count();
+    assert_eq!(table.groups().len() - singles(&table), MAX_GROUPS);
+    assert_eq!(singles(&table), names.len());
+    // One tunnel at very many shares is one group in the end, and nobody else's loss.
+    let mut table = Table::new();
+    (1..4000).for_each(|number| table.learn(by(&numbered(number), &[("a", number as u16)])));
+    assert_eq!(table.groups().len(), MAX_UNEVEN + 1);
+}
+
+#[test]
+fn a_group_has_no_more_members_than_the_core_takes() {
+    let many = |count: usize, first: char| -> Vec<(String, u16)> {
+        (0..count).map(|number| (format!("{first}{number:03}"), 1)).collect()
+    };
+    for (tunnels, standby, kept) in [(300, 10, 256), (250, 10, 250), (3, 300, 3)] {
+        let mut table = Table::new();
+        let (tunnels, standby) = (many(tunnels, 'a'), many(standby, 'b'));
+        table.learn(LearnedRoute { tunnels, standby, ..by("10.8.0.0/16", &[]) });
+        let groups = table.groups();
+        assert_eq!(groups[0].len(), 256);
+        assert_eq!(groups[0].iter().filter(|member| !member.standby).count(), kept);
+    }
+}
+
+#[test]
+fn whoever_wants_too_many_groups_is_named_once_and_has_all_routes() {
+    let mut rig = Rig::with_text(BGP);
+    rig.settle();
+    let before = rig.core.as_ref().unwrap().summary().2.len();
+    let routes = |from: usize| {
+        let route = |number: usize| by(&numbered(number), &[("a", number as u16 + 1), ("b", 5000)]);
+        (from..from + 1000).map(route).collect::<Vec<_>>()
+    };
+    learn(&mut rig, routes(0), false);
+    learn(&mut rig, routes(1000), true);
+    let groups = rig.core.as_ref().unwrap().summary().2.len();
+    assert!(groups <= before + MAX_UNEVEN + 1, "{groups} groups");
+    assert!((0..2000).all(|number| target(&rig, net(&numbered(number))).is_some()));
+    assert_eq!(ways(&rig, &numbered(0)), two([1, 5000]));
+    assert_eq!(ways(&rig, &numbered(1999)), two([1, 1]));
+    assert_eq!(rig.notes.iter().filter(|note| **note == Note::TooManyGroups).count(), 1);
+}
+
+#[test]
+fn what_the_core_refused_is_not_taken_for_installed() {
+    let mut rig = Rig::with_text(BGP);
+    rig.settle();
+    let prefix = "10.8.0.0/16";
+    rig.refuses = Some(net(prefix));
+    // After some connections control leaves it at that.
+    learn(&mut rig, vec![by(prefix, &[("a", 1), ("b", 1)])], true);
+    assert_eq!(ways(&rig, prefix), []);
+    rig.refuses = None;
+    learn(&mut rig, vec![by(prefix, &[("a", 1), ("b", 1)])], true);
+    assert_eq!(ways(&rig, prefix), two([1, 1]));
+    // It has left nothing behind: another group is removed once its last route has gone.
+    learn(&mut rig, vec![by(prefix, &[("b", 1)])], true);
+    let groups = rig.core.as_ref().unwrap().summary().2.len();
+    learn(&mut rig, vec![by(prefix, &[])], true);
+    assert_eq!(rig.core.as_ref().unwrap().summary().2.len(), groups - 1);
 }
 
 #[test]

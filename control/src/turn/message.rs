@@ -11,7 +11,11 @@ use braid_api::{
     launcher::{KernelPlan, RouteChanges},
 };
 
-use super::{IkeState, learned::Learned};
+use super::{
+    IkeState,
+    learned::Learned,
+    sets::{MAX_GROUPS, MAX_UNEVEN},
+};
 use crate::{config::Config, desired::Negotiated, failover::Obstacle, outer::Outer};
 
 /// Names whoever waits for an answer.
@@ -176,6 +180,8 @@ pub enum Note {
         /// For so many tunnels.
         tunnels: usize,
     },
+    /// BGP wants more groups of tunnels than it may have.
+    TooManyGroups,
     /// An SA is about to run out of sequence numbers.
     NearlyExhausted {
         /// The tunnel.
@@ -217,6 +223,7 @@ impl Note {
             | Note::CoreRefused { .. }
             | Note::PlanFailed { .. }
             | Note::ManualKeys { .. }
+            | Note::TooManyGroups
             | Note::NearlyExhausted { .. }
             | Note::Bfd { verdict: Verdict::Down, .. }
             | Note::Link { is_up: false, .. } => true,
@@ -260,6 +267,12 @@ impl fmt::Display for Note {
             Note::ManualKeys { tunnels } => write!(
                 f,
                 "{tunnels} tunnels have fixed keys: for tests only, since every start of braid counts from 1 again",
+            ),
+            Note::TooManyGroups => write!(
+                f,
+                "BGP's prefixes want tunnels in more than {MAX_UNEVEN} different shares and sets: more of these \
+                 share by configured weights, beyond {MAX_GROUPS} by one tunnel each; let neighbors send fewer \
+                 different link bandwidths"
             ),
             Note::NearlyExhausted { tunnel } => {
                 write!(f, "tunnel {tunnel}: the SA's sequence numbers run out soon; change the keys")

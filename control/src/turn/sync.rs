@@ -238,7 +238,8 @@ impl Turn {
 
     /// Sends the next transaction, if nothing stands against it.
     pub(super) fn pump(&mut self) {
-        if !self.is_planned() {
+        // The core that is to be looked at again has to answer first, and could be asked more without an end.
+        if !self.is_planned() || self.needs_reconnect {
             return;
         }
         // What an earlier life had negotiated is put into the tunnels at once, or their traffic would stop.
@@ -420,6 +421,10 @@ impl Turn {
         let outstanding = core.outstanding.take_if(|outstanding| outstanding.epoch == rejected.epoch);
         let mut culprit = None;
         if let Some(outstanding) = outstanding {
+            // Those of BGP have no changes of ours.
+            if outstanding.changes.is_empty() {
+                self.learned.core_refused();
+            }
             // The core's word: nothing of it is in force, so these keys have never counted.
             for digest in &outstanding.marked {
                 self.memory.keys.unmark(digest);

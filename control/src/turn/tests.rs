@@ -11,7 +11,7 @@ use std::{
 };
 
 use braid_api::{
-    BootId, Cause, Direction, Event as CoreEvent, Op, Transaction, TunnelId, TunnelState, Verdict,
+    BootId, Cause, Direction, Event as CoreEvent, Op, Rejected, Transaction, TunnelId, TunnelState, Verdict,
     launcher::{KernelPlan, LearnedVia, RouteChanges},
 };
 use braid_dataplane::{esp::Engine, tables::Writer};
@@ -100,7 +100,9 @@ pub(super) struct Rig {
     /// Every key that any core has ever taken.
     installed: BTreeSet<Vec<u8>>,
     replies: Vec<(Token, Result<String, Vec<String>>)>,
-    notes: Vec<Note>,
+    pub(super) notes: Vec<Note>,
+    /// The core refuses whatever has a route for it.
+    pub(super) refuses: Option<ipnet::IpNet>,
     /// What the kernel has of learned routes.
     pub(super) kernel: BTreeMap<ipnet::IpNet, LearnedVia>,
     /// What the launcher was told of them.
@@ -151,6 +153,7 @@ impl Rig {
             installed: BTreeSet::new(),
             replies: Vec::new(),
             notes: Vec::new(),
+            refuses: None,
             kernel: BTreeMap::new(),
             kernel_messages: Vec::new(),
             swept: false,
@@ -263,7 +266,11 @@ impl Rig {
                 _ => None,
             })
             .collect();
-        let answer = core.apply(transaction, self.now.as_nanos() as u64);
+        let refused = |op: &Op| matches!(op, Op::PutRoute { prefix, .. } if Some(*prefix) == self.refuses);
+        let answer = match transaction.ops.iter().position(refused) {
+            Some(op) => Err(Rejected { epoch, op: op as u32, reason: RejectReason::IdOutOfRange }),
+            None => core.apply(transaction, self.now.as_nanos() as u64),
+        };
         if answer.is_ok() {
             for key in keys {
                 assert!(self.installed.insert(key), "a key was installed twice");
@@ -280,7 +287,9 @@ impl Rig {
     /// Control reads one message.
     fn control_step(&mut self) -> bool {
         let Some(event) = self.from_core.pop_front() else { return false };
-        if let Event::Rejected(rejected) = &event {
+        if let Event::Rejected(rejected) = &event
+            && self.refuses.is_none()
+        {
             panic!("the core refused: {rejected:?}");
         }
         self.event(event);

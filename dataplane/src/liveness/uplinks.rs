@@ -87,7 +87,7 @@ mod tests {
         forward::{Drops, ProbeReply},
         liveness::Liveness,
         tables::Writer,
-        worker::{Drained, Notice, Notices, monotonic},
+        worker::{Notice, Notices, monotonic},
     };
 
     fn tunnel(id: u32, uplink: &str) -> Op {
@@ -137,7 +137,7 @@ mod tests {
                 mpsc::sync_channel(1).1,
                 Notices::new(queue, Arc::new(wake)),
                 Arc::new(Drops::new(1)),
-                Drained::default(),
+                Vec::new(),
             );
             Rig { writer, liveness, notices, epoch: 0, sequence: 0 }
         }

@@ -347,8 +347,13 @@ impl Rib {
 
     /// The neighbor is not waited for: it has no graceful restart, or restarts itself.
     pub fn do_not_wait(&mut self, neighbor: NeighborId) {
+        self.wait_only_for(neighbor, &[]);
+    }
+
+    /// Of the neighbor, only these families are waited for: of any other it will send no End-of-RIB.
+    pub fn wait_only_for(&mut self, neighbor: NeighborId, families: &[Family]) {
         if let Some(deferral) = &mut self.deferral {
-            deferral.waiting.retain(|(waiting, _)| *waiting != neighbor);
+            deferral.waiting.retain(|(waiting, family)| *waiting != neighbor || families.contains(family));
         }
         self.settle();
     }

@@ -172,8 +172,35 @@ fn a_refresh_repeats_one_family_and_withdraws_what_has_gone() {
     assert_eq!(outgoing.announced.len(), 1);
     assert_eq!(outgoing.announced[0].1, [net("10.1.0.0/16")]);
     // A new session is told everything.
-    out.restart();
+    out.restart(true);
     assert_eq!(out.poll(usize::MAX).0.announced.len(), 2);
+}
+
+/// RFC 4271 section 9.2, RFC 8654 section 4.
+#[test]
+fn a_route_that_fits_no_message_is_not_told_and_takes_its_predecessor_back() {
+    let with = |communities: usize, ases: usize| Attributes {
+        communities: vec![7; communities],
+        ..attributes(&vec![70_000; ases], 9)
+    };
+    let prefix = net("10.2.0.0/16");
+    let mut out = AdjOut::new(PEER, ExportSettings { limit: Some(RouteLimit::new(1)), ..settings() });
+    let mut told = |attributes| {
+        out.handle_change(&change("10.2.0.0/16", SOURCE, Some(attributes)), Some(100));
+        let outgoing = out.poll(usize::MAX).0;
+        (outgoing.announced.len(), outgoing.withdrawn, out.len(), out.held_back())
+    };
+    assert_eq!(told(with(2000, 1)), (0, vec![], 0, 0));
+    assert_eq!(told(with(900, 1)), (1, vec![], 1, 0));
+    assert_eq!(told(with(2000, 2)), (0, vec![prefix], 0, 0));
+    assert_eq!(told(with(2001, 2)), (0, vec![], 0, 0));
+    assert_eq!(told(with(1, 1)), (1, vec![], 1, 0));
+    // RFC 6793 section 4.2.2: with AS numbers of two octets, the path stands in it twice.
+    assert_eq!(told(with(1, 900)).0, 1);
+    out.restart(false);
+    assert!(out.poll(usize::MAX).0.announced.is_empty() && out.is_empty());
+    out.restart(true);
+    assert_eq!(out.poll(usize::MAX).0.announced.len(), 1);
 }
 
 #[test]
@@ -261,7 +288,7 @@ proptest! {
                 }
                 Happening::Restart => {
                     peer.clear();
-                    out.restart();
+                    out.restart(true);
                 }
                 Happening::Refresh => out.refresh(Family::Ipv4),
                 Happening::Poll(budget) => apply(&mut peer, out.poll(budget).0),

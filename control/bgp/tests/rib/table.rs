@@ -271,6 +271,7 @@ fn after_our_own_restart_nothing_is_chosen_before_all_have_spoken() {
     };
     late(&|rib| rib.handle_timeout(now + Duration::from_secs(60)));
     late(&|rib| rib.do_not_wait(B));
+    late(&|rib| rib.wait_only_for(B, &[Family::Ipv4]));
     late(&|rib| rib.end_of_rib(B, Family::Ipv6));
     late(&|rib| rib.remove_neighbor(B));
     rib.defer(now, []);

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use crate::{
     SECOND, config,
     script::{
-        AS_PATH, AS4, EVERYTHING, IPV4, NEXT_HOP, ORIGIN, Script, TEN_ONE, keepalive, message, notification,
-        open, update,
+        AS_PATH, AS4, EVERYTHING, IPV4, NEXT_HOP, ORIGIN, REACH, Script, TEN_ONE, keepalive, message,
+        notification, open, update,
     },
 };
 
@@ -40,6 +40,7 @@ fn outcome(octets: &[u8], internal: bool) -> (Vec<(u8, Handling)>, usize, usize)
     let count = |of| malformed.iter().filter(|(_, handling)| *handling == of).count() as u64;
     assert_eq!(counters.attributes_discarded, count(Handling::AttributeDiscarded));
     assert_eq!(counters.treated_as_withdrawn, count(Handling::TreatedAsWithdrawn));
+    assert_eq!(counters.malformed_messages, 0);
     (malformed, announced, withdrawn)
 }
 
@@ -116,6 +117,11 @@ fn every_class_of_rfc_7606() {
         );
     }
 
+    // Section 3 (d): nor does one from inside do without NEXT_HOP (RFC 4271 section 5.1.3) for routes in the body.
+    let octets = update(&[], &[ORIGIN, AS_PATH], TEN_ONE);
+    assert_eq!(outcome(&octets, true), (vec![(3, TreatedAsWithdrawn)], 0, 1));
+    assert_eq!(outcome(&update(&[], &[ORIGIN, AS_PATH, REACH], &[]), true), (vec![], 1, 0));
+
     // Section 3 (g): of an attribute that comes twice, the first counts.
     let twice = outcome(&with(&[medium, &[0x80, 4, 4, 0, 0, 0, 9]].concat()), false);
     assert_eq!((twice.1, twice.2), (1, 0));
@@ -127,9 +133,51 @@ fn every_class_of_rfc_7606() {
     assert_eq!((both.0.len(), both.1, both.2), (2, 0, 1));
 }
 
+/// Section 5.2: an error whose routes are not found cannot be treated as their withdrawal.
+#[test]
+fn what_is_malformed_without_reachable_routes() {
+    let (bad_origin, discarded): (&[u8], &[u8]) = (&[0x40, 1, 1, 9], &[0x40, 6, 1, 0]);
+    let empty_reach: Vec<u8> = [&[0x80, 14, 21], &REACH[3..24]].concat();
+    let withdrawing: &[u8] = &[0x80, 15, 8, 0, 2, 1, 32, 0xfd, 0, 0, 1];
+    let v6_end: &[u8] = &[0x80, 15, 3, 0, 2, 1];
+    let fatal: &[(&str, Vec<u8>, (u8, u8))] = &[
+        ("nothing but the attribute", update(&[], &[bad_origin], &[]), (3, 6)),
+        ("withdrawn routes in the body", update(TEN_ONE, &[bad_origin, AS_PATH], &[]), (3, 6)),
+        ("MP_UNREACH_NLRI", update(&[], &[withdrawing, bad_origin], &[]), (3, 6)),
+        ("what would be an End-of-RIB", update(&[], &[v6_end, bad_origin], &[]), (3, 6)),
+        ("MP_REACH_NLRI without routes", update(&[], &[&empty_reach, bad_origin, AS_PATH], &[]), (3, 6)),
+        ("attributes that overrun", update(&[], &[withdrawing, &[0x80, 4, 9, 0]], &[]), (3, 1)),
+        ("the strongest counts", update(&[], &[discarded, &[0x80, 4, 3, 0, 0, 5]], &[]), (3, 5)),
+    ];
+    for (what, octets, expected) in fatal {
+        let mut script = established();
+        assert_eq!(notification(&script.feed(octets)), Some(*expected), "{what}");
+        assert_eq!(script.neighbor.counters().malformed_messages, 1, "{what}");
+    }
+    // What is discarded leaves no doubt; nor is there anything wrong with these.
+    for (what, octets, malformed, withdrawn) in [
+        ("discarded", update(TEN_ONE, &[discarded], &[]), vec![(6, Handling::AttributeDiscarded)], 1),
+        ("body", update(TEN_ONE, &[], &[]), vec![], 1),
+        ("MP_UNREACH_NLRI", update(&[], &[withdrawing], &[]), vec![], 1),
+        ("both, and attributes", update(TEN_ONE, &[ORIGIN, AS_PATH, withdrawing], &[]), vec![], 2),
+        ("attributes", update(&[], &[ORIGIN, AS_PATH], &[]), vec![], 0),
+    ] {
+        assert_eq!(outcome(&octets, false), (malformed, 0, withdrawn), "{what}");
+    }
+    // Routes were found, though of a family that was not negotiated, or besides others that are withdrawn.
+    let mut script = Script::established(config(0), &[IPV4, AS4]);
+    let effects = script.feed(&update(&[], &[REACH, bad_origin, AS_PATH], &[]));
+    assert!(matches!(effects[..], [Effect::Event(Event::Malformed { attribute: 1, .. })]), "{effects:?}");
+    let octets = update(TEN_ONE, &[REACH, bad_origin, AS_PATH], &[]);
+    assert_eq!(outcome(&octets, false), (vec![(1, Handling::TreatedAsWithdrawn)], 0, 2));
+}
+
 #[test]
 fn what_ends_the_session() {
     let mp_reach: &[u8] = &[0x80, 14, 5, 0, 2, 1, 4, 1];
+    let mp_unreach: &[u8] = &[0x80, 15, 3, 0, 2, 1];
+    let flagged = |flags: u8, attribute: &[u8]| [&[flags], &attribute[1..]].concat();
+    let beyond: Vec<u8> = [&[0x80, 14, 22], &REACH[3..24], &[129]].concat();
     let cases: &[(&str, Vec<u8>, (u8, u8))] = &[
         (
             "a prefix beyond 32 bits",
@@ -137,9 +185,28 @@ fn what_ends_the_session() {
             (3, 10),
         ),
         ("a prefix cut off", update(&[], &[ORIGIN, AS_PATH, NEXT_HOP], &[24, 10]), (3, 10)),
-        ("a withdrawn prefix cut off", update(&[24, 10], &[], &[]), (3, 1)),
+        // RFC 7606 section 3 (i): in the same manner.
+        ("a withdrawn prefix cut off", update(&[24, 10], &[], &[]), (3, 10)),
         ("lengths that do not fit", message(2, &[0, 9, 0, 0]), (3, 1)),
         ("MP_REACH_NLRI cut off", update(&[], &[ORIGIN, AS_PATH, mp_reach], &[]), (3, 9)),
+        ("MP_REACH_NLRI beyond 128 bits", update(&[], &[&beyond, ORIGIN, AS_PATH], &[]), (3, 9)),
+        ("MP_UNREACH_NLRI beyond its end", update(&[], &[&[0x80, 15, 9, 0, 2, 1]], &[]), (3, 9)),
+        // RFC 7606 section 3 (g).
+        ("MP_REACH_NLRI twice", update(&[], &[REACH, ORIGIN, AS_PATH, REACH], &[]), (3, 1)),
+        ("MP_UNREACH_NLRI twice", update(&[], &[mp_unreach, mp_unreach], &[]), (3, 1)),
+        // RFC 7606 sections 3 (c) and 5.3: flags in conflict make them incorrect, and where the routes are unknown.
+        (
+            "MP_REACH_NLRI flagged transitive",
+            update(&[], &[&flagged(0xc0, REACH), ORIGIN, AS_PATH], &[]),
+            (3, 4),
+        ),
+        (
+            "MP_REACH_NLRI flagged well-known",
+            update(&[], &[&flagged(0x40, REACH), ORIGIN, AS_PATH, NEXT_HOP], TEN_ONE),
+            (3, 4),
+        ),
+        ("MP_UNREACH_NLRI flagged transitive", update(&[], &[&flagged(0xc0, mp_unreach)], &[]), (3, 4)),
+        ("MP_UNREACH_NLRI flagged well-known", update(&[], &[&flagged(0, mp_unreach)], &[]), (3, 4)),
         ("a marker that is none", vec![0; 19], (1, 1)),
         ("a length below the header's", [&[0xff; 16][..], &[0, 18, 4]].concat(), (1, 2)),
         ("a length beyond 4096", [&[0xff; 16][..], &[0x10, 1, 2]].concat(), (1, 2)),
@@ -150,11 +217,10 @@ fn what_ends_the_session() {
     for (what, octets, expected) in cases {
         let mut script = established();
         let effects = script.feed(octets);
-        let (code, subcode) = notification(&effects).unwrap_or_else(|| panic!("{what}: {effects:?}"));
-        assert_eq!(code, expected.0, "{what}: {code}/{subcode}");
-        if expected.0 != 3 && expected.0 != 5 {
-            assert_eq!(subcode, expected.1, "{what}");
-        }
+        assert_eq!(notification(&effects), Some(*expected), "{what}: {effects:?}");
+        // A message that is only not expected is none of these.
+        let malformed = u64::from(expected.0 != 5);
+        assert_eq!(script.neighbor.counters().malformed_messages, malformed, "{what}");
         let down = effects.iter().any(|effect| {
             matches!(effect, Effect::Event(Event::Down { cause: Cause::Sent(_), retain }) if retain.is_empty())
         });
@@ -303,11 +369,9 @@ fn several_paths_a_prefix_where_that_was_agreed_on() {
 #[test]
 fn a_family_that_was_not_agreed_on_is_ignored() {
     let mut script = Script::established(config(0), &[IPV4, AS4]);
-    let reach: &[u8] =
-        &[0x80, 14, 26, 0, 2, 1, 16, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 32, 0xfd, 0, 0, 1];
-    assert_eq!(script.feed(&update(&[], &[ORIGIN, AS_PATH, reach], &[])), []);
+    assert_eq!(script.feed(&update(&[], &[ORIGIN, AS_PATH, REACH], &[])), []);
     let mut script = established();
-    assert_eq!(script.routes(&update(&[], &[ORIGIN, AS_PATH, reach], &[])).announced.len(), 1);
+    assert_eq!(script.routes(&update(&[], &[ORIGIN, AS_PATH, REACH], &[])).announced.len(), 1);
 }
 
 #[test]

@@ -61,6 +61,9 @@ pub(crate) const ORIGIN: &[u8] = &[0x40, 1, 1, 0];
 pub(crate) const AS_PATH: &[u8] = &[0x40, 2, 6, 2, 1, 0, 0, 0xfd, 0xe9];
 /// 169.254.10.1.
 pub(crate) const NEXT_HOP: &[u8] = &[0x40, 3, 4, 169, 254, 10, 1];
+/// MP_REACH_NLRI: fd00:1::/32 by fd00::1.
+pub(crate) const REACH: &[u8] =
+    &[0x80, 14, 26, 0, 2, 1, 16, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 32, 0xfd, 0, 0, 1];
 
 impl Script {
     /// A neighbor that was connected to, and has sent its OPEN.

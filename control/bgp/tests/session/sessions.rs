@@ -232,6 +232,32 @@ fn too_many_routes_pause_the_session() {
 }
 
 #[test]
+fn a_session_that_pauses_does_so_although_it_is_stopped_and_started() {
+    // The other end waits, so that only this one can end the pause.
+    let passive = NeighborConfig { passive: true, ..config(1) };
+    let mut net = Net::established(1, [config(0), passive]);
+    net.act(0, |neighbor, now| neighbor.stop_for_too_many_routes(now, 120 * SECOND));
+    for _ in 0..3 {
+        net.run(30 * SECOND);
+        net.act(0, |neighbor, now| neighbor.stop(now, "the tunnel is down"));
+        net.run(SECOND);
+        net.start(0);
+    }
+    net.run(26 * SECOND);
+    assert_eq!((net.ends[0].state(), net.ends[0].counters().established), (SessionState::Idle, 1));
+    net.run(2 * SECOND);
+    assert!(net.both_established());
+    // Of one that stays stopped, nothing comes when the pause is over.
+    net.act(0, |neighbor, now| neighbor.stop_for_too_many_routes(now, 120 * SECOND));
+    net.act(0, |neighbor, now| neighbor.stop(now, "the tunnel is down"));
+    net.run(150 * SECOND);
+    assert_eq!(net.ends[0].state(), SessionState::Idle);
+    net.start(0);
+    net.run(SECOND);
+    assert!(net.both_established());
+}
+
+#[test]
 fn bfd_ends_the_session_at_once_and_retains_nothing() {
     let mut net = Net::established(1, [config(0), config(1)]);
     net.act(0, |neighbor, now| neighbor.handle_bfd_down(now));
