@@ -550,6 +550,19 @@ fn a_transaction_lost_with_its_connection_burns_its_keys() {
 }
 
 #[test]
+fn the_plain_device_has_one_queue_and_so_one_worker() {
+    for (core, expected) in [("", 3), ("offload = \"off\"", 1), ("offload = \"off\"\nworkers = 2", 2)] {
+        let config = configuration_with(0, &format!("[core]\n{core}\n"), false);
+        let mut turn = Turn::new(config, Memory::new([5; 32]), [1; 16], 3, Duration::ZERO);
+        let plan = turn.take_effects().into_iter().find_map(|effect| match effect {
+            Effect::Plan(plan) => Some(plan.workers),
+            _ => None,
+        });
+        assert_eq!(plan, Some(expected), "{core}");
+    }
+}
+
+#[test]
 fn a_first_plan_that_fails_ends_control() {
     let mut rig = Rig::new();
     rig.finish_plan(false);
