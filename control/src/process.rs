@@ -57,6 +57,8 @@ const DATAGRAMS_PER_ROUND: usize = 32;
 /// What BGP takes in before deadlines that have passed, besides two events for each neighbor: those that wait, and one
 /// for each connection behind them.
 const BGP_WAITING: usize = 32;
+/// And for so long, since each of them may be many routes: a deadline may be when others are to hear of us.
+const BGP_PATIENCE: Duration = Duration::from_millis(200);
 /// At rest the loop looks at the names of peers this often.
 const NAMES_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two looks for memory that handshakes and documents have left free: of ten thousand tunnels at once it is a
@@ -407,20 +409,22 @@ async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Re
 struct Overdue {
     /// Events that were taken in since.
     taken: usize,
+    since: Option<Instant>,
 }
 
 impl Overdue {
     /// The deadline is another one, perhaps.
     fn look(&mut self, deadline: Option<Instant>) -> Option<Instant> {
         if deadline.is_none_or(|at| at > Instant::now()) {
-            self.taken = 0;
+            *self = Overdue::default();
         }
         deadline
     }
 
     /// The next event that goes before what is due, of no more than `most`. Safe to cancel if `next` is.
     async fn next<T>(&mut self, most: usize, mut next: impl AsyncFnMut() -> T) -> Option<T> {
-        if self.taken >= most {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if self.taken >= most || since.elapsed() >= BGP_PATIENCE {
             return None;
         }
         // The runtime, which has this thread only, asks the kernel before it comes back here, and wakes the tasks that
@@ -677,6 +681,9 @@ mod tests {
             // The next deadline has as much patience.
             overdue.look(Some(now + Duration::from_secs(100)));
             assert!(overdue.next(10, async || received.recv().await.unwrap()).await.is_some());
+            // But not for events that take long.
+            overdue.since = overdue.since.and_then(|since| since.checked_sub(BGP_PATIENCE));
+            assert!(overdue.next(10, async || received.recv().await.unwrap()).await.is_none());
         });
     }
 }

@@ -237,8 +237,10 @@ impl Service {
         let socket = |fd| handle(fd, false);
         if let Some(first) = fds.first() {
             let _ = self.threads.inputs.send(Input::Socket(socket(first)?));
-            let received = fds.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
-            let _ = self.threads.inputs.send(Input::Readers(local, received));
+            // Without them, as where descriptors are short, silence is judged as it is.
+            if let Ok(received) = fds.iter().map(OwnedFd::try_clone).collect() {
+                let _ = self.threads.inputs.send(Input::Readers(local, received));
+            }
             self.threads.handshakes.send(handshakes::Input::Socket(socket(first)?));
             self.punt.add_socket(socket(first)?);
         }

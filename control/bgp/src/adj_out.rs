@@ -245,20 +245,12 @@ impl AdjOut {
         let mut announced: BTreeMap<Arc<Attributes>, Vec<IpNet>> = BTreeMap::new();
         for _ in 0..budget {
             let Some(prefix) = self.next() else { break };
-            // RFC 4271 section 9.2: a route that fits no message is not advertised; RFC 8654 section 4: what was
-            // told of its prefix before is withdrawn. What others in this message share is known to fit.
-            let wanted = self
-                .wanted(&prefix)
-                .filter(|wanted| announced.contains_key(wanted) || update::fits(wanted, self.four_octet_as));
-            match wanted {
-                None => {
-                    self.beyond_limit.remove(&prefix);
-                    if self.sent.remove(&prefix).is_some() {
-                        withdrawn.push(prefix);
-                    }
-                }
+            match self.wanted(&prefix) {
                 Some(wanted) if self.holds(&prefix, &wanted) => {}
-                Some(wanted) => {
+                // What others in this message share is known to fit.
+                Some(wanted)
+                    if announced.contains_key(&wanted) || update::fits(&wanted, self.four_octet_as) =>
+                {
                     if !self.has_room() && !self.sent.contains_key(&prefix) {
                         self.beyond_limit.insert(prefix);
                         continue;
@@ -266,6 +258,14 @@ impl AdjOut {
                     self.beyond_limit.remove(&prefix);
                     self.sent.insert(prefix, Held { attributes: wanted.clone(), again: false });
                     announced.entry(wanted).or_default().push(prefix);
+                }
+                // RFC 4271 section 9.2: a route that fits no message is not advertised; RFC 8654 section 4: what was
+                // told of its prefix before is withdrawn.
+                Some(_) | None => {
+                    self.beyond_limit.remove(&prefix);
+                    if self.sent.remove(&prefix).is_some() {
+                        withdrawn.push(prefix);
+                    }
                 }
             }
         }

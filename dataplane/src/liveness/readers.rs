@@ -32,14 +32,17 @@ impl Readers {
     }
 
     /// What waits at this address and may be any peer's there: a worker may have been kept off the processor. Of
-    /// several, the one counts that has not read for longest. What was heard is to be asked after this.
+    /// several, it is as though all were in the hands of the slowest. What was heard is to be asked after this.
     pub(super) fn unread(&self, local: SocketAddr) -> Option<Unread> {
         let sockets = self.sockets.get(&local)?;
         let unread = sockets
             .iter()
             .zip(&self.drained)
             .filter_map(|(socket, drained)| drained.unread(|| is_readable(socket.as_fd())));
-        unread.min_by_key(|unread| (unread.read_at, unread.since))
+        unread.reduce(|one, other| Unread {
+            since: one.since.min(other.since),
+            read_at: one.read_at.min(other.read_at),
+        })
     }
 }
 
@@ -67,13 +70,19 @@ mod tests {
             worker.end(1000 - 100 * number);
         }
         assert_eq!((readers.unread(local), readers.unread(other)), (None, None));
-        let unread = |nanos| Some(Unread { since: nanos, read_at: nanos });
-        for (socket, expected) in [(&sockets[0], unread(1000)), (&sockets[1], unread(900))] {
+        let unread = |since, read_at| Some(Unread { since, read_at });
+        // The second began to read again, and has come to no end.
+        drained[1].begin(1200);
+        sockets[1].send_to(&[1], sockets[1].local_addr().unwrap()).unwrap();
+        assert_eq!(readers.unread(local), unread(900, 1200));
+        drained[1].end(1200);
+        sockets[1].recv(&mut [0]).unwrap();
+        for (socket, expected) in [(&sockets[0], unread(1000, 1000)), (&sockets[1], unread(1000, 1000))] {
             socket.send_to(&[1], socket.local_addr().unwrap()).unwrap();
             assert_eq!(readers.unread(local), expected);
         }
         sockets[1].recv(&mut [0]).unwrap();
-        assert_eq!(readers.unread(local), unread(1000));
+        assert_eq!(readers.unread(local), unread(1000, 1000));
         readers.remove(local);
         assert_eq!(readers.unread(local), None);
     }

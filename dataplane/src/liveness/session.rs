@@ -93,6 +93,8 @@ pub(super) struct Session {
     grace: u64,
     /// And because what has arrived is unread.
     unread: u64,
+    /// Until when either is counted.
+    counted: u64,
     up: bool,
     smoothed: Option<u64>,
     haste: Option<Haste>,
@@ -127,6 +129,7 @@ impl Session {
             life: now,
             grace: 0,
             unread: 0,
+            counted: now,
             up: false,
             smoothed: None,
             haste: None,
@@ -141,6 +144,8 @@ impl Session {
         if self.probe != probe {
             self.probe = probe;
             self.unanswered = 0;
+            // A shorter detection time may have passed already, and begins now.
+            self.live(now);
             self.next_probe = if probe.is_some() { now } else { u64::MAX };
             if probe.is_none() {
                 self.up = false;
@@ -179,8 +184,15 @@ impl Session {
         // A timer that fires although the tunnel has authenticated a packet is late, not right.
         self.live(heard.unwrap_or(0));
         // Woken late, it is this machine that stood still: probes that were due were not sent, and the peer, which may
-        // be on the same machine, may have stood still as well.
-        self.grace += now.saturating_sub(due.max(self.life));
+        // be on the same machine, may have stood still as well. Who waits for what is unread does so for a time that
+        // is bounded, late or not.
+        let late = now.saturating_sub(due.max(self.life).max(self.counted));
+        if self.unread > 0 {
+            self.unread += late;
+        } else {
+            self.grace += late;
+        }
+        self.counted = now;
         let down =
             self.conclude(now, unread).or_else(|| self.verdict(now, unread)).or_else(|| self.one_way(now));
         if now >= self.next_probe
@@ -273,7 +285,7 @@ impl Session {
         let detection = (self.probe?.interval * self.probe?.multiplier).as_nanos() as u64;
         let most = unread.map_or(0, |unread| unread.patience(dies - self.unread, detection));
         if self.unread < most {
-            self.unread += now - dies + Unread::ASK_AGAIN;
+            self.unread += Unread::ASK_AGAIN;
             return None;
         }
         self.up = false;
@@ -475,8 +487,9 @@ mod tests {
         assert!(matches!(session.turn(end + 10 * MS, None, unread, 0), Turn::Probe { down: Some(_), .. }));
     }
 
-    /// When a session dies whose peer was last heard at 901 ms, something being unread all the time.
-    fn dies_beside(unread: impl Fn(u64) -> Unread) -> u64 {
+    /// When a session dies whose peer was last heard at 901 ms, something being unread all the time, and each turn that
+    /// much too late once it has begun to wait.
+    fn dies_beside(unread: impl Fn(u64) -> Unread, late: u64) -> u64 {
         let mut session = session();
         play(&mut session, 0, 1000 * MS, MS, true);
         let mut at = session.due();
@@ -485,18 +498,21 @@ mod tests {
             if let Turn::Down(_) | Turn::Probe { down: Some(_), .. } = session.turn(at, None, unread, 0) {
                 return at;
             }
-            at = session.due().max(at);
+            at = session.due().max(at) + if session.unread > 0 { late } else { 0 };
         }
     }
 
     #[test]
     fn silence_counts_as_far_as_somebody_has_read() {
         let begun = |read_at| move |_| Unread { since: 1000 * MS, read_at };
-        let none = dies_beside(|at| Unread { since: at, read_at: at });
+        let none = dies_beside(|at| Unread { since: at, read_at: at }, 0);
         assert_eq!(none, 1201 * MS);
         // Nobody reads: 100 ms more; somebody does, and comes to no end: 10 ms.
-        assert_eq!(dies_beside(begun(1000 * MS)), 1301 * MS);
-        assert_eq!(dies_beside(begun(1201 * MS)), 1211 * MS);
+        assert_eq!(dies_beside(begun(1000 * MS), 0), 1301 * MS);
+        assert_eq!(dies_beside(begun(1201 * MS), 0), 1211 * MS);
+        // Not longer where each question comes late.
+        assert!(dies_beside(begun(1000 * MS), 7 * MS) <= 1309 * MS);
+        assert!(dies_beside(begun(1201 * MS), 7 * MS) <= 1219 * MS);
     }
 
     #[test]
@@ -602,6 +618,33 @@ mod tests {
                 assert_eq!(down, [((1201 + late) * MS, Verdict::Down)]);
             }
         }
+    }
+
+    #[test]
+    fn a_standstill_counts_once_whatever_was_due() {
+        let mut session = Session::new(0);
+        session.configure(Some(PROBE), true, 0);
+        play(&mut session, 0, 1000 * MS, MS, true);
+        // A probe and a look are due, one after the other.
+        let woken = 61_000 * MS;
+        for _ in 0..2 {
+            let turn = session.turn(woken, None, None, 0);
+            assert!(!matches!(turn, Turn::Down(_) | Turn::Probe { down: Some(_), .. }), "{turn:?}");
+        }
+        let down = play(&mut session, woken, 70_000 * MS, MS, false);
+        assert!(down.len() == 1 && down[0].0 <= woken + 300 * MS, "{down:?}");
+    }
+
+    #[test]
+    fn a_shorter_detection_time_begins_when_it_is_asked_for() {
+        let slow = Probe { interval: Duration::from_secs(10), multiplier: 3 };
+        let mut session = Session::new(0);
+        session.configure(Some(slow), false, 0);
+        play(&mut session, 0, 10_001 * MS, MS, true);
+        session.configure(Some(PROBE), false, 16_000 * MS);
+        let turn = session.turn(16_000 * MS, None, None, 0);
+        assert!(matches!(turn, Turn::Probe { down: None, .. }), "{turn:?}");
+        assert_eq!(play(&mut session, 16_001 * MS, 20_000 * MS, MS, false), [(16_300 * MS, Verdict::Down)]);
     }
 
     #[test]

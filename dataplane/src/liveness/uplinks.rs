@@ -154,10 +154,10 @@ mod tests {
             self.liveness.take(changed);
         }
 
-        /// The next probe is sent now, and answered.
+        /// The probe that is due is sent, and answered.
         fn answer(&mut self) {
             self.sequence += 1;
-            self.liveness.fire(u64::MAX / 2);
+            self.liveness.fire(monotonic().nanos);
             let nanos = monotonic().nanos;
             self.liveness.take(Input::Reply(ProbeReply {
                 tunnel: TunnelId(0),

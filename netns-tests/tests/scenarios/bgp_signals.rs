@@ -104,7 +104,6 @@ fn a_neighbor_that_dies_alone_does_not() -> Outcome {
     Ok(())
 }
 
-/// FRR learns by MED that the tunnel is to be avoided, and by its end that it may come back.
 /// A router on the LAN that goes on sending, and itself waits for nothing.
 fn control_that_stood_still_reads_first() -> Outcome {
     const HOLD: Duration = Duration::from_secs(3);
@@ -152,6 +151,7 @@ fn control_that_stood_still_reads_first() -> Outcome {
     Ok(())
 }
 
+/// FRR learns by MED that the tunnel is to be avoided, and by its end that it may come back.
 fn the_other_end_leaves_a_drained_tunnel() -> Outcome {
     let pair = start(2, &neighbors(2, ""))?;
     let topology = &pair.topology;
