@@ -644,7 +644,10 @@ mod tests {
     fn what_came_while_the_process_stood_still_is_read_before_deadlines() {
         run(async {
             let (mut far, mut received) = reader();
-            // Others have much to do.
+            // The reader waits, and then others have much to do.
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
             for _ in 0..1000 {
                 tokio::spawn(async {
                     for _ in 0..3 {
@@ -652,7 +655,6 @@ mod tests {
                     }
                 });
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
             far.write_all(b"ab").unwrap();
             let mut overdue = Overdue::default();
             let deadline = Some(Instant::now());

@@ -112,15 +112,18 @@ impl Sets {
     /// One more has these ways, or what of them there is room for. `held` are the core's groups with routes of ours:
     /// one that nobody wants any more takes its room until the last prefix has left it.
     pub(super) fn intern(&mut self, mut ways: Ways, held: usize) -> SetId {
+        let Members { tunnels, standby } = &mut ways.members;
+        tunnels.truncate(MAX_MEMBERS);
+        standby.truncate(MAX_MEMBERS - tunnels.len());
+        if let Some(id) = self.share(&ways) {
+            return id;
+        }
         self.fit(&mut ways, held);
         if ways == Ways::default() {
             return NONE;
         }
-        if let Some(id) = self.by_ways.get(&ways) {
-            if let Some(set) = self.sets.get_mut(*id as usize) {
-                set.uses += 1;
-            }
-            return *id;
+        if let Some(id) = self.share(&ways) {
+            return id;
         }
         self.with_standby += usize::from(!ways.members.standby.is_empty());
         let is_counted = self.counts(&ways.members);
@@ -142,6 +145,13 @@ impl Sets {
         self.by_ways.insert(ways, id);
         self.have_changed = true;
         id
+    }
+
+    /// One more has a set that is there.
+    fn share(&mut self, ways: &Ways) -> Option<SetId> {
+        let id = *self.by_ways.get(ways)?;
+        self.sets.get_mut(id as usize)?.uses += 1;
+        Some(id)
     }
 
     /// One less has it.
@@ -172,12 +182,6 @@ impl Sets {
     /// configured shares; one tunnel, of those with the largest share. Prefixes that have come into the groups of
     /// others stay there until BGP chooses anew for them.
     fn fit(&mut self, ways: &mut Ways, held: usize) {
-        let Members { tunnels, standby } = &mut ways.members;
-        tunnels.truncate(MAX_MEMBERS);
-        standby.truncate(MAX_MEMBERS - tunnels.len());
-        if self.by_ways.contains_key(ways) {
-            return;
-        }
         let full = ways.members.clone();
         if self.admit(ways, &full, held) || self.admit(ways, &full.without_standby(), held) {
             return;

@@ -167,9 +167,13 @@ impl Session {
 
     /// When the tunnel dies unless it is heard.
     fn dies(&self) -> Option<u64> {
-        let probe = self.probe?;
-        let detection = probe.interval.as_nanos() as u64 * u64::from(probe.multiplier);
+        let detection = self.detection_time()?;
         (self.up && self.replied.is_some()).then_some(self.life + detection + self.grace + self.unread)
+    }
+
+    /// In nanoseconds.
+    fn detection_time(&self) -> Option<u64> {
+        self.probe.map(|probe| probe.interval.as_nanos() as u64 * u64::from(probe.multiplier))
     }
 
     /// Whether [`Session::turn`] is about to judge, so that it wants to know what is unread.
@@ -257,15 +261,16 @@ impl Session {
 
     /// Whether the probes in a row were left unanswered, and nothing else was heard while the last was waited for.
     fn conclude(&mut self, now: u64, unread: Option<Unread>) -> Option<Death> {
-        if let Some(haste) = self.haste.as_mut().filter(|haste| haste.sent >= HASTENED && !haste.put_off)
-            && now >= self.next_probe
-            && unread.is_some()
-        {
+        if !self.is_about_to_conclude(now) {
+            return None;
+        }
+        let haste = self.haste.as_mut()?;
+        if unread.is_some() && !haste.put_off {
             haste.put_off = true;
             self.next_probe = now + UNREAD_NANOS;
             return None;
         }
-        let haste = self.haste.filter(|haste| haste.sent >= HASTENED && now >= self.next_probe)?;
+        let haste = *haste;
         let is_heard = self.life + haste.wait > now;
         if self.up && is_heard && haste.sent < MOST_HASTENED {
             return None;
@@ -282,7 +287,7 @@ impl Session {
     /// Whether it is dead in both directions, or in the one from the peer.
     fn verdict(&mut self, now: u64, unread: Option<Unread>) -> Option<Death> {
         let dies = self.dies().filter(|dies| *dies <= now)?;
-        let detection = (self.probe?.interval * self.probe?.multiplier).as_nanos() as u64;
+        let detection = self.detection_time()?;
         let most = unread.map_or(0, |unread| unread.patience(dies - self.unread, detection));
         if self.unread < most {
             self.unread += Unread::ASK_AGAIN;

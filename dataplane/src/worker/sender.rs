@@ -27,7 +27,8 @@ pub struct OuterSocket {
     pub local: SocketAddr,
     /// It is WireGuard's, not ESP's and IKE's.
     pub wireguard: bool,
-    /// Who has it receives from it. One only, or what comes of a flow would be told apart and overtake.
+    /// This handle is received from: of those that share a socket one only, or the packets of a flow would overtake
+    /// each other.
     pub receives: bool,
     /// Non-blocking.
     pub fd: OwnedFd,
