@@ -1,11 +1,12 @@
 //! What exists now, so that it can be removed: on drop, on Ctrl-C, and by the next run when this
 //! one was killed.
 
-use crate::{Error, Result};
+use crate::{Error, Result, retry_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -85,9 +86,20 @@ impl TempDir {
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-        made().directories.remove(&self.0);
+        if remove_directory(&self.0) {
+            made().directories.remove(&self.0);
+        }
     }
+}
+
+/// Removes a directory with all that is in it; whether it is gone. What was just killed may still be inside a
+/// call that makes a file there, so a refusal is not the last word.
+fn remove_directory(path: &Path) -> bool {
+    let gone = || match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.to_string()),
+        _ => Ok(()),
+    };
+    retry_until("an empty directory", Duration::from_secs(5), gone).is_ok()
 }
 
 /// Removes everything this process made and has not yet removed. Called on SIGINT, SIGTERM and
@@ -101,7 +113,7 @@ pub fn remove_all() {
         remove_namespace(name);
     }
     for directory in &directories {
-        let _ = fs::remove_dir_all(directory);
+        remove_directory(directory);
     }
 }
 
@@ -150,17 +162,20 @@ pub fn reap_stale() {
     let temp = std::env::temp_dir();
     for name in names_in(&temp) {
         if owner(&name).is_some_and(|pid| !alive(pid)) {
-            let _ = fs::remove_dir_all(temp.join(name));
+            remove_directory(&temp.join(name));
         }
     }
 }
 
-/// Names of every namespace a run of the harness made that still exists, this run's included.
-#[must_use]
-pub fn leftover_namespaces() -> Vec<String> {
-    let mut names = names_in(Path::new(NETNS_DIR));
-    names.retain(|name| owner(name).is_some());
-    names
+/// Namespaces and directories that this run made and that still exist.
+pub(crate) fn leftovers() -> Vec<PathBuf> {
+    let own = Some(std::process::id());
+    let places = [PathBuf::from(NETNS_DIR), std::env::temp_dir()];
+    let mut left: Vec<PathBuf> = Vec::new();
+    for place in places {
+        left.extend(names_in(&place).iter().filter(|name| owner(name) == own).map(|name| place.join(name)));
+    }
+    left
 }
 
 /// Processes in the namespace, by the namespace's inode: what forked away is found too.
@@ -232,6 +247,24 @@ mod tests {
         let path = directory.path().to_owned();
         assert!(path.is_dir());
         drop(directory);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_directory_goes_although_somebody_still_writes_into_it() {
+        let directory = temp_dir("written").unwrap();
+        let path = directory.path().to_owned();
+        let writer = {
+            let path = path.clone();
+            std::thread::spawn(move || {
+                let end = std::time::Instant::now() + Duration::from_millis(100);
+                while std::time::Instant::now() < end {
+                    let _ = fs::write(path.join("late"), "");
+                }
+            })
+        };
+        drop(directory);
+        writer.join().unwrap();
         assert!(!path.exists());
     }
 }

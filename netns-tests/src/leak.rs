@@ -135,19 +135,14 @@ impl Check {
         Ok(Self { before: State::of_machine()?, children: own_children() })
     }
 
-    /// What is left over: namespaces and child processes of this run, and whatever changed in
-    /// the machine's own namespace.
+    /// What is left over: namespaces, directories and child processes of this run, and whatever
+    /// changed in the machine's own namespace.
     ///
     /// # Errors
     /// When `ip` or `nft` fails.
     pub fn left_over(&self) -> Result<Vec<String>> {
-        let own = format!("bn{}-", std::process::id());
-        let namespaces = guard::leftover_namespaces();
-        let mut found: Vec<String> = namespaces
-            .into_iter()
-            .filter(|name| name.starts_with(&own))
-            .map(|name| format!("+ namespace {name}"))
-            .collect();
+        let mut found: Vec<String> =
+            guard::leftovers().iter().map(|left| format!("+ {}", left.display())).collect();
         for pid in own_children().difference(&self.children) {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             found.push(format!("+ process {pid} {}", name.trim()));
