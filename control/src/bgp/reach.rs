@@ -76,21 +76,25 @@ impl Reach {
 
     /// Whether a path by this neighbor and next hop goes by a tunnel.
     pub(super) fn concerns(&self, tunnel: &str, neighbor: NeighborId, next_hop: IpAddr) -> bool {
-        match self.peers.get(&next_hop) {
-            Some(name) => name == tunnel,
-            None => matches!(self.places.get(&neighbor), Some(Place::Tunnel(name)) if name == tunnel),
-        }
+        self.tunnel(neighbor, next_hop).is_some_and(|name| name == tunnel)
+    }
+
+    /// The tunnel to a next hop, whether it is up or not.
+    fn tunnel(&self, neighbor: NeighborId, next_hop: IpAddr) -> Option<&String> {
+        self.peers.get(&next_hop).or_else(|| match self.places.get(&neighbor)? {
+            // A tunnel has one other end: whatever next hop is named there lies behind it.
+            Place::Tunnel(name) => Some(name),
+            Place::Address { .. } => None,
+        })
     }
 
     /// The way to a next hop.
     fn hop(&self, neighbor: NeighborId, next_hop: IpAddr, link_local: Option<Ipv6Addr>) -> Option<Hop> {
-        let by_tunnel = |name: &String| self.offered.contains(name).then(|| Hop::Tunnel(name.clone()));
-        if let Some(tunnel) = self.peers.get(&next_hop) {
-            return by_tunnel(tunnel);
+        if let Some(tunnel) = self.tunnel(neighbor, next_hop) {
+            return self.offered.contains(tunnel).then(|| Hop::Tunnel(tunnel.clone()));
         }
         match self.places.get(&neighbor)? {
-            // A tunnel has one other end: whatever next hop is named there lies behind it.
-            Place::Tunnel(name) => by_tunnel(name),
+            Place::Tunnel(_) => None,
             Place::Address { interface: Some(interface), .. } => self.is_up(interface).then(|| {
                 Hop::Link(Link { gateway: gateway(next_hop, link_local), interface: interface.clone() })
             }),
@@ -162,6 +166,11 @@ impl Resolver for Reach {
     fn is_link(&self, neighbor: NeighborId, next_hop: IpAddr) -> bool {
         matches!(self.hop(neighbor, next_hop, None), Some(Hop::Link(_)))
     }
+
+    fn is_same_way(&self, one: (NeighborId, IpAddr), other: (NeighborId, IpAddr)) -> bool {
+        let tunnel = self.tunnel(one.0, one.1);
+        tunnel.is_some() && tunnel == self.tunnel(other.0, other.1)
+    }
 }
 
 #[cfg(test)]
@@ -219,6 +228,12 @@ mod tests {
         assert!(!reach.concerns("a", NeighborId(0), "169.254.11.1".parse().unwrap()));
         assert!(reach.offer("a", false));
         assert_eq!(cost(&reach, 0, "192.0.2.7"), None);
+        // What a neighbor names lies behind its tunnel, unless it is another tunnel's other end.
+        let way = |neighbor, next_hop: &str| (NeighborId(neighbor), next_hop.parse().unwrap());
+        let (a, behind_a) = (way(0, "169.254.10.1"), way(0, "192.0.2.7"));
+        assert!(reach.is_same_way(a, behind_a) && reach.is_same_way(a, way(3, "169.254.10.1")));
+        assert!(!reach.is_same_way(a, way(0, "169.254.11.1")));
+        assert!(!reach.is_same_way(way(2, "10.1.0.254"), way(2, "10.1.0.254")));
     }
 
     #[test]

@@ -48,6 +48,11 @@ pub trait Resolver {
     fn is_link(&self, _neighbor: NeighborId, _next_hop: IpAddr) -> bool {
         false
     }
+
+    /// Whether two next hops are reached by the same tunnel, so that neither stands in for the other.
+    fn is_same_way(&self, one: (NeighborId, IpAddr), other: (NeighborId, IpAddr)) -> bool {
+        one == other
+    }
 }
 
 /// What is configured of a neighbor, as far as its routes are concerned.
@@ -244,7 +249,7 @@ impl Rib {
     /// All paths to a prefix, and what becomes of each now.
     pub fn explain(&self, prefix: &IpNet, resolver: &dyn Resolver) -> Vec<Explained> {
         let Some(entry) = self.table.get(prefix) else { return Vec::new() };
-        let reasons = judge(&self.sources, &self.settings, (prefix, entry), resolver, |_, _| true);
+        let reasons = judge(&self.sources, &self.settings, (prefix, entry), resolver, |_| true);
         let explain = |(path, reason): (&Path, Reason)| {
             let age = self.sources.get(&path.neighbor).map_or(Age::Dead, |source| source.age(prefix, path));
             (age != Age::Dead).then(|| Explained {
@@ -403,13 +408,18 @@ impl Rib {
         for _ in searched..budget {
             let Some(prefix) = self.marked.pop_first() else { break };
             let Some(entry) = self.table.get_mut(&prefix) else { continue };
-            let reasons = judge(&self.sources, &self.settings, (&prefix, entry), resolver, |_, _| true);
+            let reasons = judge(&self.sources, &self.settings, (&prefix, entry), resolver, |_| true);
             let behind = (reasons.len() > 1).then(|| {
                 let is_link = |path: &Path| resolver.is_link(path.neighbor, path.attributes.next_hop);
                 let best = entry.paths.iter().zip(&reasons).find(|(_, reason)| **reason == Reason::Best);
                 let by_link = best.is_some_and(|(path, _)| is_link(path));
-                let others =
-                    |index: usize, path: &Path| (by_link || !reasons[index].chosen()) && !is_link(path);
+                // What goes where the best goes replaces nothing when that fails.
+                let way = |path: &Path| (path.neighbor, path.attributes.next_hop);
+                let chosen = entry.paths.iter().zip(&reasons).filter(|(_, reason)| reason.chosen());
+                let taken: Vec<_> = chosen.map(|(path, _)| way(path)).collect();
+                let is_taken =
+                    |path: &Path| taken.iter().any(|taken| resolver.is_same_way(*taken, way(path)));
+                let others = |path: &Path| !is_link(path) && (by_link || !is_taken(path));
                 judge(&self.sources, &self.settings, (&prefix, entry), resolver, others)
             });
             let mut changed = std::mem::take(&mut entry.changed);
@@ -543,17 +553,17 @@ impl Rib {
     }
 }
 
-/// What becomes of each path to a prefix, if there were only those that `of` names, by index and path.
+/// What becomes of each path to a prefix, if there were only those that `of` names.
 fn judge(
     sources: &BTreeMap<NeighborId, Source>,
     settings: &DecisionSettings,
     (prefix, entry): (&IpNet, &Entry),
     resolver: &dyn Resolver,
-    of: impl Fn(usize, &Path) -> bool,
+    of: impl Fn(&Path) -> bool,
 ) -> Vec<Reason> {
     let mut reasons = vec![Reason::Unreachable; entry.paths.len()];
     let (mut candidates, mut indices) = (Vec::new(), Vec::new());
-    for (index, path) in entry.paths.iter().enumerate().filter(|(index, path)| of(*index, path)) {
+    for (index, path) in entry.paths.iter().enumerate().filter(|(_, path)| of(path)) {
         if let Some(barred) = path.barred {
             reasons[index] = barred;
             continue;

@@ -201,6 +201,29 @@ fn behind_the_best_path_the_best_of_the_others_stand_by() {
 }
 
 #[test]
+fn a_second_path_by_the_same_way_does_not_stand_by_in_anothers_place() {
+    let mut rib = rib();
+    let med = |med, of| Attributes { med: Some(med), ..attributes(&[1], of) };
+    let nlri = |path_id| Nlri { prefix: net("10.1.0.0/16"), path_id };
+    let say = |rib: &mut Rib, neighbor, path_id, attributes| {
+        let announced = vec![Announcement { attributes, nlri: vec![nlri(path_id)] }];
+        rib.update(neighbor, &Update { withdrawn: vec![], announced });
+    };
+    say(&mut rib, A, 1, Arc::new(med(10, 1)));
+    say(&mut rib, A, 2, Arc::new(med(20, 1)));
+    say(&mut rib, B, 1, Arc::new(med(30, 2)));
+    let of = |paths: &[Chosen]| paths.iter().map(|path| path.neighbor).collect::<Vec<_>>();
+    let changes = rib.decide(&Everything, usize::MAX);
+    let changes: Vec<_> = changes.iter().map(|change| (of(&change.paths), of(&change.standby))).collect();
+    assert_eq!(changes, [(vec![A], vec![B])]);
+    // By another next hop it does.
+    say(&mut rib, A, 2, Arc::new(med(20, 3)));
+    let changes = rib.decide(&Everything, usize::MAX);
+    let changes: Vec<_> = changes.iter().map(|change| (of(&change.paths), of(&change.standby))).collect();
+    assert_eq!(changes, [(vec![A], vec![A])]);
+}
+
+#[test]
 fn next_hops_that_come_and_go() {
     let mut rib = rib();
     let mut reach = Reach([(address(1), 5), (address(2), 5)].into());
@@ -410,8 +433,10 @@ impl Model {
         decision: &DecisionSettings,
     ) -> (Forwarded, Vec<Candidate<'c>>) {
         let mut reasons = decide(&candidates, decision).into_iter();
-        let (chosen, others): (Vec<_>, Vec<_>) =
+        let (chosen, mut others): (Vec<_>, Vec<_>) =
             candidates.into_iter().partition(|_| reasons.next().unwrap().chosen());
+        let way = |path: &Candidate<'_>| (path.neighbor, path.attributes.next_hop);
+        others.retain(|other| chosen.iter().all(|path| way(path) != way(other)));
         let forwarded = chosen.into_iter().map(|path| {
             let weight = self.settings[&path.neighbor].1;
             (path.neighbor, path.attributes.next_hop, weight, path.attributes.clone())
