@@ -29,6 +29,9 @@ use crate::{
 const DEFAULT_PATH_MTU: u16 = 1500;
 /// RFC 8200 section 5: below this, the kernel takes IPv6 off the device.
 const MIN_DEVICE_MTU: u16 = 1280;
+/// As many prefixes are kept apart from peers whose addresses nobody knows: each costs the kernel up to four rules, at
+/// which it looks for every packet.
+pub(crate) const MAX_APART: usize = 64;
 /// With `df = "clear"`: the kernel must not refuse what the core is to fragment, from jumbo networks too.
 const CLEARING_DEVICE_MTU: u16 = 9216;
 
@@ -126,6 +129,8 @@ pub struct Circumstances<'a> {
     pub negotiated: &'a BTreeMap<String, Negotiated>,
     /// Where the last core heard WireGuard's peers, of those that have no session with this one yet, by tunnel name.
     pub found: &'a BTreeMap<String, SocketAddr>,
+    /// Where peers were last heard that have moved or were unknown, by tunnel name.
+    pub heard: &'a BTreeMap<String, IpAddr>,
     /// Names of tunnels that stand behind all others.
     pub yielding: &'a BTreeMap<String, i32>,
     /// Groups for what BGP has learned.
@@ -576,6 +581,10 @@ fn build_plan(
             }
         };
     }
+    let apart = kept_apart(config, circumstances.outer).unwrap_or_default();
+    if may_cover_heard(config, &apart) {
+        peers.extend(circumstances.heard.values());
+    }
     KernelPlan {
         device: config.core.device.clone(),
         mtu,
@@ -589,7 +598,40 @@ fn build_plan(
         udp: udp.into_iter().collect(),
         raw_esp: raw_esp.into_iter().collect(),
         peers: peers.into_iter().collect(),
+        apart,
     }
+}
+
+/// The configuration's prefixes, and whether each goes over a link.
+fn configured(config: &Config) -> impl Iterator<Item = (IpNet, bool)> {
+    let routes = config.routes.iter().map(|route| (route.prefix.trunc(), route.link.is_some()));
+    routes.chain(config.gateway.protect.iter().map(|prefix| (prefix.trunc(), false)))
+}
+
+/// Prefixes within which there may be peers whose addresses nobody knows.
+///
+/// # Errors
+/// There are more of them than can be kept apart, namely so many.
+pub(crate) fn kept_apart(config: &Config, outer: &BTreeMap<String, Outer>) -> Result<Vec<IpNet>, usize> {
+    let mut families = BTreeSet::new();
+    for tunnel in config.tunnels.iter().filter(|tunnel| tunnel.remote.is_none() && tunnel.uplink.is_none()) {
+        match tunnel.local.or_else(|| outer.get(&tunnel.name)?.local) {
+            Some(local) => families.extend([local.is_ipv4()]),
+            None => families.extend([false, true]),
+        }
+    }
+    let prefixes = configured(config)
+        .filter(|(prefix, by_link)| !by_link && families.contains(&prefix.addr().is_ipv4()));
+    let prefixes: BTreeSet<IpNet> = prefixes.map(|(prefix, _)| prefix).collect();
+    match prefixes.len() {
+        0..=MAX_APART => Ok(prefixes.into_iter().collect()),
+        more => Err(more),
+    }
+}
+
+/// Whether a route into the device may cover a peer where it is heard, if the plan does not name that address.
+pub(crate) fn may_cover_heard(config: &Config, apart: &[IpNet]) -> bool {
+    config.bgp.is_some() || configured(config).any(|(prefix, by_link)| by_link || !apart.contains(&prefix))
 }
 
 /// In the order of the file; peers of one WireGuard interface share theirs.

@@ -1,5 +1,6 @@
 //! What control remembers over its own restarts, within one life of its launcher: which keys were
-//! sent to which core, which tunnels are drained or yield, the outer paths as last seen, and that there is a plan.
+//! sent to which core, which tunnels are drained or yield, the outer paths as last seen, where peers were heard, and
+//! that there is a plan.
 //!
 //! Pure but for [`load`], [`save`] and [`hash_seed`], which keep it in the run directory. Nothing
 //! in it is secret.
@@ -8,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, OpenOptions},
     io::{self, Read, Write},
+    net::IpAddr,
     os::unix::fs::OpenOptionsExt,
     path::Path,
 };
@@ -36,6 +38,8 @@ pub struct Memory {
     pub yielding: BTreeMap<String, i32>,
     /// Outer paths by tunnel name.
     pub outer: BTreeMap<String, Outer>,
+    /// Where peers were last heard that move or were unknown, by tunnel name.
+    pub heard: BTreeMap<String, IpAddr>,
     /// The launcher has put a plan in force.
     pub planned: bool,
     /// Names of the BGP neighbors with sessions.
@@ -51,6 +55,7 @@ impl Memory {
             drained: BTreeSet::new(),
             yielding: BTreeMap::new(),
             outer: BTreeMap::new(),
+            heard: BTreeMap::new(),
             planned: false,
             sessions: BTreeSet::new(),
         }
@@ -66,6 +71,8 @@ struct File {
     #[serde(default)]
     yielding: BTreeMap<String, i32>,
     outer: BTreeMap<String, Outer>,
+    #[serde(default)]
+    heard: BTreeMap<String, IpAddr>,
     #[serde(default)]
     planned: bool,
     #[serde(default)]
@@ -99,6 +106,7 @@ pub fn load(run_dir: &Path, launcher: &str) -> io::Result<Option<Memory>> {
         drained: file.drained,
         yielding: file.yielding,
         outer: file.outer,
+        heard: file.heard,
         planned: file.planned,
         sessions: file.sessions,
     }))
@@ -117,6 +125,7 @@ pub fn save(run_dir: &Path, launcher: &str, memory: &Memory) -> io::Result<()> {
         drained: memory.drained.clone(),
         yielding: memory.yielding.clone(),
         outer: memory.outer.clone(),
+        heard: memory.heard.clone(),
         planned: memory.planned,
         sessions: memory.sessions.clone(),
     };
@@ -183,6 +192,7 @@ mod tests {
         memory.drained.insert("a".to_owned());
         memory.planned = true;
         memory.sessions.insert("a".to_owned());
+        memory.heard.insert("a".to_owned(), "192.0.2.7".parse().unwrap());
         let blocked = Some(Blocked::LinkDown { name: "eth1".to_owned() });
         memory.outer.insert("a".to_owned(), Outer { mtu: Some(1400), blocked, ..Outer::default() });
         save(&dir, "1:2", &memory).unwrap();

@@ -1,10 +1,25 @@
-//! The outer path of a tunnel, as the machine sees it: addresses, interface, MTU, what blocks it.
+//! The outer path of a tunnel, as the machine sees it: addresses, interface, MTU, what blocks it; and links that are
+//! paths themselves.
 //!
 //! Pure; `watch` finds out.
 
 use core::{fmt, net::IpAddr};
+use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+/// Links that are up, by the names of their interfaces.
+pub type Links = BTreeMap<String, Addresses>;
+
+/// The addresses of an interface.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Addresses {
+    /// Ours.
+    pub own: BTreeSet<IpAddr>,
+    /// What they put on the link.
+    pub networks: BTreeSet<IpNet>,
+}
 
 /// What blocks an outer path.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]

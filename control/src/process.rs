@@ -350,8 +350,7 @@ async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Re
                 None
             }
             () = control.watch.changed() => {
-                control.look_at_links(None);
-                Some(Event::Outer(control.look()))
+                Some(Event::Outer(control.look(None)))
             }
             () = sleep_until(deadline) => Some(Event::Timer),
             () = sleep_until(ike_deadline) => {
@@ -372,7 +371,7 @@ async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Re
                 control.reload(None);
                 None
             }
-            () = control.names.changed() => Some(Event::Outer(control.look())),
+            () = control.names.changed() => Some(Event::Outer(control.look(None))),
             _ = look_at_names.tick() => {
                 control.refresh_names();
                 None
@@ -457,16 +456,24 @@ impl Control {
         let _ = std::fs::remove_file(self.args.run_dir.join(admin::ADMIN_SOCKET));
     }
 
-    fn look(&mut self) -> BTreeMap<String, Outer> {
-        self.watch.look(&self.lookups, self.names.resolved())
+    /// Looks at outer paths and links, also at those of a configuration that comes.
+    fn look(&mut self, next: Option<&Config>) -> BTreeMap<String, Outer> {
+        // First what takes notices away, or one that comes between the two would not be followed by a look at links.
+        let outer = self.watch.look(&self.lookups, self.names.resolved());
+        self.look_at_links(next);
+        outer
     }
 
-    /// Looks at the links of this configuration and of another one that comes.
     fn look_at_links(&mut self, next: Option<&Config>) {
         let configs = next.into_iter().chain([&**self.turn.config()]);
         let names = configs.flat_map(Config::links).map(str::to_owned).collect();
-        let up = self.watch.links_up(&names);
-        self.turn.handle(Event::Links(up), self.now());
+        match self.watch.links_up(&names) {
+            Ok(up) => self.turn.handle(Event::Links(up), self.now()),
+            Err(error) => {
+                tracing::warn!("cannot look at links, tried again: {error}");
+                self.watch.note_change();
+            }
+        }
     }
 
     fn handle_core(&mut self, incoming: Incoming) -> Option<Event> {

@@ -46,7 +46,7 @@ use crate::{
     desired::{self, Circumstances, Desired, Negotiated, Numbers},
     failover::{Health, Obstacle},
     memory::Memory,
-    outer::{Outer, Update},
+    outer::{Links, Outer, Update},
 };
 
 pub(crate) use ike::NOTE;
@@ -133,7 +133,7 @@ pub struct Turn {
     /// What BGP has learned.
     learned: learned::Table,
     /// Links of routes and neighbors that are up.
-    links: BTreeSet<String>,
+    links: Links,
     bfd: bfd::Sessions,
     /// Counts the times that tunnels were offered to traffic or taken back, and links came or went.
     offer_changes: u64,
@@ -265,7 +265,7 @@ impl Turn {
             negotiated: BTreeMap::new(),
             found: BTreeMap::new(),
             learned: learned::Table::new(),
-            links: BTreeSet::new(),
+            links: Links::new(),
             bfd: bfd::Sessions::default(),
             offer_changes: 0,
             yielded_after: 0,
@@ -293,7 +293,7 @@ impl Turn {
     }
 
     /// Links of routes and neighbors that are up.
-    pub fn links(&self) -> &BTreeSet<String> {
+    pub fn links(&self) -> &Links {
         &self.links
     }
 
@@ -463,6 +463,7 @@ impl Turn {
                 // Another peer is somewhere else.
                 Some((runtime, _)) => {
                     self.found.remove(&tunnel.name);
+                    self.memory.heard.remove(&tunnel.name);
                     Runtime { heard_from: None, narrow: None, ..runtime }
                 }
                 None => Runtime::new(tunnel.hold_down, now),
@@ -478,6 +479,7 @@ impl Turn {
         let by_name = &self.by_name;
         self.found.retain(|name, _| by_name.contains_key(name));
         self.memory.outer.retain(|name, _| by_name.contains_key(name));
+        self.memory.heard.retain(|name, _| by_name.contains_key(name));
         self.memory.drained.retain(|name| by_name.contains_key(name));
         self.memory.yielding.retain(|name, _| by_name.contains_key(name));
         self.learned.configure(&config);
@@ -485,6 +487,9 @@ impl Turn {
         self.offer_changes += 1;
         self.held_changes += 1;
         self.effects.push(Effect::RememberLater);
+        if let Err(prefixes) = desired::kept_apart(&config, &self.memory.outer) {
+            self.effects.push(Effect::Note(Note::NotApart { prefixes }));
+        }
         self.rebuild();
     }
 
@@ -503,6 +508,7 @@ impl Turn {
                 refused: &refused,
                 negotiated: &self.negotiated,
                 found: &self.found,
+                heard: &self.memory.heard,
                 yielding: &self.memory.yielding,
                 learned: &learned,
             },
@@ -527,6 +533,21 @@ impl Turn {
         if let Some(core) = &mut self.core {
             core.is_dirty = true;
         }
+    }
+
+    /// A peer is heard here: no route into the device shall cover it.
+    fn note_heard(&mut self, index: usize, remote: IpAddr) {
+        let Some(tunnel) = self.config.tunnels.get(index).filter(|tunnel| tunnel.uplink.is_none()) else {
+            return;
+        };
+        if self.memory.heard.get(&tunnel.name) == Some(&remote) {
+            return;
+        }
+        self.memory.heard.insert(tunnel.name.clone(), remote);
+        self.effects.push(Effect::RememberLater);
+        let plan = &self.desired.plan;
+        self.needs_rebuild |=
+            desired::may_cover_heard(&self.config, &plan.apart) && plan.peers.binary_search(&remote).is_err();
     }
 
     /// Of very many tunnels one copy is enough.
@@ -579,11 +600,13 @@ impl Turn {
         }
     }
 
-    fn handle_links(&mut self, up: BTreeSet<String>) {
+    fn handle_links(&mut self, up: Links) {
         if up == self.links {
             return;
         }
-        for (interface, is_up) in self.links.symmetric_difference(&up).map(|name| (name, up.contains(name))) {
+        let lost = self.links.keys().filter(|name| !up.contains_key(*name)).map(|name| (name, false));
+        let found = up.keys().filter(|name| !self.links.contains_key(*name)).map(|name| (name, true));
+        for (interface, is_up) in lost.chain(found) {
             self.effects.push(Effect::Note(Note::Link { interface: interface.clone(), is_up }));
         }
         self.links = up;

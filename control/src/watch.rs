@@ -14,10 +14,12 @@ use std::{
 
 use braid_api::launcher::OUTER_MARK;
 use braid_dataplane::io::netlink;
+use ipnet::IpNet;
 use rtnetlink::{
-    packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
+        address::{AddressAttribute, AddressMessage},
         link::{LinkAttribute, LinkFlags, LinkMessage},
         route::{
             RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType,
@@ -30,7 +32,7 @@ use tokio::{io::Interest, net::UnixDatagram, time::timeout_at};
 use crate::{
     config::{Remote, Tunnel},
     launcher::{LEARNED_PROTOCOL, PROTOCOL},
-    outer::{Blocked, Outer},
+    outer::{Addresses, Blocked, Links, Outer},
 };
 
 /// RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, and next-hop objects,
@@ -166,10 +168,21 @@ impl Watch {
     }
 
     /// Which of these links exist and are up.
-    pub fn links_up(&mut self, names: &BTreeSet<String>) -> BTreeSet<String> {
-        let mut up = names.clone();
-        up.retain(|name| self.link_by_name(name).is_some_and(|(_, link)| link.is_up));
-        up
+    ///
+    /// # Errors
+    /// The kernel does not tell addresses.
+    pub fn links_up(&mut self, names: &BTreeSet<String>) -> io::Result<Links> {
+        let mut links = Links::new();
+        let mut addresses = None;
+        for name in names {
+            let Some((index, _)) = self.link_by_name(name).filter(|(_, link)| link.is_up) else { continue };
+            let known = match &mut addresses {
+                Some(known) => known,
+                None => addresses.insert(self.addresses()?),
+            };
+            links.insert(name.clone(), known.remove(&index).unwrap_or_default());
+        }
+        Ok(links)
     }
 
     /// Notices that came before a look are answered by it.
@@ -312,23 +325,59 @@ impl Watch {
         Some((link.header.index, read_link(&link)))
     }
 
-    fn ask(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+    /// Of every interface, by its index.
+    fn addresses(&mut self) -> io::Result<HashMap<u32, Addresses>> {
+        self.send(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_REQUEST | NLM_F_DUMP)?;
+        let mut found: HashMap<u32, Addresses> = HashMap::new();
+        let mut buffer: Vec<u8> = Vec::with_capacity(netlink::BUFFER_LEN);
+        loop {
+            self.receive(&mut buffer)?;
+            let mut rest = buffer.as_slice();
+            while !rest.is_empty() {
+                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                    .map_err(|_| io::ErrorKind::InvalidData)?;
+                rest = behind(rest, answer.header.length);
+                if answer.header.sequence_number != self.sequence {
+                    continue; // of a question that was given up
+                }
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) => {
+                        note_address(found.entry(address.header.index).or_default(), &address);
+                    }
+                    NetlinkPayload::Done(_) => return Ok(found),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST;
+        request.header.flags = flags;
         request.header.sequence_number = self.sequence;
         request.finalize();
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        let mut buffer: Vec<u8> = Vec::with_capacity(netlink::BUFFER_LEN);
+        self.socket.send(&bytes, 0).map(drop)
+    }
+
+    fn receive(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
         loop {
             buffer.clear();
-            match self.socket.recv(&mut buffer, 0) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
+            match self.socket.recv(buffer, 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                received => return received.map(drop),
             }
+        }
+    }
+
+    fn ask(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+        self.send(message, NLM_F_REQUEST)?;
+        let mut buffer: Vec<u8> = Vec::with_capacity(netlink::BUFFER_LEN);
+        loop {
+            self.receive(&mut buffer)?;
             let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&buffer)
                 .map_err(|_| io::ErrorKind::InvalidData)?;
             if answer.header.sequence_number != self.sequence {
@@ -341,6 +390,24 @@ impl Watch {
             };
         }
     }
+}
+
+/// rtnetlink(7): what the address puts on the link is IFA_ADDRESS, the other end's on a point-to-point link, where ours
+/// is IFA_LOCAL.
+fn note_address(addresses: &mut Addresses, message: &AddressMessage) {
+    let mut own = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(local) => own = Some(*local),
+            AddressAttribute::Address(address) => {
+                own = own.or(Some(*address));
+                let network = IpNet::new(*address, message.header.prefix_len);
+                addresses.networks.extend(network.map(|network| network.trunc()));
+            }
+            _ => {}
+        }
+    }
+    addresses.own.extend(own);
 }
 
 struct Route {
@@ -385,11 +452,15 @@ fn concerns_outer_paths(mut bytes: &[u8], device: &str) -> bool {
         if concerns {
             return true;
         }
-        // RFC 3549 section 2.2: messages are aligned to four bytes.
-        let len = (message.header.length as usize).next_multiple_of(4);
-        bytes = bytes.get(len.max(16)..).unwrap_or_default();
+        bytes = behind(bytes, message.header.length);
     }
     false
+}
+
+/// What follows a message of this length. RFC 3549 section 2.2: messages are aligned to four bytes.
+fn behind(bytes: &[u8], length: u32) -> &[u8] {
+    let len = (length as usize).next_multiple_of(4);
+    bytes.get(len.max(16)..).unwrap_or_default()
 }
 
 fn is_ours(header: &RouteHeader) -> bool {

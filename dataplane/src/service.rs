@@ -256,7 +256,15 @@ impl Service {
         let _ = rustix::io::read(&self.wake, &mut [0_u8; 8]);
         while let Ok(notice) = self.notices.try_recv() {
             match notice {
-                Notice::Event(event) => self.tell(&FromCore::Event(event)),
+                Notice::Event(event) => {
+                    // First where the peer is: what comes up brings routes, of which none shall cover it.
+                    if let Event::WireGuard { tunnel, up: true } = event
+                        && let Some(moved) = self.writer.has_moved(tunnel)
+                    {
+                        self.tell(&FromCore::Event(moved));
+                    }
+                    self.tell(&FromCore::Event(event));
+                }
                 Notice::Exhausted(_) => self.report_lifetimes(),
                 Notice::TooBigOutside(tunnel) => self.ask_path_mtu(tunnel),
                 Notice::Narrow { tunnel, path_mtu } => self.narrow(tunnel, path_mtu),

@@ -24,7 +24,7 @@ const B: NeighborId = NeighborId(2);
 struct Everything;
 
 impl Resolver for Everything {
-    fn cost(&self, _: NeighborId, _: IpAddr) -> Option<u32> {
+    fn cost(&self, _: NeighborId, _: &Attributes) -> Option<u32> {
         Some(0)
     }
 }

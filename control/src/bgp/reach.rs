@@ -5,11 +5,15 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use braid_bgp::rib::{Change, Chosen, NeighborId, Resolver};
+use braid_bgp::{
+    Attributes,
+    rib::{Change, Chosen, NeighborId, Resolver},
+};
 use ipnet::IpNet;
 
 use crate::{
     config::{Config, Link, Place},
+    outer::Links,
     turn::LearnedRoute,
 };
 
@@ -21,8 +25,7 @@ pub(super) struct Reach {
     peers: BTreeMap<IpAddr, String>,
     /// Tunnels that are offered to traffic.
     offered: BTreeSet<String>,
-    /// Links that are up.
-    links: BTreeSet<String>,
+    links: Links,
     places: BTreeMap<NeighborId, Place>,
 }
 
@@ -57,15 +60,20 @@ impl Reach {
     }
 
     /// These links are up, and no others; the interfaces of which that is another answer than before.
-    pub(super) fn set_links(&mut self, links: &BTreeSet<String>) -> BTreeSet<String> {
-        let changed = self.links.symmetric_difference(links).cloned().collect();
-        self.links.clone_from(links);
-        changed
+    pub(super) fn set_links(&mut self, links: &Links) -> BTreeSet<String> {
+        let before = core::mem::replace(&mut self.links, links.clone());
+        let names = before.keys().chain(links.keys());
+        names.filter(|name| before.get(*name) != links.get(*name)).cloned().collect()
+    }
+
+    /// Links that are up.
+    pub(super) fn links_up(&self) -> impl Iterator<Item = &String> {
+        self.links.keys()
     }
 
     /// Whether a link is up.
     pub(super) fn is_up(&self, interface: &str) -> bool {
-        self.links.contains(interface)
+        self.links.contains_key(interface)
     }
 
     /// Whether a path by this neighbor goes by one of these links.
@@ -95,9 +103,17 @@ impl Reach {
         }
         match self.places.get(&neighbor)? {
             Place::Tunnel(_) => None,
-            Place::Address { interface: Some(interface), .. } => self.is_up(interface).then(|| {
-                Hop::Link(Link { gateway: gateway(next_hop, link_local), interface: interface.clone() })
-            }),
+            Place::Address { interface: Some(interface), address, .. } => {
+                let gateway = gateway(next_hop, link_local);
+                let addresses = self.links.get(interface)?;
+                // RFC 4271 section 6.3: not ourselves; the neighbor, or another that shares a network with us. A
+                // link-local address is on its link.
+                let is_there = !addresses.own.contains(&gateway)
+                    && (gateway == *address
+                        || is_link_local(gateway)
+                        || addresses.networks.iter().any(|network| network.contains(&gateway)));
+                is_there.then(|| Hop::Link(Link { gateway, interface: interface.clone() }))
+            }
             // Several hops away: it is for others to forward there, and for us to pass on.
             Place::Address { interface: None, .. } => None,
         }
@@ -149,12 +165,17 @@ pub(super) fn gateway(next_hop: IpAddr, link_local: Option<Ipv6Addr>) -> IpAddr 
     link_local.map_or(next_hop, IpAddr::V6)
 }
 
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
 impl Resolver for Reach {
-    fn cost(&self, neighbor: NeighborId, next_hop: IpAddr) -> Option<u32> {
+    fn cost(&self, neighbor: NeighborId, attributes: &Attributes) -> Option<u32> {
+        let next_hop = attributes.next_hop;
         if self.own.contains(&next_hop) {
             return None;
         }
-        match (self.hop(neighbor, next_hop, None), self.places.get(&neighbor)) {
+        match (self.hop(neighbor, next_hop, attributes.link_local), self.places.get(&neighbor)) {
             (Some(_), _) => Some(0),
             (None, Some(Place::Address { interface: None, .. })) if !self.peers.contains_key(&next_hop) => {
                 Some(1)
@@ -163,8 +184,8 @@ impl Resolver for Reach {
         }
     }
 
-    fn is_link(&self, neighbor: NeighborId, next_hop: IpAddr) -> bool {
-        matches!(self.hop(neighbor, next_hop, None), Some(Hop::Link(_)))
+    fn is_link(&self, neighbor: NeighborId, attributes: &Attributes) -> bool {
+        matches!(self.hop(neighbor, attributes.next_hop, attributes.link_local), Some(Hop::Link(_)))
     }
 
     fn is_same_way(&self, one: (NeighborId, IpAddr), other: (NeighborId, IpAddr)) -> bool {
@@ -180,6 +201,7 @@ mod tests {
     use braid_bgp::Attributes;
 
     use super::*;
+    use crate::outer::Addresses;
 
     fn chosen(neighbor: u32, next_hop: &str, weight: u32) -> Chosen {
         let next_hop = next_hop.parse().unwrap();
@@ -200,7 +222,11 @@ mod tests {
         };
         let far = Place::Address { address: "10.9.0.1".parse().unwrap(), interface: None, source: None };
         let places = [Place::Tunnel("a".to_owned()), Place::Tunnel("b".to_owned()), link, far];
-        reach.links.insert("lan0".to_owned());
+        let addresses = Addresses {
+            own: ["10.1.0.1".parse().unwrap()].into(),
+            networks: ["10.1.0.0/24".parse().unwrap()].into(),
+        };
+        reach.links.insert("lan0".to_owned(), addresses);
         reach.places = (0..).map(NeighborId).zip(places).collect();
         reach
     }
@@ -208,8 +234,9 @@ mod tests {
     #[test]
     fn a_next_hop_is_reached_while_its_tunnel_is_offered() {
         let mut reach = reach();
-        let cost =
-            |reach: &Reach, neighbor, hop: &str| reach.cost(NeighborId(neighbor), hop.parse().unwrap());
+        let cost = |reach: &Reach, neighbor, hop: &str| {
+            reach.cost(NeighborId(neighbor), &Attributes::originated(hop.parse().unwrap()))
+        };
         assert_eq!(cost(&reach, 0, "169.254.10.1"), None);
         assert!(reach.offer("a", true) && !reach.offer("a", true));
         assert_eq!(cost(&reach, 0, "169.254.10.1"), Some(0));
@@ -218,8 +245,15 @@ mod tests {
         assert_eq!(cost(&reach, 0, "169.254.11.1"), None);
         assert_eq!(cost(&reach, 0, "169.254.10.2"), None);
         assert_eq!(cost(&reach, 2, "10.1.0.254"), Some(0));
-        let none = BTreeSet::new();
-        let changed = reach.set_links(&none);
+        // RFC 4271 section 6.3: another router that shares a network with us, by either family, and no other.
+        assert_eq!(cost(&reach, 2, "10.1.0.7"), Some(0));
+        assert_eq!(cost(&reach, 2, "10.1.1.7"), None);
+        assert_eq!(cost(&reach, 2, "10.1.0.1"), None);
+        let mut by_link_local = Attributes::originated("2001:db8::7".parse().unwrap());
+        assert_eq!(reach.cost(NeighborId(2), &by_link_local), None);
+        by_link_local.link_local = Some("fe80::7".parse().unwrap());
+        assert_eq!(reach.cost(NeighborId(2), &by_link_local), Some(0));
+        let changed = reach.set_links(&Links::new());
         assert!(changed == ["lan0".to_owned()].into() && reach.is_by(&changed, NeighborId(2)));
         assert_eq!(cost(&reach, 2, "10.1.0.254"), None);
         assert!(!reach.is_by(&changed, NeighborId(0)) && !reach.is_by(&changed, NeighborId(3)));

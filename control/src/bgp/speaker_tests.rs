@@ -12,6 +12,7 @@ use braid_bgp::{ConnectionId, SessionState, rib::NeighborId};
 use super::speaker::{Command, Speaker};
 use crate::{
     config::{self, Config},
+    outer::{Addresses, Links},
     turn::LearnedRoute,
 };
 
@@ -561,15 +562,16 @@ fn a_session_on_a_link_waits_while_bfd_says_that_the_path_is_down() {
     let config = configuration(65_010, 2, "", text);
     let mut speaker = speaker(&config, now);
     speaker.begin(None, now);
-    speaker.set_links(&["dx0".to_owned()].into(), now);
+    let dx0 = Links::from([("dx0".to_owned(), Addresses::default())]);
+    speaker.set_links(&dx0, now);
     let on_link = |speaker: &Speaker| speaker.peers.values().next().unwrap().state();
     // RFC 5882 section 4.1: a neighbor whose BFD was never heard is tried all the same.
     assert_ne!(on_link(&speaker), SessionState::Idle);
     speaker.set_bfd_down(&[address].into(), now);
     assert_eq!(on_link(&speaker), SessionState::Idle);
     // Whatever else happens meanwhile.
-    speaker.set_links(&BTreeSet::new(), now);
-    speaker.set_links(&["dx0".to_owned()].into(), now);
+    speaker.set_links(&Links::new(), now);
+    speaker.set_links(&dx0, now);
     speaker.configure(&config, config.bgp.as_ref().unwrap(), now);
     speaker.handle_timeout(now + Duration::from_secs(300));
     assert_eq!(on_link(&speaker), SessionState::Idle);

@@ -9,10 +9,11 @@
 //!
 //! - An ordinary prefix lives in table main: a route into the device, and behind it an
 //!   `unreachable` of worst metric, which remains when the device is gone.
-//! - A prefix that covers a peer's outer address, and any default route, is *captured*: it lives
+//! - A prefix that covers a peer's outer address or may do so, and any default route, is *captured*: it lives
 //!   in a table of the slot, and rules (longest prefix first) lead to it after asking main for
 //!   something more specific. Outer packets carry [`OUTER_MARK`] and jump over all these rules.
 //!   So a foreign route for the same prefix, a default route by DHCP say, never competes.
+//! - Where the prefix is only protected and no known peer's, a route of main for exactly it is taken before ours.
 //! - A prefix that is only protected has the `unreachable` alone, with two exceptions. Within a
 //!   routed prefix it has a route into the device as well, or it would shadow the wider one. So it
 //!   has when captured, and the core drops its packets: with the `unreachable` alone,
@@ -190,7 +191,7 @@ impl Layout {
     ) -> Self {
         let mut layout = Self { addresses: plan.addresses.iter().copied().collect(), ..Self::default() };
         let peers: BTreeSet<IpAddr> = plan.peers.iter().copied().collect();
-        let is_captured = |prefix: &IpNet| {
+        let covers_peer = |prefix: &IpNet| {
             let covered = prefix.network()..=prefix.broadcast();
             prefix.prefix_len() == 0 || peers.range(covered).next().is_some()
         };
@@ -204,8 +205,19 @@ impl Layout {
             nets.find_map(|net| sources.get(&net.trunc()).or_else(|| learned.get(&net.trunc())).copied())
         };
         let mut placed = sources.clone();
-        let mut captured: BTreeSet<IpNet> =
-            learned.keys().copied().filter(|prefix| is_captured(prefix)).collect();
+        let from_main = |prefix: &IpNet| {
+            let len = u32::from(prefix.prefix_len());
+            let competes = covers_peer(prefix) || sources.contains_key(prefix);
+            if competes { len } else { len - 1 }
+        };
+        // With the length up to which what main has is refused.
+        let mut captured: BTreeMap<IpNet, u32> = learned
+            .keys()
+            .filter(|prefix| covers_peer(prefix))
+            .map(|prefix| (*prefix, u32::from(prefix.prefix_len())))
+            .collect();
+        let apart: BTreeSet<IpNet> = plan.apart.iter().map(IpNet::trunc).collect();
+        let is_captured = |prefix: &IpNet| covers_peer(prefix) || apart.contains(prefix);
         for prefix in plan.protect.iter().map(IpNet::trunc) {
             if let Some(source) = covering(&prefix).or_else(|| is_captured(&prefix).then_some(None)) {
                 placed.entry(prefix).or_insert(source);
@@ -216,7 +228,7 @@ impl Layout {
         for prefix in all.chain(sources.keys().copied()).collect::<BTreeSet<_>>() {
             let table = if is_captured(&prefix) { table_of(slot) } else { MAIN };
             if is_captured(&prefix) {
-                captured.insert(prefix);
+                captured.entry(prefix).or_insert(from_main(&prefix));
             }
             layout.place(prefix, table, slot, placed.get(&prefix).copied());
         }
@@ -238,7 +250,7 @@ impl Layout {
         self.routes.insert(Route { via: Via::Unreachable, prefix, table, metric, source: None });
     }
 
-    fn add_rules(&mut self, plan: &KernelPlan, slot: u8, v6: bool, captured: &BTreeSet<IpNet>) {
+    fn add_rules(&mut self, plan: &KernelPlan, slot: u8, v6: bool, captured: &BTreeMap<IpNet, u32>) {
         let lookup =
             |table, suppress_len, suppress_group| Action::Lookup { table, suppress_len, suppress_group };
         let group = Some(table_of(slot));
@@ -246,7 +258,7 @@ impl Layout {
         let from_device = Rule { iif: Some(plan.device.clone()), ..blank.clone() };
         let place = u32::from(slot);
         let mut any = false;
-        for prefix in captured.iter().filter(|p| matches!(p, IpNet::V6(_)) == v6) {
+        for (prefix, refused) in captured.iter().filter(|(p, _)| matches!(p, IpNet::V6(_)) == v6) {
             any = true;
             let len = u32::from(prefix.prefix_len());
             let shorter = u32::from(prefix.max_prefix_len()) - len;
@@ -258,10 +270,10 @@ impl Layout {
                 self.rules.insert(rule);
             };
             if !plan.transit {
-                add(&from_device, 0, lookup(MAIN, Some(len), group));
+                add(&from_device, 0, lookup(MAIN, Some(*refused), group));
                 add(&from_device, 1, Action::Unreachable);
             }
-            add(&blank, 2, lookup(MAIN, Some(len), None));
+            add(&blank, 2, lookup(MAIN, Some(*refused), None));
             add(&blank, 3, lookup(table_of(slot), None, None));
         }
         let mut add = |base: &Rule, priority, action| {

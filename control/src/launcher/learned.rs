@@ -116,15 +116,24 @@ const STALE: u16 = u16::MAX;
 /// than there are routers on any link.
 pub(super) const MAX_NEXT_HOPS: usize = 8192;
 
+/// Prefixes that have rules of their own since they cover peers; the kernel looks at these for every packet.
+pub(super) const MAX_COVERING: usize = 256;
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Learned {
     routes: BTreeMap<IpNet, Held>,
+    /// Those of them that are captured, but for what an earlier run left.
+    captured: BTreeSet<IpNet>,
     /// One whose next hop was withdrawn has no link any more, for all routes that hold it.
     vias: Shared<LearnedVia, u16>,
     /// There were more next hops than [`MAX_NEXT_HOPS`], in the present life of control.
     too_many: bool,
+    /// The same of [`MAX_COVERING`].
+    too_many_covering: bool,
     peers: BTreeSet<IpAddr>,
+    /// As [`KernelPlan::apart`].
+    apart: BTreeSet<IpNet>,
     protect: BTreeSet<IpNet>,
     slot: u8,
 }
@@ -151,11 +160,17 @@ impl Learned {
     pub(super) fn handle_new_control(&mut self) {
         self.routes.values_mut().for_each(|held| held.fresh = false);
         self.too_many = false;
+        self.too_many_covering = false;
     }
 
     /// Whether the present life of control has named more than [`MAX_NEXT_HOPS`].
     pub(super) fn had_too_many(&self) -> bool {
         self.too_many
+    }
+
+    /// Whether there were more prefixes than [`MAX_COVERING`] that cover peers.
+    pub(super) fn had_too_many_covering(&self) -> bool {
+        self.too_many_covering
     }
 
     /// These next hops have failed: steps that take them from all routes, at no cost for each.
@@ -206,7 +221,7 @@ impl Learned {
         if let Some(link) = self.vias.get(number).and_then(|via| via.link.clone()).filter(|_| is_new) {
             add.push(Step::PutNextHop(self.id(number), link));
         }
-        let held = Held { via: number, fresh: true, captured: self.is_captured(&prefix) };
+        let held = Held { via: number, fresh: true, captured: self.capture(prefix) };
         let before = self.routes.insert(prefix, held);
         let had = before.map_or_else(Vec::new, |before| self.held_routes(prefix, before));
         let has = self.held_routes(prefix, held);
@@ -233,6 +248,7 @@ impl Learned {
 
     fn remove(&mut self, prefix: IpNet, remove: &mut Vec<Step>) {
         if let Some(held) = self.routes.remove(&prefix) {
+            self.captured.remove(&prefix);
             // The way first: what protects goes last.
             remove.extend(self.held_routes(prefix, held).into_iter().rev().map(Step::Remove));
             self.vias.release(held.via);
@@ -266,24 +282,44 @@ impl Learned {
         routes
     }
 
-    fn is_captured(&self, prefix: &IpNet) -> bool {
+    /// Whether a prefix belongs where rules lead to it; then there is one more of these.
+    fn capture(&mut self, prefix: IpNet) -> bool {
         let covered = prefix.network()..=prefix.broadcast();
-        prefix.prefix_len() == 0 || self.peers.range(covered).next().is_some()
+        let covers = self.peers.range(covered).next().is_some();
+        let has_room = self.captured.len() < MAX_COVERING || self.captured.contains(&prefix);
+        self.too_many_covering |= covers && !has_room;
+        let captured = prefix.prefix_len() == 0 || self.apart.contains(&prefix) || covers && has_room;
+        match captured {
+            true => self.captured.insert(prefix),
+            false => self.captured.remove(&prefix),
+        };
+        captured
     }
 
     /// A plan is about to come into force: steps that take prefixes to where they belong under it, before it and
     /// after it.
     pub(super) fn relocate(&mut self, slot: u8, plan: &KernelPlan) -> (Vec<Step>, Vec<Step>) {
         self.slot = slot;
-        self.peers = plan.peers.iter().copied().collect();
+        let peers = core::mem::replace(&mut self.peers, plan.peers.iter().copied().collect());
+        self.apart = plan.apart.iter().map(IpNet::trunc).collect();
         self.protect = plan.protect.iter().map(IpNet::trunc).collect();
         let (mut before, mut after) = (Vec::new(), Vec::new());
-        let mut concerned: BTreeSet<IpNet> = self.covering_peers();
-        concerned.extend(self.routes.iter().filter(|(_, held)| held.captured).map(|(prefix, _)| *prefix));
+        let new = self.peers.difference(&peers).copied().map(IpNet::from);
+        let mut concerned: Vec<IpNet> = new.flat_map(wider_or_equal).collect();
+        concerned.extend(&self.apart);
+        concerned.extend(&self.captured);
+        concerned.sort_unstable();
+        concerned.dedup();
+        // What is no peer's any more makes room.
+        let is_covering =
+            |prefix: &IpNet| self.peers.range(prefix.network()..=prefix.broadcast()).next().is_some();
+        concerned.sort_by_key(is_covering);
         for prefix in concerned {
-            let Some(held) = self.routes.get(&prefix).copied() else { continue };
-            let captured = self.is_captured(&prefix);
-            if captured == held.captured || held.via == STALE {
+            let Some(held) = self.routes.get(&prefix).copied().filter(|held| held.via != STALE) else {
+                continue;
+            };
+            let captured = self.capture(prefix);
+            if captured == held.captured {
                 continue;
             }
             let moved = Held { captured, ..held };
@@ -296,17 +332,10 @@ impl Learned {
         (before, after)
     }
 
-    fn covering_peers(&self) -> BTreeSet<IpNet> {
-        let hosts = self.peers.iter().copied().map(IpNet::from);
-        let defaults = ["0.0.0.0/0", "::/0"].iter().filter_map(|net| net.parse().ok());
-        let covering = hosts.flat_map(wider_or_equal).chain(defaults);
-        covering.filter(|net| self.routes.contains_key(net)).collect()
-    }
-
     /// Prefixes with routes into the device that the layout has to know of, with their sources: the captured
     /// ones, and those that cover a protected prefix.
     pub(super) fn known_to_layout(&self) -> BTreeMap<IpNet, Option<IpAddr>> {
-        let mut known = self.covering_peers();
+        let mut known = self.captured.clone();
         known.extend(self.protect.iter().flat_map(|net| wider_or_equal(*net)));
         let source = |prefix: IpNet| {
             let held = self.routes.get(&prefix)?;

@@ -72,6 +72,38 @@ fn a_prefix_that_covers_a_peer_leaves_table_main() {
 }
 
 #[test]
+fn what_is_apart_leaves_table_main() {
+    let apart = ["10.2.0.0/16", "fd02::/16", "198.51.100.1/32", "10.0.0.0/8"].map(net);
+    let mut plan =
+        plan(&["10.2.0.0/16", "fd02::/16", "198.51.100.1/32", "10.3.0.1/32"], &["10.0.0.0/8"], &[]);
+    plan.apart = apart.to_vec();
+    let learned = [(net("10.9.0.0/16"), None)].into();
+    let layout = Layout::with(&plan, 0, true, &learned);
+    for prefix in apart.map(|prefix| prefix.to_string()) {
+        assert_eq!(ways(&layout, table_of(0), &prefix), [Via::Device, Via::Unreachable], "{prefix}");
+        assert_eq!(ways(&layout, MAIN, &prefix), [], "{prefix}");
+    }
+    // An inside peer is not, nor the network of an inside address, whose connected route is in main.
+    assert_eq!(ways(&layout, MAIN, "10.3.0.1/32"), [Via::Device, Via::Unreachable]);
+    assert_eq!(ways(&layout, MAIN, "169.254.10.0/30"), [Via::Unreachable]);
+    // Of main, what is more specific is taken before; where we only protect, also a route for exactly that.
+    let lookups: BTreeSet<(IpNet, u32)> = layout
+        .rules
+        .iter()
+        .filter(|rule| rule.iif.is_none())
+        .filter_map(|rule| match rule.action {
+            Action::Lookup { table: MAIN, suppress_len, .. } => Some((rule.to?, suppress_len?)),
+            _ => None,
+        })
+        .collect();
+    let refused = [(apart[0], 16), (apart[1], 16), (apart[2], 32), (apart[3], 7)];
+    assert_eq!(lookups, refused.into());
+    for v6 in [false, true] {
+        assert!(layout.rules.iter().any(|rule| rule.v6 == v6 && rule.mark == Some(OUTER_MARK)));
+    }
+}
+
+#[test]
 fn a_default_route_never_competes_in_table_main() {
     // The peer is of the other family: nothing is covered.
     let layout = Layout::of(&plan(&["0.0.0.0/0"], &[], &["2001:db8::1"]), 0, true);
@@ -232,9 +264,14 @@ fn any_plan() -> impl Strategy<Value = KernelPlan> {
     );
     let peers = prop::sample::subsequence(vec!["203.0.113.1", "2001:db8::1", "10.2.0.1"], 0..=3);
     let source = prop::option::of(prop::sample::select(vec!["10.1.0.1", "10.1.0.2"]));
-    (prefixes.clone(), prefixes, peers, any::<bool>(), source).prop_map(|(r, p, peers, transit, source)| {
+    let flags = (any::<bool>(), any::<bool>());
+    (prefixes.clone(), prefixes, peers, flags, source).prop_map(|(r, p, peers, flags, source)| {
         let mut plan = plan(&r, &p, &peers);
-        plan.transit = transit;
+        plan.transit = flags.0;
+        if flags.1 {
+            plan.apart =
+                plan.routes.iter().map(|route| route.prefix).chain(plan.protect.iter().copied()).collect();
+        }
         for route in plan.routes.iter_mut().filter(|r| r.prefix.addr().is_ipv4()) {
             route.source = source.map(|s| s.parse().unwrap());
         }

@@ -183,8 +183,7 @@ impl Control {
         }
         self.lookups = lookups_of(&config);
         self.ask_names(|_| true);
-        self.look_at_links(Some(&config));
-        let outer = self.look();
+        let outer = self.look(Some(&config));
         Some(Event::Configured { config: config.into(), outer, token })
     }
 

@@ -291,8 +291,9 @@ impl Turn {
         if core::mem::replace(&mut path.remote, remote) == remote {
             return true;
         }
-        let Some(id) = self.numbers.tunnels.get(&tunnel.name) else { return false };
-        self.note_remote(*id, Some(remote));
+        let id = self.numbers.tunnels.get(&tunnel.name).copied();
+        self.note_heard(index, remote.ip());
+        id.into_iter().for_each(|id| self.note_remote(id, Some(remote)));
         false
     }
 
@@ -432,8 +433,14 @@ mod tests {
     }
 
     fn turn() -> Turn {
+        turn_with("")
+    }
+
+    /// With more at the end of its configuration.
+    fn turn_with(more: &str) -> Turn {
         let text = "[[tunnel]]\nname = \"a\"\nlocal = \"192.0.2.1\"\nrole = \"respond\"\n[tunnel.ike]\npsk = \"x\"\n";
-        let config = crate::config::parse(text, std::path::Path::new("x.toml"), 0o600).unwrap();
+        let text = text.to_owned() + more;
+        let config = crate::config::parse(&text, std::path::Path::new("x.toml"), 0o600).unwrap();
         let mut turn = Turn::new(Arc::new(config), Memory::new([0; 32]), [0; 16], 1, Duration::ZERO);
         turn.take_effects();
         turn.handle(Event::PlanDone, NOW);
@@ -482,7 +489,10 @@ mod tests {
 
     /// The core holds the tunnel.
     fn synced() -> Turn {
-        let mut turn = turn();
+        sync(turn())
+    }
+
+    fn sync(mut turn: Turn) -> Turn {
         turn.handle(hello(0), NOW);
         turn.handle(Event::Adopt { negotiated: BTreeMap::new() }, NOW);
         for transaction in transactions(&mut turn) {
@@ -548,6 +558,23 @@ mod tests {
         assert!(turn.needs_rebuild, "too soon");
         turn.handle(Event::Timer, due);
         assert!(!turn.needs_rebuild && turn.poll_timeout().is_none());
+    }
+
+    #[test]
+    fn where_the_core_follows_a_peer_no_learned_route_shall_cover_it() {
+        let bgp = "[bgp]\nasn = 65010\nrouter-id = \"10.1.0.1\"\n[[bgp.neighbor]]\nname = \"far\"\n\
+                   address = \"10.9.0.2\"\ninterface = \"dx0\"\nasn = 65020\n";
+        let mut turn = sync(turn_with(bgp));
+        turn.carry(vec![install(Direction::In), install(Direction::Out)]).unwrap();
+        turn.handle(Event::Timer, NOW);
+        let peers = |turn: &Turn| turn.desired.plan.peers.clone();
+        assert_eq!(peers(&turn), [path().remote.ip()]);
+        turn.handle(Event::PlanDone, NOW);
+        let tunnel = turn.numbers.tunnels["a"];
+        let remote = "198.51.100.9:4500".parse::<SocketAddr>().unwrap();
+        turn.handle(Event::Core(braid_api::Event::EndpointMoved { tunnel, remote }), NOW);
+        turn.handle(Event::Timer, NOW + REBUILD_GAP);
+        assert_eq!(peers(&turn), [remote.ip()]);
     }
 
     #[test]

@@ -34,6 +34,7 @@ use crate::{
     config::{Config, Link},
     desired::LearnedMember,
     mirror::Beside,
+    outer::Links,
     shared::Shared,
 };
 
@@ -178,10 +179,10 @@ impl Table {
     }
 
     /// These links are up, and no others.
-    pub(super) fn set_links(&mut self, config: &Config, up: &BTreeSet<String>) {
+    pub(super) fn set_links(&mut self, config: &Config, up: &Links) {
         let mut links: BTreeMap<IpNet, (u8, Link)> = BTreeMap::new();
         for route in &config.routes {
-            let Some(link) = route.link.as_ref().filter(|link| up.contains(&link.interface)) else {
+            let Some(link) = route.link.as_ref().filter(|link| up.contains_key(&link.interface)) else {
                 continue;
             };
             let way = (route.distance, link.clone());
@@ -198,10 +199,10 @@ impl Table {
                 self.queue(prefix);
             }
         }
-        let before = core::mem::replace(&mut self.up, up.clone());
-        let is_lost = |interface: &String| before.contains(interface) && !up.contains(interface);
+        let before = core::mem::replace(&mut self.up, up.keys().cloned().collect());
+        let is_lost = |interface: &String| before.contains(interface) && !up.contains_key(interface);
         self.withdraw(|link| is_lost(&link.interface));
-        self.requeue_by(|link| up.contains(&link.interface) && !before.contains(&link.interface));
+        self.requeue_by(|link| up.contains_key(&link.interface) && !before.contains(&link.interface));
     }
 
     /// These routers are named as next hops no more, and no others.

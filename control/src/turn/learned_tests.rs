@@ -15,6 +15,7 @@ use super::{
 use crate::{
     config::Link,
     desired::{LearnedMember, STANDBY},
+    outer::Addresses,
 };
 
 const BGP: &str = "[bgp]\nasn = 65010\nrouter-id = \"10.1.0.1\"\n";
@@ -313,7 +314,7 @@ fn kernel(rig: &Rig, prefix: &str) -> Option<String> {
 }
 
 fn links(rig: &mut Rig, up: &[&str]) {
-    rig.event(Event::Links(up.iter().map(|name| (*name).to_owned()).collect()));
+    rig.event(Event::Links(up.iter().map(|name| ((*name).to_owned(), Addresses::default())).collect()));
     rig.settle();
 }
 

@@ -1,10 +1,7 @@
 //! What goes into a turn and what comes out of it.
 
 use core::fmt;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use braid_api::{
     Epoch, Hello, Rejected, Transaction, TunnelStats, Verdict,
@@ -16,7 +13,12 @@ use super::{
     learned::Learned,
     sets::{MAX_GROUPS, MAX_UNEVEN},
 };
-use crate::{config::Config, desired::Negotiated, failover::Obstacle, outer::Outer};
+use crate::{
+    config::Config,
+    desired::{MAX_APART, Negotiated},
+    failover::Obstacle,
+    outer::{Links, Outer},
+};
 
 /// Names whoever waits for an answer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -37,7 +39,7 @@ pub enum Event {
     /// Outer paths changed.
     Outer(BTreeMap<String, Outer>),
     /// Of the links of routes and neighbors, these are up.
-    Links(BTreeSet<String>),
+    Links(Links),
     /// The plan sent last is in force.
     PlanDone,
     /// The plan sent last is not in force.
@@ -182,6 +184,11 @@ pub enum Note {
     },
     /// BGP wants more groups of tunnels than it may have.
     TooManyGroups,
+    /// Peers of unknown addresses are not reached where they lie within a configured prefix.
+    NotApart {
+        /// So many prefixes there are.
+        prefixes: usize,
+    },
     /// An SA is about to run out of sequence numbers.
     NearlyExhausted {
         /// The tunnel.
@@ -224,6 +231,7 @@ impl Note {
             | Note::PlanFailed { .. }
             | Note::ManualKeys { .. }
             | Note::TooManyGroups
+            | Note::NotApart { .. }
             | Note::NearlyExhausted { .. }
             | Note::Bfd { verdict: Verdict::Down, .. }
             | Note::Link { is_up: false, .. } => true,
@@ -273,6 +281,12 @@ impl fmt::Display for Note {
                 "BGP's prefixes want tunnels in more than {MAX_UNEVEN} different shares and sets: more of these \
                  share by configured weights, beyond {MAX_GROUPS} by one tunnel each; let neighbors send fewer \
                  different link bandwidths"
+            ),
+            Note::NotApart { prefixes } => write!(
+                f,
+                "{prefixes} routes and protected prefixes are more than {MAX_APART}: a peer without `remote` whose \
+                 address lies within one of them does not come up; give its tunnel an `uplink`, or write fewer and \
+                 wider ones"
             ),
             Note::NearlyExhausted { tunnel } => {
                 write!(f, "tunnel {tunnel}: the SA's sequence numbers run out soon; change the keys")

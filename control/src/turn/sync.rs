@@ -544,6 +544,7 @@ impl Turn {
                         self.effects.push(Effect::Note(Note::Moved { tunnel, remote }));
                     }
                     self.touched.insert(index);
+                    self.note_heard(index, remote.ip());
                 }
             }
             CoreEvent::PathMtu { tunnel, path_mtu } => {
@@ -574,9 +575,8 @@ impl Turn {
             let Some(index) = self.index(stats.tunnel) else { continue };
             let probe = self.config.tunnels.get(index).and_then(|tunnel| tunnel.probe);
             let Some(runtime) = self.tunnels.get_mut(index) else { continue };
-            if runtime.heard_from.is_none() {
-                runtime.heard_from = stats.remote;
-            }
+            let adopted = stats.remote.filter(|_| runtime.heard_from.is_none());
+            runtime.heard_from = runtime.heard_from.or(adopted);
             // What the core said may have been lost, where it had much to say at once.
             if let Some(wireguard) = stats.wireguard.filter(|_| runtime.session == Session::Unknown) {
                 runtime.session =
@@ -615,6 +615,7 @@ impl Turn {
                 runtime.health.handle_liveness(false, cause, since.unwrap_or_default(), now);
             }
             self.touched.insert(index);
+            adopted.into_iter().for_each(|remote| self.note_heard(index, remote.ip()));
         }
     }
 }

@@ -120,6 +120,8 @@ pub struct KernelPlan {
     pub raw_esp: Vec<PlannedSocket>,
     /// Outer addresses of the peers, which no route into the device may capture.
     pub peers: Vec<IpAddr>,
+    /// Of `routes` and `protect`, what peers of unknown addresses may be within.
+    pub apart: Vec<IpNet>,
 }
 
 /// Routes that come and go while the plan stays as it is. They survive control, until another life of it

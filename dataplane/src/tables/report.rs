@@ -1,13 +1,13 @@
 //! What the writer tells: summaries for a control that adopts, counters, SA lifetimes, the stash.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use braid_api::{
     Event, GroupSummary, Hello, MAX_FRAME_LEN, SaStats, SaSummary, SaTraffic, StashValue, Stats, TunnelId,
     TunnelStats, TunnelSummary, VERSION,
 };
 
-use super::{BUCKETS, Carrier, Ticks, Writer, sas::SaHandle};
+use super::{BUCKETS, Carrier, Ticks, Tunnel, Writer, sas::SaHandle};
 
 /// Bytes of stash in one answer: half a frame, so that the rest of the message fits whatever it is.
 const STASH_ANSWER_LEN: usize = MAX_FRAME_LEN / 2;
@@ -140,8 +140,7 @@ impl Writer {
             // By ascending id: what lies between is gone.
             peers.resize(index, None);
             let known = self.peers.get(index).copied().flatten();
-            let follows = tunnel.settings.remote.is_none() || tunnel.settings.follow_remote;
-            let heard = if follows { tunnel.live.remote() } else { None };
+            let heard = followed(tunnel);
             if let Some(remote) = heard.filter(|remote| known != Some(*remote)) {
                 events.push(Event::EndpointMoved { tunnel: id, remote });
             }
@@ -149,6 +148,17 @@ impl Writer {
         }
         self.peers = peers;
         events
+    }
+
+    /// The same of one tunnel.
+    pub fn has_moved(&mut self, id: TunnelId) -> Option<Event> {
+        let index = id.0 as usize;
+        let remote = followed(&self.ledger.tunnel(id)?.tunnel)?;
+        if self.peers.len() <= index {
+            self.peers.resize(index + 1, None);
+        }
+        let known = self.peers.get_mut(index)?;
+        (known.replace(remote) != Some(remote)).then_some(Event::EndpointMoved { tunnel: id, remote })
     }
 
     /// SAs that have carried packets since the last call, or since control said `Hello`.
@@ -219,6 +229,12 @@ fn sa_stats(id: braid_api::SaId, sa: &SaHandle, now: u64) -> SaStats {
     }
 }
 
+/// Where a tunnel's peer was heard, if the tunnel follows it.
+fn followed(tunnel: &Tunnel) -> Option<SocketAddr> {
+    let follows = tunnel.settings.remote.is_none() || tunnel.settings.follow_remote;
+    tunnel.live.remote().filter(|_| follows)
+}
+
 #[cfg(test)]
 mod tests {
     use braid_api::{Allowed, BootId, DfPolicy, Encapsulation, Epoch, Op, Transaction, Tunnel};
@@ -264,5 +280,12 @@ mod tests {
             assert_eq!(writer.moved(), [Event::EndpointMoved { tunnel: TunnelId(0), remote }]);
             assert_eq!(writer.moved(), []);
         }
+        let remote = "198.51.100.8:4500".parse().unwrap();
+        for id in [TunnelId(0), TunnelId(1)] {
+            writer.reader().enter().tunnel(id).unwrap().live.heard_from(remote);
+        }
+        let moved = Some(Event::EndpointMoved { tunnel: TunnelId(0), remote });
+        let told = [0, 0, 1, 2].map(|id| writer.has_moved(TunnelId(id)));
+        assert_eq!((told, writer.moved()), ([moved, None, None, None], vec![]));
     }
 }

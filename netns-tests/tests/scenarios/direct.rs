@@ -24,6 +24,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("direct::a_static_ipv6_route_over_a_link", || a_static_route_over_a_link(&V6)),
     ("direct::a_router_on_a_link_before_tunnels", || a_router_on_a_link_before_tunnels(&V4)),
     ("direct::an_ipv6_router_on_a_link_before_tunnels", || a_router_on_a_link_before_tunnels(&V6)),
+    ("direct::a_next_hop_is_on_the_link_or_unreachable", a_next_hop_is_on_the_link_or_unreachable),
     ("direct::bfd_on_a_link_with_frr", bfd_on_a_link_with_frr),
     ("direct::bfd_on_a_link_between_two_gateways", bfd_on_a_link_between_two_gateways),
     ("direct::the_next_hop_of_another_program_stays", the_next_hop_of_another_program_stays),
@@ -339,6 +340,45 @@ fn a_router_on_a_link_before_tunnels(ends: &Ends) -> Outcome {
     crosses_by(&pair.topology, ends, LINK, Some("braid0"))?;
     lost_and_back(&pair, ends, &["t0"], on_link)?;
     assert_eq!(over_links(&pair.topology.gateway_a, ends)?.len(), 1);
+    Ok(())
+}
+
+/// A router on the link names another next hop, which counts only where an address of ours shares its network.
+fn a_next_hop_is_on_the_link_or_unreachable() -> Outcome {
+    const OTHER: &str = "10.9.1.2";
+    let bgp = format!(
+        "{}[[bgp.neighbor]]\nname = \"direct\"\naddress = \"{FAR}\"\ninterface = \"{LINK}\"\n\
+         asn = {THEIRS}\nlocal-preference = 200\n",
+        neighbors(1, "")
+    );
+    let setup = Setup { tunnels: 1, ..Setup::default() };
+    let pair = Pair::start_edited(&setup, topology(1)?, |side, text| match side {
+        Side::A => with_bgp(patient(text), &bgp),
+        Side::B => behind_link(&patient(text), NET_A, NEAR),
+    })?;
+    let netns = &pair.topology.gateway_a;
+    pair.topology.gateway_b.address(LINK, &format!("{OTHER}/24"))?;
+    let mut speaker = far(1);
+    let on_link = Peer { address: NEAR.to_owned(), local: FAR.to_owned(), ..speaker.peers[0].clone() };
+    speaker.peers.push(on_link);
+    let frr = Frr::speak(&pair.topology.gateway_b, &speaker)?;
+    let by =
+        |way: &'static str| move |status: &Value| established(status) == 2 && carries(status, NET_B) == [way];
+    until(&pair.a, "the link to carry", by(LINK))?;
+    frr.configure(&["route-map to1 permit 10", &format!("set ip next-hop {OTHER}")])?;
+    until(&pair.a, "the tunnel to carry", by("t0"))?;
+    let why = pair.a.braid(&["routes", NET_B, "--why"])?.stdout;
+    let line = why.lines().find(|line| line.contains(OTHER)).ok_or_else(|| why.clone())?;
+    assert!(line.ends_with("next hop not reachable"), "{why}");
+    // An address alone makes it one of the link's; that its interface was up all the time.
+    netns.address(LINK, "10.9.1.1/24")?;
+    until(&pair.a, "the link to carry again", by(LINK))?;
+    let routes = over_links(netns, &V4)?;
+    assert!(netns.ip("nexthop show")?.contains(&format!("via {OTHER} dev {LINK}")), "{routes:?}");
+    crosses_by(&pair.topology, &V4, LINK, Some("braid0"))?;
+    netns.ip(&format!("addr del 10.9.1.1/24 dev {LINK}"))?;
+    until(&pair.a, "the tunnel to carry again", by("t0"))?;
+    assert_eq!(established(&pair.a.status()?), 2);
     Ok(())
 }
 

@@ -38,6 +38,7 @@ mod strongswan;
 mod survival;
 mod swan;
 mod tunnel;
+mod unknown_peer;
 mod wireguard;
 mod wireguard_rekey;
 mod wireguard_roam;
@@ -79,6 +80,7 @@ const GROUPS: &[&[Scenario]] = &[
     direct::ALL,
     direct_tunnel::ALL,
     multihop::ALL,
+    unknown_peer::ALL,
     wireguard::ALL,
     wireguard_rekey::ALL,
     wireguard_roam::ALL,

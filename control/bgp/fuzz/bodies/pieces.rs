@@ -1,9 +1,9 @@
 //! What the fuzz targets do with their input. `cargo test` runs the same over the committed corpus.
 
-use std::{net::IpAddr, time::Instant};
+use std::time::Instant;
 
 use braid_bgp::{
-    Effect, Event, Family, Neighbor, NeighborConfig, RouteLimit,
+    Attributes, Effect, Event, Family, Neighbor, NeighborConfig, RouteLimit,
     adj_out::{AdjOut, ExportSettings},
     policy::PrefixMatch,
     rib::{ImportSettings, NeighborId, Resolver, Rib, decision::DecisionSettings},
@@ -16,7 +16,7 @@ const PEER: NeighborId = NeighborId(1);
 struct Everything;
 
 impl Resolver for Everything {
-    fn cost(&self, _: NeighborId, _: IpAddr) -> Option<u32> {
+    fn cost(&self, _: NeighborId, _: &Attributes) -> Option<u32> {
         Some(0)
     }
 }

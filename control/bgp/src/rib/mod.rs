@@ -39,13 +39,13 @@ pub struct NeighborId(pub u32);
 
 /// Tells whether next hops can be reached.
 pub trait Resolver {
-    /// What it costs to reach the next hop that this neighbor named; `None` if it cannot be reached. Lower is
-    /// nearer; an own address cannot be reached.
-    fn cost(&self, neighbor: NeighborId, next_hop: IpAddr) -> Option<u32>;
+    /// What it costs to reach the next hop that this neighbor named in these; `None` if it cannot be reached. Lower
+    /// is nearer; an own address cannot be reached.
+    fn cost(&self, neighbor: NeighborId, attributes: &Attributes) -> Option<u32>;
 
     /// Whether the way there is a link of the kernel's, beside what this gateway forwards itself. Such a path never
     /// stands by.
-    fn is_link(&self, _neighbor: NeighborId, _next_hop: IpAddr) -> bool {
+    fn is_link(&self, _neighbor: NeighborId, _attributes: &Attributes) -> bool {
         false
     }
 
@@ -410,7 +410,7 @@ impl Rib {
             let Some(entry) = self.table.get_mut(&prefix) else { continue };
             let reasons = judge(&self.sources, &self.settings, (&prefix, entry), resolver, |_| true);
             let behind = (reasons.len() > 1).then(|| {
-                let is_link = |path: &Path| resolver.is_link(path.neighbor, path.attributes.next_hop);
+                let is_link = |path: &Path| resolver.is_link(path.neighbor, &path.attributes);
                 let best = entry.paths.iter().zip(&reasons).find(|(_, reason)| **reason == Reason::Best);
                 let by_link = best.is_some_and(|(path, _)| is_link(path));
                 // What goes where the best goes replaces nothing when that fails.
@@ -572,7 +572,7 @@ fn judge(
         if source.age(prefix, path) == Age::Dead {
             continue;
         }
-        let Some(cost) = resolver.cost(path.neighbor, path.attributes.next_hop) else { continue };
+        let Some(cost) = resolver.cost(path.neighbor, &path.attributes) else { continue };
         indices.push(index);
         candidates.push(Candidate {
             attributes: &path.attributes,

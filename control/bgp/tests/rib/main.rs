@@ -48,7 +48,7 @@ pub(crate) fn withdraw(prefixes: &[&str]) -> Update {
 pub(crate) struct Everything;
 
 impl Resolver for Everything {
-    fn cost(&self, _: NeighborId, _: IpAddr) -> Option<u32> {
+    fn cost(&self, _: NeighborId, _: &Attributes) -> Option<u32> {
         Some(0)
     }
 }

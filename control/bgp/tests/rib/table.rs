@@ -131,8 +131,8 @@ fn our_own_as_our_own_routes_and_what_does_not_pass_is_not_chosen() {
 struct Reach(BTreeMap<IpAddr, u32>);
 
 impl Resolver for Reach {
-    fn cost(&self, _: NeighborId, next_hop: IpAddr) -> Option<u32> {
-        self.0.get(&next_hop).copied()
+    fn cost(&self, _: NeighborId, attributes: &Attributes) -> Option<u32> {
+        self.0.get(&attributes.next_hop).copied()
     }
 }
 
@@ -140,11 +140,11 @@ impl Resolver for Reach {
 struct OverLink(NeighborId);
 
 impl Resolver for OverLink {
-    fn cost(&self, _: NeighborId, _: IpAddr) -> Option<u32> {
+    fn cost(&self, _: NeighborId, _: &Attributes) -> Option<u32> {
         Some(0)
     }
 
-    fn is_link(&self, neighbor: NeighborId, _: IpAddr) -> bool {
+    fn is_link(&self, neighbor: NeighborId, _: &Attributes) -> bool {
         neighbor == self.0
     }
 }

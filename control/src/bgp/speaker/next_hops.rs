@@ -93,7 +93,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::config;
+    use crate::{config, outer::Addresses};
 
     const CONFIG: &str = "[bgp]\nasn = 65010\nrouter-id = \"10.1.0.1\"\n\
         [[bgp.neighbor]]\nname = \"a\"\naddress = \"10.9.0.2\"\ninterface = \"dx0\"\nasn = 65020\n\
@@ -109,8 +109,10 @@ mod tests {
         fn new() -> Self {
             let config = config::parse(CONFIG, Path::new("x.toml"), 0o600).unwrap();
             let now = Instant::now();
+            let on_dx0 =
+                Addresses { networks: ["10.9.0.0/24".parse().unwrap()].into(), ..Addresses::default() };
             let mut speaker = Speaker::new(&config, config.bgp.as_ref().unwrap(), 1, now);
-            speaker.set_links(&["dx0".to_owned()].into(), now);
+            speaker.set_links(&[("dx0".to_owned(), on_dx0)].into(), now);
             Rig { speaker, now }
         }
 

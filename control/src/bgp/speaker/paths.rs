@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 use braid_api::{BfdLink, MAX_BFD_LINKS};
 
 use super::{Endpoint, Peer, Speaker, YIELDING_MED};
-use crate::config::Place;
+use crate::{config::Place, outer::Links};
 
 impl Speaker {
     pub(super) fn start_all(&mut self, now: Instant) {
@@ -83,8 +83,9 @@ impl Speaker {
         self.yielding = yielding;
     }
 
-    /// These links are up, and no others.
-    pub(in crate::bgp) fn set_links(&mut self, up: &BTreeSet<String>, now: Instant) {
+    /// These links are up, with these networks on them, and no others.
+    pub(in crate::bgp) fn set_links(&mut self, up: &Links, now: Instant) {
+        let were_up: BTreeSet<String> = self.reach.links_up().cloned().collect();
         let changed = self.reach.set_links(up);
         if changed.is_empty() {
             return;
@@ -94,7 +95,8 @@ impl Speaker {
         if !self.begun {
             return;
         }
-        let on = |peer: &Peer| peer.place.interface().is_some_and(|interface| changed.contains(interface));
+        let is_switched = |interface: &str| were_up.contains(interface) != up.contains_key(interface);
+        let on = |peer: &Peer| peer.place.interface().is_some_and(is_switched);
         self.switch(on, "the link is down", now);
     }
 

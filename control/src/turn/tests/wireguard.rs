@@ -172,3 +172,91 @@ fn a_peer_that_is_where_it_is_expected_has_not_moved() {
         assert_eq!(told, is_news, "{name} {remote}");
     }
 }
+
+#[test]
+fn where_a_peer_is_heard_no_learned_route_shall_cover_it() {
+    const BGP: &str = "[bgp]\nasn = 65010\nrouter-id = \"10.1.0.1\"\n[[bgp.neighbor]]\nname = \"far\"\n\
+                       address = \"10.9.0.2\"\ninterface = \"dx0\"\nasn = 65020\n";
+    let moves = |rig: &mut Rig, name: &str, remote: &str| {
+        let tunnel = rig.id(name).unwrap();
+        rig.event(Event::Core(CoreEvent::EndpointMoved { tunnel, remote: remote.parse().unwrap() }));
+        rig.settle_for(5);
+    };
+    let knows = |rig: &Rig, peer: &str| {
+        let plan = &rig.turn.desired.plan;
+        assert!(rig.turn.is_planned() && !plan.apart.is_empty());
+        plan.peers.contains(&peer.parse().unwrap())
+    };
+    let mut rig = Rig::with_text(&(two_of_wireguard('I') + BGP));
+    rig.settle_for(5);
+    assert!(knows(&rig, "203.0.113.9") && !knows(&rig, "198.51.100.7"));
+    moves(&mut rig, "road", "198.51.100.7:4711");
+    assert!(knows(&rig, "198.51.100.7"));
+    // Only the address counts, and the present one.
+    let plans = rig.plans;
+    moves(&mut rig, "road", "198.51.100.7:4712");
+    moves(&mut rig, "site", "203.0.113.9:1");
+    assert_eq!(rig.plans, plans);
+    moves(&mut rig, "road", "198.51.100.8:4711");
+    assert!(knows(&rig, "198.51.100.8") && !knows(&rig, "198.51.100.7"));
+    // Neither process's death makes it unknown.
+    rig.kill_core();
+    rig.settle_for(5);
+    assert!(knows(&rig, "198.51.100.8"));
+    rig.kill_control(false);
+    assert!(rig.turn.desired.plan.peers.contains(&"198.51.100.8".parse().unwrap()), "from the first plan on");
+    // Another peer is somewhere else.
+    rig.settle_for(5);
+    rig.more = two_of_wireguard('Q') + BGP;
+    rig.reload(0);
+    rig.finish_plan(true);
+    rig.settle_for(5);
+    assert!(!knows(&rig, "198.51.100.8"));
+    // Static routes are kept apart from everywhere: clients that come and go cost no plan.
+    let mut rig = Rig::with_text(&without_preemption());
+    rig.settle_for(5);
+    let plans = rig.plans;
+    moves(&mut rig, "road", "198.51.100.7:4711");
+    assert!(!knows(&rig, "198.51.100.7") && rig.plans == plans);
+}
+
+#[test]
+fn more_prefixes_than_can_be_kept_apart_are_told() {
+    let route = |index: usize| format!("[[route]]\nprefix = \"11.{index}.0.0/16\"\nvia = [\"road\"]\n");
+    let with = |routes: usize| {
+        let routes: String = (0..routes).map(route).collect();
+        let mut rig = Rig::with_text(&(two_of_wireguard('I') + &routes));
+        rig.settle_for(5);
+        let tunnel = rig.id("road").unwrap();
+        let remote: SocketAddr = "11.0.0.7:4711".parse().unwrap();
+        rig.event(Event::Core(CoreEvent::EndpointMoved { tunnel, remote }));
+        rig.settle_for(5);
+        let plan = &rig.turn.desired.plan;
+        let is_told = rig.notes.iter().any(|note| matches!(note, Note::NotApart { prefixes: 65 }));
+        (plan.apart.len(), plan.peers.contains(&remote.ip()), is_told)
+    };
+    // Two are there already.
+    assert_eq!(with(62), (64, false, false));
+    assert_eq!(with(63), (0, true, true));
+}
+
+#[test]
+fn only_families_of_unknown_peers_are_kept_apart() {
+    let apart = |text: &str| {
+        let config = crate::config::parse(text, Path::new("x.toml"), 0o600);
+        let config = config.unwrap_or_else(|errors| panic!("{errors:?}"));
+        let apart = desired::kept_apart(&config, &BTreeMap::new()).unwrap();
+        apart.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let routes = "[[route]]\nprefix = \"10.9.0.0/16\"\nvia = [\"road\"]\n\
+                  [[route]]\nprefix = \"fd09::/16\"\nvia = [\"road\"]\n";
+    let text =
+        "[gateway]\nname = \"x\"\nprotect = [\"10.0.0.0/8\"]\n".to_owned() + &two_of_wireguard('I') + routes;
+    assert_eq!(apart(&text), ["10.0.0.0/8", "10.9.0.0/16"]);
+    assert_eq!(
+        apart(&text.replace("192.0.2.9", "2001:db8::9").replace("203.0.113.9", "2001:db8::7")),
+        ["fd09::/16"]
+    );
+    // Where an interface is named, no route decides.
+    assert_eq!(apart(&text.replace("local = ", "uplink = \"wan0\"\nlocal = ")), [""; 0]);
+}
