@@ -581,10 +581,9 @@ fn build_plan(
             }
         };
     }
-    let apart = kept_apart(config, circumstances.outer).unwrap_or_default();
-    if may_cover_heard(config, &apart) {
-        peers.extend(circumstances.heard.values());
-    }
+    let (apart, _) = kept_apart(config, circumstances.outer);
+    let heard = circumstances.heard.values().copied();
+    peers.extend(heard.filter(|remote| may_cover_heard(config, &apart, *remote)));
     KernelPlan {
         device: config.core.device.clone(),
         mtu,
@@ -608,13 +607,13 @@ fn configured(config: &Config) -> impl Iterator<Item = (IpNet, bool)> {
     routes.chain(config.gateway.protect.iter().map(|prefix| (prefix.trunc(), false)))
 }
 
-/// Prefixes within which there may be peers whose addresses nobody knows.
-///
-/// # Errors
-/// There are more of them than can be kept apart, namely so many.
-pub(crate) fn kept_apart(config: &Config, outer: &BTreeMap<String, Outer>) -> Result<Vec<IpNet>, usize> {
+/// Prefixes within which there may be peers whose addresses nobody knows: the widest, and how many more there are than
+/// can be kept apart.
+pub(crate) fn kept_apart(config: &Config, outer: &BTreeMap<String, Outer>) -> (Vec<IpNet>, usize) {
     let mut families = BTreeSet::new();
-    for tunnel in config.tunnels.iter().filter(|tunnel| tunnel.remote.is_none() && tunnel.uplink.is_none()) {
+    // That the kernel is told the interface of a packet does not help: it takes the `unreachable` behind the route that
+    // leads elsewhere for the answer.
+    for tunnel in config.tunnels.iter().filter(|tunnel| tunnel.remote.is_none()) {
         match tunnel.local.or_else(|| outer.get(&tunnel.name)?.local) {
             Some(local) => families.extend([local.is_ipv4()]),
             None => families.extend([false, true]),
@@ -622,16 +621,17 @@ pub(crate) fn kept_apart(config: &Config, outer: &BTreeMap<String, Outer>) -> Re
     }
     let prefixes = configured(config)
         .filter(|(prefix, by_link)| !by_link && families.contains(&prefix.addr().is_ipv4()));
-    let prefixes: BTreeSet<IpNet> = prefixes.map(|(prefix, _)| prefix).collect();
-    match prefixes.len() {
-        0..=MAX_APART => Ok(prefixes.into_iter().collect()),
-        more => Err(more),
-    }
+    let prefixes: BTreeSet<(u8, IpNet)> = prefixes.map(|(prefix, _)| (prefix.prefix_len(), prefix)).collect();
+    let more = prefixes.len().saturating_sub(MAX_APART);
+    (prefixes.into_iter().map(|(_, prefix)| prefix).take(MAX_APART).collect(), more)
 }
 
-/// Whether a route into the device may cover a peer where it is heard, if the plan does not name that address.
-pub(crate) fn may_cover_heard(config: &Config, apart: &[IpNet]) -> bool {
-    config.bgp.is_some() || configured(config).any(|(prefix, by_link)| by_link || !apart.contains(&prefix))
+/// Whether a route into the device may come to cover a peer that is heard here, if the plan does not name that address.
+pub(crate) fn may_cover_heard(config: &Config, apart: &[IpNet], remote: IpAddr) -> bool {
+    let may = |(prefix, by_link): (IpNet, bool)| {
+        prefix.addr().is_ipv4() == remote.is_ipv4() && (by_link || !apart.contains(&prefix))
+    };
+    config.bgp.is_some() || configured(config).any(may)
 }
 
 /// In the order of the file; peers of one WireGuard interface share theirs.

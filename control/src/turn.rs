@@ -487,8 +487,9 @@ impl Turn {
         self.offer_changes += 1;
         self.held_changes += 1;
         self.effects.push(Effect::RememberLater);
-        if let Err(prefixes) = desired::kept_apart(&config, &self.memory.outer) {
-            self.effects.push(Effect::Note(Note::NotApart { prefixes }));
+        let (_, more) = desired::kept_apart(&config, &self.memory.outer);
+        if more > 0 {
+            self.effects.push(Effect::Note(Note::NotApart { more }));
         }
         self.rebuild();
     }
@@ -537,17 +538,12 @@ impl Turn {
 
     /// A peer is heard here: no route into the device shall cover it.
     fn note_heard(&mut self, index: usize, remote: IpAddr) {
-        let Some(tunnel) = self.config.tunnels.get(index).filter(|tunnel| tunnel.uplink.is_none()) else {
-            return;
-        };
+        let Some(tunnel) = self.config.tunnels.get(index) else { return };
         if self.memory.heard.get(&tunnel.name) == Some(&remote) {
             return;
         }
         self.memory.heard.insert(tunnel.name.clone(), remote);
-        self.effects.push(Effect::RememberLater);
-        let plan = &self.desired.plan;
-        self.needs_rebuild |=
-            desired::may_cover_heard(&self.config, &plan.apart) && plan.peers.binary_search(&remote).is_err();
+        self.needs_rebuild |= desired::may_cover_heard(&self.config, &self.desired.plan.apart, remote);
     }
 
     /// Of very many tunnels one copy is enough.
@@ -640,6 +636,8 @@ impl Turn {
     fn handle_timer(&mut self, now: Duration) {
         if self.needs_rebuild && self.next_rebuild <= now {
             self.needs_rebuild = false;
+            // Where peers were heard: very many may move at once.
+            self.effects.push(Effect::RememberLater);
             self.rebuild();
             let tunnels = u32::try_from(self.tunnels.len()).unwrap_or(u32::MAX);
             self.next_rebuild = now + REBUILD_GAP * tunnels;

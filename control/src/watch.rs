@@ -334,9 +334,10 @@ impl Watch {
             self.receive(&mut buffer)?;
             let mut rest = buffer.as_slice();
             while !rest.is_empty() {
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                    .map_err(|_| io::ErrorKind::InvalidData)?;
-                rest = behind(rest, answer.header.length);
+                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
+                rest = behind(rest);
+                // Addresses of protocols that are none of ours need not be understood.
+                let Ok(answer) = answer else { continue };
                 if answer.header.sequence_number != self.sequence {
                     continue; // of a question that was given up
                 }
@@ -344,7 +345,10 @@ impl Watch {
                     NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) => {
                         note_address(found.entry(address.header.index).or_default(), &address);
                     }
-                    NetlinkPayload::Done(_) => return Ok(found),
+                    NetlinkPayload::Done(done) if done.code == 0 => return Ok(found),
+                    NetlinkPayload::Done(done) => {
+                        return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
+                    }
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
                     _ => {}
                 }
@@ -452,15 +456,15 @@ fn concerns_outer_paths(mut bytes: &[u8], device: &str) -> bool {
         if concerns {
             return true;
         }
-        bytes = behind(bytes, message.header.length);
+        bytes = behind(bytes);
     }
     false
 }
 
-/// What follows a message of this length. RFC 3549 section 2.2: messages are aligned to four bytes.
-fn behind(bytes: &[u8], length: u32) -> &[u8] {
-    let len = (length as usize).next_multiple_of(4);
-    bytes.get(len.max(16)..).unwrap_or_default()
+/// What follows the first message. RFC 3549 section 2.2: its length comes first, and messages are aligned to four bytes.
+fn behind(bytes: &[u8]) -> &[u8] {
+    let length = bytes.first_chunk().map_or(0, |length| u32::from_ne_bytes(*length) as usize);
+    bytes.get(length.next_multiple_of(4).max(16)..).unwrap_or_default()
 }
 
 fn is_ours(header: &RouteHeader) -> bool {

@@ -259,9 +259,9 @@ impl Service {
                 Notice::Event(event) => {
                     // First where the peer is: what comes up brings routes, of which none shall cover it.
                     if let Event::WireGuard { tunnel, up: true } = event
-                        && let Some(moved) = self.writer.has_moved(tunnel)
+                        && let Some(heard) = self.writer.heard_at(tunnel)
                     {
-                        self.tell(&FromCore::Event(moved));
+                        self.tell(&FromCore::Event(heard));
                     }
                     self.tell(&FromCore::Event(event));
                 }

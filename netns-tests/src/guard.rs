@@ -96,10 +96,10 @@ impl Drop for TempDir {
 /// call that makes a file there, so a refusal is not the last word.
 fn remove_directory(path: &Path) -> bool {
     let gone = || match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.to_string()),
-        _ => Ok(()),
+        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Err(error.to_string()),
+        other => Ok(other.is_ok()),
     };
-    retry_until("an empty directory", Duration::from_secs(5), gone).is_ok()
+    retry_until("an empty directory", Duration::from_secs(5), gone).unwrap_or(false)
 }
 
 /// Removes everything this process made and has not yet removed. Called on SIGINT, SIGTERM and
@@ -254,15 +254,21 @@ mod tests {
     fn a_directory_goes_although_somebody_still_writes_into_it() {
         let directory = temp_dir("written").unwrap();
         let path = directory.path().to_owned();
+        let (begun, has_begun) = std::sync::mpsc::channel();
         let writer = {
             let path = path.clone();
             std::thread::spawn(move || {
-                let end = std::time::Instant::now() + Duration::from_millis(100);
-                while std::time::Instant::now() < end {
-                    let _ = fs::write(path.join("late"), "");
+                // As many as can be until the directory is gone, but not for ever.
+                for number in 0..20_000 {
+                    let written = fs::write(path.join(number.to_string()), "");
+                    let _ = begun.send(());
+                    if written.is_err() {
+                        return;
+                    }
                 }
             })
         };
+        has_begun.recv().unwrap();
         drop(directory);
         writer.join().unwrap();
         assert!(!path.exists());

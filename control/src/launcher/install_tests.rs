@@ -220,7 +220,7 @@ impl Rig {
         rig
     }
 
-    fn run(&mut self, steps: &[Step]) {
+    pub(super) fn run(&mut self, steps: &[Step]) {
         self.installer.run(&mut self.kernel, steps, 0).unwrap();
         self.kernel.check();
         assert_eq!(self.kernel.searches, 0);

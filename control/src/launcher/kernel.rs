@@ -18,7 +18,7 @@ use super::aside::Aside;
 use super::error::PlanError;
 use super::install::{Installer, Routing as _};
 use super::layout::{Layout, SLOTS, Step, steps, table_of};
-use super::learned::{self, Learned, MAX_COVERING, MAX_NEXT_HOPS};
+use super::learned::{self, Learned, MAX_NEXT_HOPS};
 use super::netlink::{LinkSettings, Netlink};
 use super::run_dir::{Record, RunDir};
 use super::slot::{NamespaceLock, Slot};
@@ -57,7 +57,6 @@ pub(super) struct Kernel {
     installer: Installer,
     /// Generation of the device that the learned routes lead to.
     learned_on: u64,
-    warned_of_covering: bool,
 }
 
 /// What an attempt has done so far.
@@ -85,7 +84,6 @@ impl Kernel {
             learned: Learned::default(),
             installer: Installer::default(),
             learned_on: 0,
-            warned_of_covering: false,
         })
     }
 
@@ -133,9 +131,18 @@ impl Kernel {
             }
             Err(error) => {
                 self.roll_back(dir, attempt, had_device);
+                self.relocate_back();
                 Err(error)
             }
         }
+    }
+
+    /// Learned routes are where the plan in force wants them, wherever a failed one has left them.
+    fn relocate_back(&mut self) {
+        let (Some(plan), Some(slot)) = (&self.plan, self.slot.as_ref().map(Slot::number)) else { return };
+        let (before, after) = self.learned.relocate(slot, plan);
+        self.run_learned(&before);
+        self.run_learned(&after);
     }
 
     /// Another life of control: it will say what it has learned.
@@ -161,7 +168,6 @@ impl Kernel {
                  by tunnels; look at what the neighbors there announce"
             );
         }
-        self.warn_of_covering();
         self.run_learned(&add);
         // Rules follow what is captured, and what is protected within a learned prefix is routed there.
         let result = match self.learned.known_to_layout() == known {
@@ -170,16 +176,6 @@ impl Kernel {
         };
         self.run_learned(&remove);
         result
-    }
-
-    fn warn_of_covering(&mut self) {
-        let has_too_many = self.learned.had_too_many_covering();
-        if !std::mem::replace(&mut self.warned_of_covering, has_too_many) && has_too_many {
-            tracing::warn!(
-                "more than {MAX_COVERING} prefixes that BGP has learned cover addresses of peers: packets to peers within \
-                 others go into the tunnels; look at what the neighbors announce"
-            );
-        }
     }
 
     /// A link is up, or, with `None`, any may be. With a link that was down the kernel has removed its next hops and
@@ -330,7 +326,6 @@ impl Kernel {
         drop(aside);
         adopted.map_err(kernel("taking over learned routes"))?;
         let (before, after) = self.learned.relocate(slot, plan);
-        self.warn_of_covering();
         let index = self.device_index();
         self.set_up_device(plan, slot, index, attempt)?;
         self.run_learned(&before);

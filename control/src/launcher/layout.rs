@@ -13,7 +13,8 @@
 //!   in a table of the slot, and rules (longest prefix first) lead to it after asking main for
 //!   something more specific. Outer packets carry [`OUTER_MARK`] and jump over all these rules.
 //!   So a foreign route for the same prefix, a default route by DHCP say, never competes.
-//! - Where the prefix is only protected and no known peer's, a route of main for exactly it is taken before ours.
+//!   Where no known peer is covered, there are two exceptions: what came out of the device and may not go back may take
+//!   one; and so may all, where the prefix is only protected and within no routed one.
 //! - A prefix that is only protected has the `unreachable` alone, with two exceptions. Within a
 //!   routed prefix it has a route into the device as well, or it would shadow the wider one. So it
 //!   has when captured, and the core drops its packets: with the `unreachable` alone,
@@ -164,6 +165,15 @@ pub(super) fn slot_of_metric(metric: u32) -> Option<u8> {
     u8::try_from(WORST_METRIC - metric).ok().filter(|slot| *slot < SLOTS)
 }
 
+/// Of what main has for a captured prefix, up to which length it is refused.
+#[derive(Clone, Copy, Debug)]
+struct Refusal {
+    /// To what came out of the device.
+    from_device: u32,
+    /// To all else.
+    elsewhere: u32,
+}
+
 /// What belongs to a gateway in the kernel, the device and its settings apart.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Layout {
@@ -205,16 +215,17 @@ impl Layout {
             nets.find_map(|net| sources.get(&net.trunc()).or_else(|| learned.get(&net.trunc())).copied())
         };
         let mut placed = sources.clone();
-        let from_main = |prefix: &IpNet| {
+        let refusal = |prefix: &IpNet| {
             let len = u32::from(prefix.prefix_len());
-            let competes = covers_peer(prefix) || sources.contains_key(prefix);
-            if competes { len } else { len - 1 }
+            let is_peers = covers_peer(prefix);
+            let is_routed = sources.contains_key(prefix) || learned.contains_key(prefix);
+            let elsewhere = if is_peers || is_routed || covering(prefix).is_some() { len } else { len - 1 };
+            Refusal { elsewhere, from_device: if is_peers { len } else { len - 1 } }
         };
-        // With the length up to which what main has is refused.
-        let mut captured: BTreeMap<IpNet, u32> = learned
+        let mut captured: BTreeMap<IpNet, Refusal> = learned
             .keys()
             .filter(|prefix| covers_peer(prefix))
-            .map(|prefix| (*prefix, u32::from(prefix.prefix_len())))
+            .map(|prefix| (*prefix, refusal(prefix)))
             .collect();
         let apart: BTreeSet<IpNet> = plan.apart.iter().map(IpNet::trunc).collect();
         let is_captured = |prefix: &IpNet| covers_peer(prefix) || apart.contains(prefix);
@@ -228,7 +239,7 @@ impl Layout {
         for prefix in all.chain(sources.keys().copied()).collect::<BTreeSet<_>>() {
             let table = if is_captured(&prefix) { table_of(slot) } else { MAIN };
             if is_captured(&prefix) {
-                captured.entry(prefix).or_insert(from_main(&prefix));
+                captured.entry(prefix).or_insert(refusal(&prefix));
             }
             layout.place(prefix, table, slot, placed.get(&prefix).copied());
         }
@@ -250,7 +261,7 @@ impl Layout {
         self.routes.insert(Route { via: Via::Unreachable, prefix, table, metric, source: None });
     }
 
-    fn add_rules(&mut self, plan: &KernelPlan, slot: u8, v6: bool, captured: &BTreeMap<IpNet, u32>) {
+    fn add_rules(&mut self, plan: &KernelPlan, slot: u8, v6: bool, captured: &BTreeMap<IpNet, Refusal>) {
         let lookup =
             |table, suppress_len, suppress_group| Action::Lookup { table, suppress_len, suppress_group };
         let group = Some(table_of(slot));
@@ -270,10 +281,10 @@ impl Layout {
                 self.rules.insert(rule);
             };
             if !plan.transit {
-                add(&from_device, 0, lookup(MAIN, Some(*refused), group));
+                add(&from_device, 0, lookup(MAIN, Some(refused.from_device), group));
                 add(&from_device, 1, Action::Unreachable);
             }
-            add(&blank, 2, lookup(MAIN, Some(*refused), None));
+            add(&blank, 2, lookup(MAIN, Some(refused.elsewhere), None));
             add(&blank, 3, lookup(table_of(slot), None, None));
         }
         let mut add = |base: &Rule, priority, action| {

@@ -116,9 +116,6 @@ const STALE: u16 = u16::MAX;
 /// than there are routers on any link.
 pub(super) const MAX_NEXT_HOPS: usize = 8192;
 
-/// Prefixes that have rules of their own since they cover peers; the kernel looks at these for every packet.
-pub(super) const MAX_COVERING: usize = 256;
-
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Learned {
@@ -129,8 +126,6 @@ pub(super) struct Learned {
     vias: Shared<LearnedVia, u16>,
     /// There were more next hops than [`MAX_NEXT_HOPS`], in the present life of control.
     too_many: bool,
-    /// The same of [`MAX_COVERING`].
-    too_many_covering: bool,
     peers: BTreeSet<IpAddr>,
     /// As [`KernelPlan::apart`].
     apart: BTreeSet<IpNet>,
@@ -160,17 +155,11 @@ impl Learned {
     pub(super) fn handle_new_control(&mut self) {
         self.routes.values_mut().for_each(|held| held.fresh = false);
         self.too_many = false;
-        self.too_many_covering = false;
     }
 
     /// Whether the present life of control has named more than [`MAX_NEXT_HOPS`].
     pub(super) fn had_too_many(&self) -> bool {
         self.too_many
-    }
-
-    /// Whether there were more prefixes than [`MAX_COVERING`] that cover peers.
-    pub(super) fn had_too_many_covering(&self) -> bool {
-        self.too_many_covering
     }
 
     /// These next hops have failed: steps that take them from all routes, at no cost for each.
@@ -282,13 +271,12 @@ impl Learned {
         routes
     }
 
-    /// Whether a prefix belongs where rules lead to it; then there is one more of these.
+    /// Whether a prefix belongs where rules lead to it; it counts among those, or no more.
     fn capture(&mut self, prefix: IpNet) -> bool {
         let covered = prefix.network()..=prefix.broadcast();
-        let covers = self.peers.range(covered).next().is_some();
-        let has_room = self.captured.len() < MAX_COVERING || self.captured.contains(&prefix);
-        self.too_many_covering |= covers && !has_room;
-        let captured = prefix.prefix_len() == 0 || self.apart.contains(&prefix) || covers && has_room;
+        let captured = prefix.prefix_len() == 0
+            || self.apart.contains(&prefix)
+            || self.peers.range(covered).next().is_some();
         match captured {
             true => self.captured.insert(prefix),
             false => self.captured.remove(&prefix),
@@ -305,15 +293,9 @@ impl Learned {
         self.protect = plan.protect.iter().map(IpNet::trunc).collect();
         let (mut before, mut after) = (Vec::new(), Vec::new());
         let new = self.peers.difference(&peers).copied().map(IpNet::from);
-        let mut concerned: Vec<IpNet> = new.flat_map(wider_or_equal).collect();
+        let mut concerned: BTreeSet<IpNet> = new.flat_map(wider_or_equal).collect();
         concerned.extend(&self.apart);
         concerned.extend(&self.captured);
-        concerned.sort_unstable();
-        concerned.dedup();
-        // What is no peer's any more makes room.
-        let is_covering =
-            |prefix: &IpNet| self.peers.range(prefix.network()..=prefix.broadcast()).next().is_some();
-        concerned.sort_by_key(is_covering);
         for prefix in concerned {
             let Some(held) = self.routes.get(&prefix).copied().filter(|held| held.via != STALE) else {
                 continue;

@@ -8,9 +8,7 @@ use proptest::prelude::*;
 
 use super::install_tests::{INTO, Kernel, Rig, To, both, device, gateway, hop, net, plan, put, withdraw};
 use super::layout::{DEVICE_METRIC, MAIN, SLOTS, WORST_METRIC, table_of};
-use super::learned::{
-    MAX_COVERING, MAX_NEXT_HOPS, Way, link_metric, metric, slot_of_metric, unreachable_metric,
-};
+use super::learned::{MAX_NEXT_HOPS, Way, link_metric, metric, slot_of_metric, unreachable_metric};
 
 #[test]
 fn a_route_into_the_device_has_an_unreachable_behind_it() {
@@ -107,31 +105,6 @@ fn a_route_over_a_link_to_what_is_apart_is_where_rules_lead_too() {
     rig.relocate(1, &plan(&[]));
     assert_eq!(rig.kernel.ways("10.2.0.0/16"), [(MAIN, over)]);
     assert_eq!(rig.kernel.ways("10.3.0.0/16").iter().filter(|(table, _)| *table != MAIN).count(), 0);
-    rig.clear();
-}
-
-#[test]
-fn prefixes_that_cover_peers_are_bounded() {
-    let prefix = |index: usize| format!("10.{}.{}.0/24", index / 256, index % 256);
-    let peer = |index: usize| format!("10.{}.{}.1", index / 256, index % 256);
-    let peers: Vec<String> = (0..2 * MAX_COVERING).map(peer).collect();
-    let mut rig = Rig::new(0, &peers.iter().map(String::as_str).collect::<Vec<_>>());
-    for index in 0..MAX_COVERING {
-        rig.apply(put(&prefix(index), device()));
-    }
-    let table = |rig: &Rig, index: usize| rig.kernel.ways(&prefix(index))[0].0;
-    assert!(!rig.learned.had_too_many_covering());
-    assert_eq!(table(&rig, MAX_COVERING - 1), table_of(0));
-    // One more is an ordinary one; a default route is none of these.
-    rig.apply(put(&prefix(MAX_COVERING), device()));
-    rig.apply(put("0.0.0.0/0", device()));
-    assert!(rig.learned.had_too_many_covering());
-    assert_eq!((table(&rig, MAX_COVERING), rig.kernel.ways("0.0.0.0/0")[0].0), (MAIN, table_of(0)));
-    // What was there before stays, and where peers go there is room for others.
-    rig.relocate(0, &plan(&[&peer(0), &peer(1)]));
-    assert_eq!([0, 2, MAX_COVERING].map(|index| table(&rig, index)), [table_of(0), MAIN, MAIN]);
-    rig.relocate(0, &plan(&[&peer(0), &peer(MAX_COVERING)]));
-    assert_eq!([0, 1, MAX_COVERING].map(|index| table(&rig, index)), [table_of(0), MAIN, table_of(0)]);
     rig.clear();
 }
 
@@ -284,6 +257,8 @@ enum Act {
     Withdraw(u8),
     /// Peers, and whether the second prefix is apart.
     Relocate(Vec<usize>, bool),
+    /// A plan with these peers that fails half-way.
+    FailToRelocate(Vec<usize>),
     /// Another life of control, which says again only what is in the mask.
     NewControl(u8),
     /// The link goes and comes back, and nobody but the launcher knows.
@@ -304,6 +279,7 @@ fn any_act() -> impl Strategy<Value = Act> {
         2 => (0_u8..3).prop_map(Act::Withdraw),
         1 => (prop::collection::vec(0..PEERS.len(), 0..3), any::<bool>())
             .prop_map(|(peers, apart)| Act::Relocate(peers, apart)),
+        1 => prop::collection::vec(0..PEERS.len(), 0..3).prop_map(Act::FailToRelocate),
         1 => any::<u8>().prop_map(Act::NewControl),
         1 => Just(Act::Flap),
         1 => (0_u8..3).prop_map(Act::Refuse),
@@ -338,6 +314,12 @@ proptest! {
                     let peers: Vec<&str> = peers.into_iter().map(|peer| PEERS[peer]).collect();
                     let apart = if apart { vec![net(PREFIXES[1])] } else { Vec::new() };
                     last_plan = KernelPlan { apart, ..plan(&peers) };
+                    rig.relocate(5, &last_plan);
+                }
+                Act::FailToRelocate(peers) => {
+                    let peers: Vec<&str> = peers.into_iter().map(|peer| PEERS[peer]).collect();
+                    let (before, _) = rig.learned.relocate(5, &plan(&peers));
+                    rig.run(&before);
                     rig.relocate(5, &last_plan);
                 }
                 Act::NewControl(mask) => {

@@ -86,18 +86,24 @@ fn what_is_apart_leaves_table_main() {
     // An inside peer is not, nor the network of an inside address, whose connected route is in main.
     assert_eq!(ways(&layout, MAIN, "10.3.0.1/32"), [Via::Device, Via::Unreachable]);
     assert_eq!(ways(&layout, MAIN, "169.254.10.0/30"), [Via::Unreachable]);
-    // Of main, what is more specific is taken before; where we only protect, also a route for exactly that.
-    let lookups: BTreeSet<(IpNet, u32)> = layout
-        .rules
-        .iter()
-        .filter(|rule| rule.iif.is_none())
-        .filter_map(|rule| match rule.action {
+    // Of main, what is more specific is taken before; where we only protect, also a route for exactly that, as what came
+    // out of the device may anywhere.
+    let lookups = |layout: &Layout, from_device: bool| -> BTreeSet<(IpNet, u32)> {
+        let lookup = |rule: &super::layout::Rule| match rule.action {
             Action::Lookup { table: MAIN, suppress_len, .. } => Some((rule.to?, suppress_len?)),
             _ => None,
-        })
-        .collect();
-    let refused = [(apart[0], 16), (apart[1], 16), (apart[2], 32), (apart[3], 7)];
-    assert_eq!(lookups, refused.into());
+        };
+        layout.rules.iter().filter(|rule| rule.iif.is_some() == from_device).filter_map(lookup).collect()
+    };
+    let with_lengths = |lengths: [u32; 4]| apart.into_iter().zip(lengths).collect::<BTreeSet<_>>();
+    assert_eq!(lookups(&layout, false), with_lengths([16, 16, 32, 7]));
+    assert_eq!(lookups(&layout, true), with_lengths([15, 15, 31, 7]));
+    // A known peer's is nobody else's, and nothing protected leaves a wider route.
+    plan.peers.push("fd02::7".parse().unwrap());
+    let learned = [(net("8.0.0.0/5"), None)].into();
+    let layout = Layout::with(&plan, 0, true, &learned);
+    assert_eq!(lookups(&layout, false), with_lengths([16, 16, 32, 8]));
+    assert_eq!(lookups(&layout, true), with_lengths([15, 16, 31, 7]));
     for v6 in [false, true] {
         assert!(layout.rules.iter().any(|rule| rule.v6 == v6 && rule.mark == Some(OUTER_MARK)));
     }

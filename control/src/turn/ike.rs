@@ -272,6 +272,9 @@ impl Turn {
             // MTUs and the kernel's part may follow, in a turn of their own.
             self.needs_rebuild = true;
         }
+        if let Some(index) = self.by_name.get(name).copied() {
+            self.note_heard(index, path.remote.ip());
+        }
         let Some(id) = self.numbers.tunnels.get(name) else { return };
         let (Some(tunnel), Some(core)) = (self.desired.tables.tunnels.get_mut(id), &self.core) else {
             return;

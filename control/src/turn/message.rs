@@ -184,10 +184,10 @@ pub enum Note {
     },
     /// BGP wants more groups of tunnels than it may have.
     TooManyGroups,
-    /// Peers of unknown addresses are not reached where they lie within a configured prefix.
+    /// Peers of unknown addresses are not reached where they lie within some of the configured prefixes.
     NotApart {
-        /// So many prefixes there are.
-        prefixes: usize,
+        /// So many.
+        more: usize,
     },
     /// An SA is about to run out of sequence numbers.
     NearlyExhausted {
@@ -282,11 +282,10 @@ impl fmt::Display for Note {
                  share by configured weights, beyond {MAX_GROUPS} by one tunnel each; let neighbors send fewer \
                  different link bandwidths"
             ),
-            Note::NotApart { prefixes } => write!(
+            Note::NotApart { more } => write!(
                 f,
-                "{prefixes} routes and protected prefixes are more than {MAX_APART}: a peer without `remote` whose \
-                 address lies within one of them does not come up; give its tunnel an `uplink`, or write fewer and \
-                 wider ones"
+                "a tunnel has no `remote`, and {more} routes and protected prefixes are beyond the {MAX_APART} widest: a \
+                 peer whose address lies within one of these does not come up; write fewer and wider ones"
             ),
             Note::NearlyExhausted { tunnel } => {
                 write!(f, "tunnel {tunnel}: the SA's sequence numbers run out soon; change the keys")

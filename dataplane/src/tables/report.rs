@@ -150,15 +150,10 @@ impl Writer {
         events
     }
 
-    /// The same of one tunnel.
-    pub fn has_moved(&mut self, id: TunnelId) -> Option<Event> {
-        let index = id.0 as usize;
+    /// Where the peer of one tunnel was heard, if the tunnel follows it, whether it has moved or not.
+    pub fn heard_at(&self, id: TunnelId) -> Option<Event> {
         let remote = followed(&self.ledger.tunnel(id)?.tunnel)?;
-        if self.peers.len() <= index {
-            self.peers.resize(index + 1, None);
-        }
-        let known = self.peers.get_mut(index)?;
-        (known.replace(remote) != Some(remote)).then_some(Event::EndpointMoved { tunnel: id, remote })
+        Some(Event::EndpointMoved { tunnel: id, remote })
     }
 
     /// SAs that have carried packets since the last call, or since control said `Hello`.
@@ -284,8 +279,8 @@ mod tests {
         for id in [TunnelId(0), TunnelId(1)] {
             writer.reader().enter().tunnel(id).unwrap().live.heard_from(remote);
         }
-        let moved = Some(Event::EndpointMoved { tunnel: TunnelId(0), remote });
-        let told = [0, 0, 1, 2].map(|id| writer.has_moved(TunnelId(id)));
-        assert_eq!((told, writer.moved()), ([moved, None, None, None], vec![]));
+        let heard = Some(Event::EndpointMoved { tunnel: TunnelId(0), remote });
+        let told = [0, 0, 1, 2].map(|id| writer.heard_at(TunnelId(id)));
+        assert_eq!(told, [heard.clone(), heard, None, None]);
     }
 }

@@ -373,8 +373,11 @@ fn a_next_hop_is_on_the_link_or_unreachable() -> Outcome {
     // An address alone makes it one of the link's; that its interface was up all the time.
     netns.address(LINK, "10.9.1.1/24")?;
     until(&pair.a, "the link to carry again", by(LINK))?;
-    let routes = over_links(netns, &V4)?;
-    assert!(netns.ip("nexthop show")?.contains(&format!("via {OTHER} dev {LINK}")), "{routes:?}");
+    retry_until("the next hop", SOON, || match netns.ip("nexthop show") {
+        Ok(there) if there.contains(&format!("via {OTHER} dev {LINK}")) => Ok(()),
+        Ok(there) => Err(there),
+        Err(error) => Err(error.to_string()),
+    })?;
     crosses_by(&pair.topology, &V4, LINK, Some("braid0"))?;
     netns.ip(&format!("addr del 10.9.1.1/24 dev {LINK}"))?;
     until(&pair.a, "the tunnel to carry again", by("t0"))?;

@@ -34,7 +34,7 @@ const PINGS: u32 = 5;
 /// Two tunnels, IPv4 outside and IPv6 outside.
 fn raw_esp_is_read_by_tshark() -> Outcome {
     for (suite, key_bytes, cipher, cipher_bytes) in SUITES {
-        let setup = Setup { suite, key_bytes, encapsulation: "esp", tunnels: 2, outer6: Some(1) };
+        let setup = Setup { suite, key_bytes, encapsulation: "esp", outer6: Some(1), ..Setup::default() };
         // Frequent probes would be captured without end.
         let pair = Pair::start_patient(&setup)?;
         let mut sas = Vec::new();

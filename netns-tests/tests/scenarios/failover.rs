@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 pub(crate) const ALL: &[Scenario] = &[
     ("failover::one_of_two_tunnels_cut", one_of_two_tunnels_cut),
-    ("failover::one_of_four_tunnels_cut", one_of_four_tunnels_cut),
+    ("failover::one_of_four_tunnels_cut", || one_of_four_tunnels_cut(None)),
+    ("failover::one_of_four_tunnels_cut_at_two_workers", || one_of_four_tunnels_cut(Some(2))),
     ("failover::one_direction_of_a_tunnel_cut", one_direction_of_a_tunnel_cut),
     ("failover::without_preemption", without_preemption),
     ("failover::a_router_says_that_the_peer_is_not_reached", a_router_says_that_the_peer_is_not_reached),
@@ -49,8 +50,8 @@ fn one_of_two_tunnels_cut() -> Outcome {
     Ok(())
 }
 
-fn one_of_four_tunnels_cut() -> Outcome {
-    cut_and_restore(&Pair::start(&Setup { tunnels: 4, ..Setup::default() })?, 4)?;
+fn one_of_four_tunnels_cut(workers: Option<u32>) -> Outcome {
+    cut_and_restore(&Pair::start(&Setup { tunnels: 4, workers, ..Setup::default() })?, 4)?;
     Ok(())
 }
 

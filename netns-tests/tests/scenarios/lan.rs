@@ -13,7 +13,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 pub(crate) const ALL: &[Scenario] = &[
-    ("lan::jumbo_inside", jumbo_inside),
+    ("lan::jumbo_inside", || jumbo_inside(None)),
+    ("lan::jumbo_inside_by_two_workers", || jumbo_inside(Some(2))),
     ("lan::jumbo_outside", jumbo_outside),
     ("lan::without_offloads", without_offloads),
     ("lan::loss_on_the_way", loss_on_the_way),
@@ -33,9 +34,9 @@ fn probe_off(text: &str) -> String {
     text.replace(&probe, "\"off\"")
 }
 
-fn jumbo_inside() -> Outcome {
+fn jumbo_inside(workers: Option<u32>) -> Outcome {
     // One path with IPv6 outside: it leaves less, and the clamp is for both.
-    let setup = Setup { outer6: Some(1), ..Setup::default() };
+    let setup = Setup { outer6: Some(1), workers, ..Setup::default() };
     let pair = Pair::start_patient_on(&setup, &Topology::builder().lan_mtu(9000))?;
     crosses(&pair.topology, &[1, 1400, 1411, 4000, 8972, 30_000, 65_507], 5)?;
     assert_eq!(clamped(&pair.topology)?, [1418 - 40, 1418 - 60]);

@@ -38,11 +38,20 @@ pub(crate) struct Setup {
     pub(crate) tunnels: usize,
     /// Tunnel whose outer addresses are IPv6.
     pub(crate) outer6: Option<usize>,
+    /// Of the core; `None`: its default.
+    pub(crate) workers: Option<u32>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { suite: "aes128gcm16", key_bytes: 20, encapsulation: "udp", tunnels: 2, outer6: None }
+        Self {
+            suite: "aes128gcm16",
+            key_bytes: 20,
+            encapsulation: "udp",
+            tunnels: 2,
+            outer6: None,
+            workers: None,
+        }
     }
 }
 
@@ -58,8 +67,10 @@ impl Setup {
             Side::A => ("gateway-a", GATEWAY_A, "fd00:1::1", [NET_B, NET_B6]),
             Side::B => ("gateway-b", GATEWAY_B, "fd00:2::1", [NET_A, NET_A6]),
         };
+        let workers =
+            self.workers.map_or_else(String::new, |workers| format!("[core]\nworkers = {workers}\n\n"));
         let mut text = format!(
-            "[gateway]\nname = \"{name}\"\nsource = [\"{source}\", \"{source6}\"]\nhash-seed = \"{SEED}\"\n"
+            "{workers}[gateway]\nname = \"{name}\"\nsource = [\"{source}\", \"{source6}\"]\nhash-seed = \"{SEED}\"\n"
         );
         for (index, path) in paths.iter().take(self.tunnels).enumerate() {
             self.write_tunnel(&mut text, side, index, path);

@@ -15,8 +15,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 pub(crate) const ALL: &[Scenario] = &[
-    ("sizes::one_byte_to_the_largest", one_byte_to_the_largest),
-    ("sizes::fragments_of_a_flow_stay_together", fragments_of_a_flow_stay_together),
+    ("sizes::one_byte_to_the_largest", || one_byte_to_the_largest(None)),
+    ("sizes::one_byte_to_the_largest_by_two_workers", || one_byte_to_the_largest(Some(2))),
+    ("sizes::fragments_of_a_flow_stay_together", || fragments_of_a_flow_stay_together(None)),
+    ("sizes::fragments_of_a_flow_stay_together_at_two_workers", || {
+        fragments_of_a_flow_stay_together(Some(2))
+    }),
     ("sizes::df_cleared", df_cleared),
     ("sizes::a_narrower_path_is_followed", a_narrower_path_is_followed),
     ("sizes::a_path_that_is_wide_again_is_used", a_path_that_is_wide_again_is_used),
@@ -32,8 +36,8 @@ fn one_tunnel() -> Setup {
     Setup { tunnels: 1, ..Setup::default() }
 }
 
-fn one_byte_to_the_largest() -> Outcome {
-    let pair = Pair::start_patient(&one_tunnel())?;
+fn one_byte_to_the_largest(workers: Option<u32>) -> Outcome {
+    let pair = Pair::start_patient(&Setup { workers, ..one_tunnel() })?;
     let Topology { client, server, .. } = &pair.topology;
     let told = Capture::start(client, "eth0", TOO_BIG, 96)?;
     for (address, headers, largest) in [(SERVER, 28, 65_507), (SERVER6, 48, 65_527)] {
@@ -92,9 +96,9 @@ fn unexpected(mut drops: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     drops
 }
 
-fn fragments_of_a_flow_stay_together() -> Outcome {
+fn fragments_of_a_flow_stay_together(workers: Option<u32>) -> Outcome {
     const SIZE: usize = 6000;
-    let pair = Pair::start_patient(&Setup::default())?;
+    let pair = Pair::start_patient(&Setup { workers, ..Setup::default() })?;
     let topology = &pair.topology;
     let internet = topology.internet.as_ref().ok_or("no internet")?;
     for address in [SERVER, SERVER6] {

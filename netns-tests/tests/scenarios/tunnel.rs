@@ -156,7 +156,8 @@ fn every_suite() -> Outcome {
     ];
     for (number, (suite, key_bytes, mtu)) in suites.into_iter().enumerate() {
         let encapsulation = if number % 2 == 0 { "udp" } else { "esp" };
-        let pair = Pair::start_patient(&Setup { suite, key_bytes, encapsulation, tunnels: 1, outer6: None })?;
+        let pair =
+            Pair::start_patient(&Setup { suite, key_bytes, encapsulation, tunnels: 1, ..Setup::default() })?;
         let told = pair.a.status()?["tunnels"][0]["mtu"].as_u64();
         assert_eq!(told, Some(mtu), "{suite} over {encapsulation}");
         let Topology { client, server, .. } = &pair.topology;

@@ -25,10 +25,14 @@ const PINGS: Pings = Pings { count: 40, interval: Duration::from_millis(50), siz
 enum Kind {
     Ike,
     WireGuard,
+    /// Its packets are told their interface.
+    WireGuardByUplink,
 }
 
 fn within_a_static_route() -> Outcome {
-    side_by_side([Kind::Ike, Kind::WireGuard].map(|kind| move || carries(kind, false)))
+    side_by_side(
+        [Kind::Ike, Kind::WireGuard, Kind::WireGuardByUplink].map(|kind| move || carries(kind, false)),
+    )
 }
 
 fn within_a_learned_route() -> Outcome {
@@ -55,7 +59,8 @@ fn carries(kind: Kind, learned: bool) -> Outcome {
     let way = topology.gateway_a.ip("route get 198.51.100.77")?;
     assert!(way.contains("dev braid0"), "{kind:?}: {way}");
     pair.a.wait_up(START)?;
-    let tunnel = &pair.a.status()?["tunnels"][0];
+    // Of the end whose control has lived all the time.
+    let tunnel = &pair.b.status()?["tunnels"][0];
     assert_eq!((&tunnel["state"], &tunnel["failovers"]), (&"up".into(), &0.into()), "{kind:?}: {tunnel}");
     Ok(())
 }
@@ -95,14 +100,18 @@ fn configuration(side: Side, kind: Kind, learned: bool, topology: &Topology, key
     };
     let secrets = match kind {
         Kind::Ike => "type = \"ipsec\"\n\n[tunnel.ike]\npsk = \"correct horse battery staple\"\n".to_owned(),
-        Kind::WireGuard => format!(
+        Kind::WireGuard | Kind::WireGuardByUplink => format!(
             "type = \"wireguard\"\n\n[tunnel.wireguard]\nprivate-key = \"{}\"\npeer-public-key = \"{}\"\n",
             own.private, theirs.public
         ),
     };
+    let uplink = match (kind, side) {
+        (Kind::WireGuardByUplink, Side::A) => "uplink = \"wan0\"\n",
+        _ => "",
+    };
     let mut text = format!(
-        "[gateway]\nname = \"gateway\"\nsource = \"{source}\"\n\n[[tunnel]]\nname = \"t0\"\nprobe = \"100ms\"\n\
-         {peering}{secrets}\n[[route]]\nprefix = \"{far}\"\nvia = [\"t0\"]\n"
+        "[gateway]\nname = \"gateway\"\nsource = \"{source}\"\n\n[[tunnel]]\nname = \"t0\"\nprobe = \"500ms\"\n\
+         {peering}{uplink}{secrets}\n[[route]]\nprefix = \"{far}\"\nvia = [\"t0\"]\n"
     );
     if learned {
         let announced = if side == Side::B { AROUND_B } else { NET_A };

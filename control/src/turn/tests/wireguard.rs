@@ -232,12 +232,12 @@ fn more_prefixes_than_can_be_kept_apart_are_told() {
         rig.event(Event::Core(CoreEvent::EndpointMoved { tunnel, remote }));
         rig.settle_for(5);
         let plan = &rig.turn.desired.plan;
-        let is_told = rig.notes.iter().any(|note| matches!(note, Note::NotApart { prefixes: 65 }));
+        let is_told = rig.notes.iter().any(|note| matches!(note, Note::NotApart { more: 1 }));
         (plan.apart.len(), plan.peers.contains(&remote.ip()), is_told)
     };
-    // Two are there already.
+    // Two are there already. The widest are.
     assert_eq!(with(62), (64, false, false));
-    assert_eq!(with(63), (0, true, true));
+    assert_eq!(with(63), (64, true, true));
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn only_families_of_unknown_peers_are_kept_apart() {
     let apart = |text: &str| {
         let config = crate::config::parse(text, Path::new("x.toml"), 0o600);
         let config = config.unwrap_or_else(|errors| panic!("{errors:?}"));
-        let apart = desired::kept_apart(&config, &BTreeMap::new()).unwrap();
+        let (apart, _) = desired::kept_apart(&config, &BTreeMap::new());
         apart.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     let routes = "[[route]]\nprefix = \"10.9.0.0/16\"\nvia = [\"road\"]\n\
@@ -257,6 +257,9 @@ fn only_families_of_unknown_peers_are_kept_apart() {
         apart(&text.replace("192.0.2.9", "2001:db8::9").replace("203.0.113.9", "2001:db8::7")),
         ["fd09::/16"]
     );
-    // Where an interface is named, no route decides.
-    assert_eq!(apart(&text.replace("local = ", "uplink = \"wan0\"\nlocal = ")), [""; 0]);
+    // An interface that is named does not stand against a route.
+    assert_eq!(
+        apart(&text.replace("local = ", "uplink = \"wan0\"\nlocal = ")),
+        ["10.0.0.0/8", "10.9.0.0/16"]
+    );
 }
