@@ -312,17 +312,7 @@ fn the_next_hop_of_another_program_stays() -> Outcome {
 
 /// The far router announces the same prefix on the link and in the tunnel; the link is preferred.
 fn a_router_on_a_link_before_tunnels(ends: &Ends) -> Outcome {
-    let bgp = format!(
-        "{}[[bgp.neighbor]]\nname = \"direct\"\naddress = \"{}\"\ninterface = \"{LINK}\"\n\
-         asn = {THEIRS}\nlocal-preference = 200\n",
-        neighbors(1, ""),
-        ends.far
-    );
-    let setup = Setup { tunnels: 1, ..Setup::default() };
-    let pair = Pair::start_edited(&setup, topology(1)?, |side, text| match side {
-        Side::A => with_bgp(patient(text), &bgp),
-        Side::B => behind_link(&patient(text), ends.net_a, ends.near),
-    })?;
+    let pair = beside_link(&preferred_neighbor(ends.far, THEIRS), ends)?;
     let mut speaker = far(1);
     let on_link = Peer {
         address: ends.near.to_owned(),
@@ -346,16 +336,7 @@ fn a_router_on_a_link_before_tunnels(ends: &Ends) -> Outcome {
 /// A router on the link names another next hop, which counts only where an address of ours shares its network.
 fn a_next_hop_is_on_the_link_or_unreachable() -> Outcome {
     const OTHER: &str = "10.9.1.2";
-    let bgp = format!(
-        "{}[[bgp.neighbor]]\nname = \"direct\"\naddress = \"{FAR}\"\ninterface = \"{LINK}\"\n\
-         asn = {THEIRS}\nlocal-preference = 200\n",
-        neighbors(1, "")
-    );
-    let setup = Setup { tunnels: 1, ..Setup::default() };
-    let pair = Pair::start_edited(&setup, topology(1)?, |side, text| match side {
-        Side::A => with_bgp(patient(text), &bgp),
-        Side::B => behind_link(&patient(text), NET_A, NEAR),
-    })?;
+    let pair = beside_link(&preferred_neighbor(FAR, THEIRS), &V4)?;
     let netns = &pair.topology.gateway_a;
     pair.topology.gateway_b.address(LINK, &format!("{OTHER}/24"))?;
     let mut speaker = far(1);
@@ -385,12 +366,27 @@ fn a_next_hop_is_on_the_link_or_unreachable() -> Outcome {
     Ok(())
 }
 
-/// What a BGP neighbor on the link is configured by: preferred, and watched.
-fn watched_neighbor(address: &str, asn: u32) -> String {
+/// What a BGP neighbor on the link is configured by: preferred.
+fn preferred_neighbor(address: &str, asn: u32) -> String {
     format!(
         "[[bgp.neighbor]]\nname = \"direct\"\naddress = \"{address}\"\ninterface = \"{LINK}\"\n\
-         asn = {asn}\nlocal-preference = 200\nbfd = {{ interval = \"50ms\", multiplier = 3 }}\n"
+         asn = {asn}\nlocal-preference = 200\n"
     )
+}
+
+/// The same, and watched.
+fn watched_neighbor(address: &str, asn: u32) -> String {
+    preferred_neighbor(address, asn) + "bfd = { interval = \"50ms\", multiplier = 3 }\n"
+}
+
+/// A tunnel beside the link: A speaks BGP in it and to this neighbor, B is to have FRR beside it.
+fn beside_link(neighbor: &str, ends: &Ends) -> Result<Pair> {
+    let bgp = neighbors(1, "") + neighbor;
+    let setup = Setup { tunnels: 1, ..Setup::default() };
+    Pair::start_edited(&setup, topology(1)?, |side, text| match side {
+        Side::A => with_bgp(patient(text), &bgp),
+        Side::B => behind_link(&patient(text), ends.net_a, ends.near),
+    })
 }
 
 fn bfd_of_link(status: &Value) -> &Value {
@@ -431,12 +427,7 @@ fn vanishes_and_back(pair: &Pair, loads: Vec<Paced>, origin: Instant) -> Outcome
 
 /// As above, where packets vanish: FRR's bfdd is heard on the link.
 fn bfd_on_a_link_with_frr() -> Outcome {
-    let bgp = format!("{}{}", neighbors(1, ""), watched_neighbor(FAR, THEIRS));
-    let setup = Setup { tunnels: 1, ..Setup::default() };
-    let pair = Pair::start_edited(&setup, topology(1)?, |side, text| match side {
-        Side::A => with_bgp(patient(text), &bgp),
-        Side::B => behind_link(&patient(text), NET_A, NEAR),
-    })?;
+    let pair = beside_link(&watched_neighbor(FAR, THEIRS), &V4)?;
     let netns = &pair.topology.gateway_b;
     let peer = format!("peer {NEAR} local-address {FAR} interface {LINK}");
     let bfdd = format!(
