@@ -20,3 +20,4 @@ pub mod tcp;
 pub mod ttl;
 pub mod tun;
 pub mod udp;
+pub mod wiped;
