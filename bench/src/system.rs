@@ -1,6 +1,7 @@
 //! What is compared: plain forwarding, Braid, and peers, each behind one trait.
 
 mod braid;
+mod devices;
 mod plain;
 mod strongswan;
 mod wireguard;
@@ -82,6 +83,10 @@ pub trait Running: std::fmt::Debug {
 pub fn all() -> Vec<Box<dyn System>> {
     let mut systems: Vec<Box<dyn System>> =
         vec![Box::new(plain::Plain { offloads: true }), Box::new(plain::Plain { offloads: false })];
+    // What AES-GCM takes for a byte, and what it and all else of Braid takes.
+    for wait in [0, 20, 30] {
+        systems.push(Box::new(devices::Devices { wait }));
+    }
     for suite in ["aes128gcm16", "aes256gcm16"] {
         for tunnels in [1, 2] {
             systems.push(Box::new(braid::Braid { protocol: braid::Protocol::Esp(suite), tunnels }));
