@@ -63,6 +63,14 @@ impl LauncherClient {
         self.send(&FromClient::PlanFile { len }, Some(file.as_fd())).await
     }
 
+    /// Gives the launcher what the next life may go on with.
+    ///
+    /// # Errors
+    /// The launcher is gone.
+    pub async fn in_force(&self, kept: BorrowedFd<'_>) -> io::Result<()> {
+        self.send(&FromClient::InForce, Some(kept)).await
+    }
+
     /// Sends learned routes.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod failover;
 pub mod ike;
 pub mod import;
+mod in_force;
 pub mod key_log;
 pub mod keys;
 pub mod launcher;

@@ -13,6 +13,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     ffi::OsString,
     io,
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -31,9 +32,10 @@ use tokio::{
 use crate::{
     admin::{self, Asked, Response},
     bgp::Bgp,
-    config::{self, Config, ConfigError},
+    config::{self, Config, ConfigError, Files},
     core_client::{CoreClient, Incoming},
     ike::{Ike, punt::PuntClient},
+    in_force::InForce,
     key_log::{KeyLog, KeyLogError},
     launcher_client::LauncherClient,
     memory::{self, Memory},
@@ -66,7 +68,7 @@ const NAMES_INTERVAL: Duration = Duration::from_secs(5);
 const TRIM_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Braid's control process. It is started by `braid run`, or as a service unit beside the launcher.
-#[derive(Parser, Debug)]
+#[derive(Parser, Clone, Debug)]
 #[command(
     name = "braid-control",
     version,
@@ -83,6 +85,10 @@ struct Args {
     /// Allow [tunnel.manual], for tests only
     #[arg(long)]
     insecure_manual_keys: bool,
+    /// Where the configuration cannot be applied, go on with what stdin holds: what was in force in an earlier
+    /// life, as the launcher has kept it
+    #[arg(long)]
+    in_force: bool,
     /// Append the keys of every IKE SA to this file, for Wireshark: see `braid run --help`
     #[arg(long, value_name = "FILE")]
     ike_key_log: Option<PathBuf>,
@@ -155,22 +161,66 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), Failure> {
-    let config = load(&args.config, args.insecure_manual_keys).map_err(Failure::Config)?;
+    let key_log = open_key_log(&args)?;
+    // What the machine had when braid started: it may have other processors by now, and the core has its threads.
+    let kept = args.in_force.then(|| InForce::read(io::stdin()));
+    let workers = match &kept {
+        Some(Ok(kept)) => kept.workers,
+        Some(Err(_)) | None => default_workers(),
+    };
+    drop(kept);
+    let mut files = Files::default();
+    let config = load(&mut files, &args.config, args.insecure_manual_keys);
+    drop_privileges();
+    let failed = match config {
+        Ok(config) => live(args.clone(), config, &InForce { files, workers }, key_log),
+        Err(errors) => Err(Failure::Config(errors)),
+    };
+    match failed {
+        Err(Failure::Config(errors)) if args.in_force => {
+            let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            go_on(args, &errors)
+        }
+        Err(Failure::Plan(message)) if args.in_force => go_on(args, &[message]),
+        ended => ended,
+    }
+}
+
+/// The files as they stand cannot be applied: lives on with what was in force in an earlier life.
+fn go_on(args: Args, why: &[String]) -> Result<(), Failure> {
+    why.iter().for_each(|line| tracing::error!("{line}"));
+    let in_force = |error| Failure::System { what: "what was in force cannot be read again", error };
+    let mut kept = InForce::read(io::stdin()).map_err(in_force)?;
+    let config = load(&mut kept.files, &args.config, args.insecure_manual_keys).map_err(Failure::Config)?;
+    tracing::error!("going on with the configuration that was in force; `braid reload` applies a mended one");
+    let key_log = open_key_log(&args)?;
+    live(args, config, &kept, key_log)
+}
+
+fn open_key_log(args: &Args) -> Result<Option<KeyLog>, Failure> {
     let key_log = args.ike_key_log.as_deref().map(KeyLog::open).transpose().map_err(Failure::KeyLog)?;
     if let Some(key_log) = &key_log {
         tracing::warn!("{key_log}");
     }
-    drop_privileges();
+    Ok(key_log)
+}
+
+fn live(args: Args, config: Config, in_force: &InForce, key_log: Option<KeyLog>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::System { what: "cannot start", error })?;
-    runtime.block_on(control(args, Arc::new(config), key_log))
+    let kept = in_force.keep_or_warn();
+    runtime.block_on(control(args, Arc::new(config), (kept, in_force.workers), key_log))
 }
 
 /// Reads a configuration, and refuses fixed keys that were not asked for.
-fn load(file: &std::path::Path, insecure_manual_keys: bool) -> Result<Config, Vec<ConfigError>> {
-    let config = config::load(file)?;
+fn load(
+    files: &mut Files,
+    file: &std::path::Path,
+    insecure_manual_keys: bool,
+) -> Result<Config, Vec<ConfigError>> {
+    let config = config::load_from(files, file)?;
     match config.manual_keys() {
         Some(error) if !insecure_manual_keys => Err(vec![error]),
         _ => Ok(config),
@@ -202,6 +252,12 @@ struct Control {
     launcher: LauncherClient,
     greeted: bool,
     waiting: HashMap<Token, oneshot::Sender<Response>>,
+    /// Forwarding threads, where the configuration does not say.
+    workers: u32,
+    /// For our next life, once the launcher has put it in force: what this one began with.
+    kept_first: Option<OwnedFd>,
+    /// And reloads that are on their way.
+    kept: HashMap<Token, Option<OwnedFd>>,
     /// Made, or read as a configuration, so far.
     documents: u64,
     next_token: u64,
@@ -243,10 +299,15 @@ enum Pending {
 /// A configuration that was read beside the loop.
 struct Loaded {
     token: Token,
-    config: Result<Config, Vec<ConfigError>>,
+    config: Result<(Config, Option<OwnedFd>), Vec<ConfigError>>,
 }
 
-async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Result<(), Failure> {
+async fn control(
+    args: Args,
+    config: Arc<Config>,
+    (kept, workers): (Option<OwnedFd>, u32),
+    key_log: Option<KeyLog>,
+) -> Result<(), Failure> {
     let system = |what| move |error| Failure::System { what, error };
     let run_dir = |error| Failure::RunDir { path: args.run_dir.clone(), error };
     let mut terminate = signal(SignalKind::terminate()).map_err(system("cannot watch signals"))?;
@@ -273,7 +334,6 @@ async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Re
     admin::serve(&args.run_dir, asked).map_err(run_dir)?;
     let (loaded, mut configurations) = mpsc::unbounded_channel();
     let start = Instant::now();
-    let workers = default_workers();
     let mut control = Control {
         launcher_life,
         start,
@@ -285,6 +345,9 @@ async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Re
         launcher,
         greeted: false,
         waiting: HashMap::new(),
+        workers,
+        kept_first: kept,
+        kept: HashMap::new(),
         documents: 0,
         next_token: 0,
         queries: BTreeMap::new(),
@@ -323,7 +386,12 @@ async fn control(args: Args, config: Arc<Config>, key_log: Option<KeyLog>) -> Re
             _ = quit.recv() => break false,
             incoming = control.core.next() => control.handle_core(incoming),
             answer = control.launcher.next() => Some(match answer {
-                Ok(ToControl::Done) => Event::PlanDone,
+                Ok(ToControl::Done) => {
+                    let kept = control.kept_first.take();
+                    control.keep(kept).await;
+                    control.forget_earlier();
+                    Event::PlanDone
+                }
                 Ok(ToControl::RoutesDone) => Event::RoutesDone,
                 Ok(ToControl::Failed { message }) => Event::PlanFailed { message },
                 // The launcher is gone or is ending: so do we; the core goes on.
@@ -557,12 +625,33 @@ impl Control {
                 }
                 Effect::QueryStats => self.query(Query::Stats, Pending::Turn),
                 Effect::Reconnect => self.core.reconnect(),
+                Effect::InForce(token) => {
+                    let kept = self.kept.remove(&token).flatten();
+                    self.keep(kept).await;
+                }
                 Effect::Reply(token, result) => self.reply(token, result),
                 Effect::Note(note) => log(&note),
                 Effect::Exit { message } => return Err(Failure::Plan(message)),
             }
         }
         Ok(())
+    }
+
+    /// Leaves a configuration to our next life.
+    async fn keep(&self, kept: Option<OwnedFd>) {
+        let Some(kept) = kept else { return };
+        if let Err(error) = self.launcher.in_force(kept.as_fd()).await {
+            tracing::warn!("the launcher does not keep what is in force: {error}");
+        }
+    }
+
+    /// What an earlier life began with has served.
+    fn forget_earlier(&mut self) {
+        if core::mem::take(&mut self.args.in_force)
+            && let Ok(null) = std::fs::File::open("/dev/null")
+        {
+            let _ = rustix::stdio::dup2_stdin(null);
+        }
     }
 
     async fn handle_bgp_deadline(&mut self, overdue: &mut Overdue) {

@@ -686,6 +686,7 @@ impl Turn {
             && self.is_planned()
             && let Some((_, token)) = self.fallback.take()
         {
+            self.effects.push(Effect::InForce(token));
             self.awaiting_sync.push(token);
         }
         self.offer(now);

@@ -521,6 +521,24 @@ fn a_wrong_start_is_one_line_and_status_2() {
 }
 
 #[test]
+fn nothing_that_was_in_force_is_no_hindrance_to_right_files_and_no_help_to_wrong_ones() {
+    let mut world = World::new("in-force", ToControl::Done);
+    let mut command = world.command();
+    command.args(["--insecure-manual-keys", "--in-force"]).stdin(Stdio::null());
+    world.control = Some(command.spawn().unwrap());
+    world.await_states("up");
+    world.kill();
+    world.write_config("[gateway");
+    let output = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    assert!(!output.status.success());
+    let said = stderr(&output);
+    assert!(
+        said.contains("braid.toml:1:") && said.contains("what was in force cannot be read again"),
+        "{said}"
+    );
+}
+
+#[test]
 fn without_a_gateway_the_commands_say_so() {
     let world = World::new("nobody", ToControl::Done);
     for args in [&["status"][..], &["reload"], &["drain", "a"], &["path", "10.2.0.1"]] {

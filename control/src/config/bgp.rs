@@ -505,7 +505,7 @@ fn read_md5(
             (item, key)
         }
         (None, Some(item)) => {
-            let mut key = read_file(item, context.file, true, report)?;
+            let mut key = read_file(item, context.file, true, report)?.bytes.clone();
             let end = key.iter().rposition(|octet| !matches!(octet, b'\n' | b'\r')).map_or(0, |at| at + 1);
             key.truncate(end);
             (item, key)

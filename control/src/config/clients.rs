@@ -2,10 +2,8 @@
 
 use std::{
     collections::HashSet,
-    fs::File,
-    io::{self, Read},
+    io,
     net::IpAddr,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -266,16 +264,19 @@ impl Clients {
 /// Reads the clients' file; one that is not there has none.
 pub(super) fn read_list(clients: &mut Clients, report: &mut Report) {
     let file = clients.file.clone();
-    let (text, mode) = match read_file(&file) {
-        Ok(Some(read)) => read,
-        Ok(None) => return,
-        Err(error) => {
-            report.error_in(&file, 0, "", Fault::Unreadable { cause: error.to_string() });
-            return;
-        }
+    let unreadable = |cause| Fault::Unreadable { cause };
+    let contents = match report.files.read(&file, super::MAX_FILE_LEN) {
+        Ok(contents) => contents,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) => return report.error_in(&file, 0, "", unreadable(error.to_string())),
     };
-    let mut own = Report::new(&file, &text);
-    let (document, syntax) = DeTable::parse_recoverable(&text);
+    let text = match core::str::from_utf8(&contents.bytes) {
+        Ok(text) => text,
+        Err(error) => return report.error_in(&file, 0, "", unreadable(error.to_string())),
+    };
+    let mode = contents.mode;
+    let mut own = Report::new(&file, text);
+    let (document, syntax) = DeTable::parse_recoverable(text);
     for error in syntax {
         let at = error.span().map_or(0, |span| span.start);
         own.error(at..at, "", Fault::Syntax { problem: error.message().to_owned() });
@@ -324,23 +325,6 @@ fn read_client<'t>(
     }
     let client = Client { name: name?, public_key: public_key?, preshared_key: preshared_key?, addresses };
     Some((client, item))
-}
-
-type Text = (Zeroizing<String>, u32);
-
-fn read_file(path: &Path) -> io::Result<Option<Text>> {
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let metadata = file.metadata()?;
-    if metadata.len() > super::MAX_FILE_LEN {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    let mut text = Zeroizing::new(String::with_capacity(metadata.len() as usize + 1));
-    Read::by_ref(&mut file).take(super::MAX_FILE_LEN).read_to_string(&mut text)?;
-    Ok(Some((text, metadata.mode())))
 }
 
 /// Their tunnels.

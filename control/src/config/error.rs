@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use super::Files;
+
 /// Errors that are reported for one file; more are counted only.
 const MAX_ERRORS: usize = 200;
 
@@ -171,6 +173,8 @@ impl core::error::Error for ConfigError {}
 #[derive(Debug)]
 pub(super) struct Report {
     file: PathBuf,
+    /// Where the files that this one names come from.
+    pub(super) files: Files,
     line_starts: Vec<usize>,
     errors: Vec<ConfigError>,
     left_out: usize,
@@ -179,7 +183,13 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn new(file: &Path, text: &str) -> Self {
         let line_starts = core::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Report { file: file.to_owned(), line_starts, errors: Vec::new(), left_out: 0 }
+        Report {
+            file: file.to_owned(),
+            files: Files::default(),
+            line_starts,
+            errors: Vec::new(),
+            left_out: 0,
+        }
     }
 
     /// The line, from 1, in which a byte stands.

@@ -4,13 +4,7 @@
 //! holds all that a negotiation needs. Not done: EAP, raw public keys.
 
 use core::time::Duration;
-use std::{
-    fs::File,
-    io::{self, Read},
-    net::IpAddr,
-    os::unix::fs::MetadataExt,
-    path::Path,
-};
+use std::{net::IpAddr, path::Path, sync::Arc};
 
 use braid_api::Suite;
 use braid_ike::{
@@ -25,6 +19,7 @@ use zeroize::Zeroizing;
 use super::{
     Credential, Ike, Key, Ppk, Remote, Role,
     error::{Fault, Report},
+    files::Contents,
     section::{Item, Schema, Section},
     tunnel::{choice, read_window, refuse_exposed, within},
     value,
@@ -228,8 +223,8 @@ fn read_credential(section: Section<'_>, file: &Path, report: &mut Report) -> Op
         return item.parse(psk, report).map(Credential::Psk);
     }
     if let Some(item) = section.get("psk-file") {
-        let bytes = read_file(item, file, true, report)?;
-        let text = core::str::from_utf8(&bytes).unwrap_or_default().trim_end_matches(['\n', '\r']);
+        let read = read_file(item, file, true, report)?;
+        let text = core::str::from_utf8(&read.bytes).unwrap_or_default().trim_end_matches(['\n', '\r']);
         return match psk(text) {
             Ok(key) => Some(Credential::Psk(key)),
             Err(fault) => {
@@ -245,11 +240,11 @@ fn read_credential(section: Section<'_>, file: &Path, report: &mut Report) -> Op
     let chain = read_file(certificate, file, false, report);
     let private = read_file(key, file, true, report);
     let authorities = read_file(ca, file, false, report);
-    let (chain, private, authorities) = (chain?, private?, authorities?);
+    let (chain, private, authorities) = (&chain?.bytes, &private?.bytes, &authorities?.bytes);
     let refuse = |item: Item<'_>, error: CredentialError, report: &mut Report| {
         item.invalid(report, error.to_string(), "name a PEM file that holds it");
     };
-    if let Err(error) = CertificateCredential::from_pem(&chain, &private) {
+    if let Err(error) = CertificateCredential::from_pem(chain, private) {
         let item = match error {
             CredentialError::NoKey | CredentialError::UnsupportedKey | CredentialError::KeyMismatch => key,
             CredentialError::NotPem
@@ -259,11 +254,15 @@ fn read_credential(section: Section<'_>, file: &Path, report: &mut Report) -> Op
         refuse(item, error, report);
         return None;
     }
-    if let Err(error) = TrustStore::from_pem(&authorities) {
+    if let Err(error) = TrustStore::from_pem(authorities) {
         refuse(ca, error, report);
         return None;
     }
-    Some(Credential::Certificate { chain: chain.to_vec(), key: Key::new(private), ca: authorities.to_vec() })
+    Some(Credential::Certificate {
+        chain: chain.to_vec(),
+        key: Key::new(private.clone()),
+        ca: authorities.to_vec(),
+    })
 }
 
 /// A post-quantum pre-shared key (RFC 8784): key and name go together.
@@ -287,8 +286,8 @@ fn read_ppk(section: Section<'_>, file: &Path, report: &mut Report) -> Option<Pp
     }
     let secret = match (inline, named) {
         (Some(item), _) => item.parse(psk, report),
-        (None, Some(item)) => read_file(item, file, true, report).and_then(|bytes| {
-            let text = core::str::from_utf8(&bytes).unwrap_or_default().trim_end_matches(['\n', '\r']);
+        (None, Some(item)) => read_file(item, file, true, report).and_then(|read| {
+            let text = core::str::from_utf8(&read.bytes).unwrap_or_default().trim_end_matches(['\n', '\r']);
             psk(text).map_err(|fault| item.fault(report, fault)).ok()
         }),
         (None, None) => None,
@@ -325,31 +324,20 @@ pub(super) fn read_file(
     config: &Path,
     secret: bool,
     report: &mut Report,
-) -> Option<Zeroizing<Vec<u8>>> {
+) -> Option<Arc<Contents>> {
     let name = item.string(report)?;
     let path = config.parent().unwrap_or(Path::new("")).join(name);
-    let read = || -> io::Result<(Zeroizing<Vec<u8>>, u32)> {
-        let mut file = File::open(&path)?;
-        let metadata = file.metadata()?;
-        if metadata.len() > MAX_FILE_LEN {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        // Sized first: a growing buffer would leave copies of keys in freed memory.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(metadata.len() as usize + 1));
-        Read::by_ref(&mut file).take(MAX_FILE_LEN).read_to_end(&mut bytes)?;
-        Ok((bytes, metadata.mode()))
-    };
-    match read() {
-        Ok((_, mode)) if secret && mode & 0o077 != 0 => {
+    match report.files.read(&path, MAX_FILE_LEN) {
+        Ok(contents) if secret && contents.mode & 0o077 != 0 => {
             let problem = format!(
                 "{} holds a secret and others may read it (mode {:04o})",
                 path.display(),
-                mode & 0o7777
+                contents.mode & 0o7777
             );
             item.invalid(report, problem, "chmod 600 it");
             None
         }
-        Ok((bytes, _)) => Some(bytes),
+        Ok(contents) => Some(contents),
         Err(error) => {
             item.invalid(report, format!("{}: {error}", path.display()), "name a file that can be read");
             None

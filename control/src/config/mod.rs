@@ -2,13 +2,14 @@
 //!
 //! A [`Config`] cannot be wrong in itself: names resolve, keys have their suite's length, inside
 //! networks are disjoint. What it cannot know is whether the machine allows it. Reading is pure
-//! but for [`load`], which opens the file, and the files with keys that tunnels name.
+//! but for [`Files`], which opens the file, and the files with keys that tunnels name.
 
 mod bfd;
 mod bgp;
 mod check;
 mod clients;
 mod error;
+mod files;
 mod gateway;
 mod ike;
 mod metrics;
@@ -27,10 +28,8 @@ mod wireguard_tests;
 
 use core::time::Duration;
 use std::{
-    fs::File,
-    io::Read,
+    io,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -45,6 +44,7 @@ pub use bgp::{Bgp, Neighbor, Place};
 pub use braid_api::launcher::NextHop as Link;
 pub use clients::{Client, Clients};
 pub use error::{ConfigError, Fault};
+pub use files::Files;
 pub(crate) use ike::core_suite;
 pub(crate) use value::{dns_name, inside, name, unroutable};
 
@@ -441,17 +441,26 @@ impl Config {
 /// # Errors
 /// Every error found, by line.
 pub fn load(file: &Path) -> Result<Config, Vec<ConfigError>> {
+    load_from(&mut Files::default(), file)
+}
+
+/// Reads and checks a file of those, and all that it names.
+///
+/// # Errors
+/// Every error found, by line.
+pub fn load_from(files: &mut Files, file: &Path) -> Result<Config, Vec<ConfigError>> {
     let whole_file = |fault| vec![ConfigError { file: file.to_owned(), line: 0, key: String::new(), fault }];
-    let unreadable = |error: std::io::Error| whole_file(Fault::Unreadable { cause: error.to_string() });
-    let mut opened = File::open(file).map_err(unreadable)?;
-    let metadata = opened.metadata().map_err(unreadable)?;
-    if metadata.len() > MAX_FILE_LEN {
-        return Err(whole_file(Fault::TooLong { limit: MAX_FILE_LEN }));
-    }
-    // Sized first: a growing buffer would leave copies of keys in freed memory.
-    let mut text = Zeroizing::new(String::with_capacity(metadata.len() as usize + 1));
-    Read::by_ref(&mut opened).take(MAX_FILE_LEN).read_to_string(&mut text).map_err(unreadable)?;
-    parse(&text, file, metadata.mode())
+    let contents = files.read(file, MAX_FILE_LEN).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => whole_file(Fault::TooLong { limit: MAX_FILE_LEN }),
+        _ => whole_file(Fault::Unreadable { cause: error.to_string() }),
+    })?;
+    let text = core::str::from_utf8(&contents.bytes)
+        .map_err(|error| whole_file(Fault::Unreadable { cause: error.to_string() }))?;
+    let mut report = Report::new(file, text);
+    report.files = core::mem::take(files);
+    let config = read(text, file, contents.mode, &mut report);
+    *files = core::mem::take(&mut report.files);
+    config.ok_or_else(|| report.into_errors())
 }
 
 /// Checks a file's text. `mode` are its permission bits.
@@ -460,6 +469,11 @@ pub fn load(file: &Path) -> Result<Config, Vec<ConfigError>> {
 /// Every error found, by line.
 pub fn parse(text: &str, file: &Path, mode: u32) -> Result<Config, Vec<ConfigError>> {
     let mut report = Report::new(file, text);
+    read(text, file, mode, &mut report).ok_or_else(|| report.into_errors())
+}
+
+/// `None` where the report says why.
+fn read(text: &str, file: &Path, mode: u32, report: &mut Report) -> Option<Config> {
     let (document, syntax) = DeTable::parse_recoverable(text);
     for error in syntax {
         let at = error.span().map_or(0, |span| span.start);
@@ -467,28 +481,28 @@ pub fn parse(text: &str, file: &Path, mode: u32) -> Result<Config, Vec<ConfigErr
         report.error(at..at, "", Fault::Syntax { problem: error.message().to_owned() });
     }
     if !report.is_clean() {
-        return Err(report.into_errors());
+        return None;
     }
-    let root = Section::open(&ROOT, document.get_ref(), 0, &mut report);
-    let gateway = gateway::read_gateway(root, &mut report);
-    let core = gateway::read_core(root, &mut report);
-    let mut tunnels = tunnel::read_all(root, file, mode, &mut report);
-    let routes = route::read_all(root, &tunnels, &mut report);
-    let bgp = bgp::read(root, &gateway, &tunnels, (file, mode), &mut report);
+    let root = Section::open(&ROOT, document.get_ref(), 0, report);
+    let gateway = gateway::read_gateway(root, report);
+    let core = gateway::read_core(root, report);
+    let mut tunnels = tunnel::read_all(root, file, mode, report);
+    let routes = route::read_all(root, &tunnels, report);
+    let bgp = bgp::read(root, &gateway, &tunnels, (file, mode), report);
     bgp.iter().for_each(|bgp| bgp::add_bfd(bgp, &mut tunnels));
-    let mut clients = clients::read(root, &gateway, &routes, (file, mode), &mut report);
+    let mut clients = clients::read(root, &gateway, &routes, (file, mode), report);
     if let Some((clients, line)) = &mut clients {
-        clients::read_list(clients, &mut report);
+        clients::read_list(clients, report);
         tunnels.extend(clients::drafts(clients, *line));
     }
-    let metrics = metrics::read(root, &mut report);
-    check::cross_check(&tunnels, &routes, &mut report);
+    let metrics = metrics::read(root, report);
+    check::cross_check(&tunnels, &routes, report);
     if !report.is_clean() {
-        return Err(report.into_errors());
+        return None;
     }
     let tunnels = tunnels.into_iter().filter_map(|draft| draft.tunnel).collect();
     let routes = routes.into_iter().map(|draft| draft.route).collect();
-    Ok(Config {
+    Some(Config {
         file: file.to_owned(),
         gateway,
         core,

@@ -105,8 +105,8 @@ fn secret(
             item.parse(secret_key, report)
         }
         (None, Some(item)) => {
-            let bytes = read_file(item, file, true, report)?;
-            let text = core::str::from_utf8(&bytes).unwrap_or_default().trim_end_matches(['\n', '\r']);
+            let read = read_file(item, file, true, report)?;
+            let text = core::str::from_utf8(&read.bytes).unwrap_or_default().trim_end_matches(['\n', '\r']);
             secret_key(text).map_err(|fault| item.fault(report, fault)).ok()
         }
         (None, None) => None,

@@ -126,7 +126,7 @@ pub fn run(args: RunArgs) -> ExitCode {
 
 enum Event {
     Accepted(Connection),
-    Message(u64, FromClient),
+    Message(u64, FromClient, Option<OwnedFd>),
     Closed(u64),
     Ended(Role, io::Result<ExitStatus>),
     Restart(Role),
@@ -162,6 +162,8 @@ struct Launcher {
     control: Process,
     core_connection: Option<u64>,
     control_connection: Option<u64>,
+    /// What the next life of control may go on with; it holds keys, and is not looked into.
+    in_force: Option<OwnedFd>,
     sent: Sent,
     /// Control waits for the core to have its sockets.
     owes_done: bool,
@@ -204,6 +206,7 @@ async fn launch(mut args: RunArgs) -> Result<u8, StartError> {
         control: Process::new(Role::Control),
         core_connection: None,
         control_connection: None,
+        in_force: None,
         sent: Sent::default(),
         owes_done: false,
         ready: false,
@@ -285,7 +288,10 @@ impl Launcher {
         let events = self.events.clone();
         let ended = move |status| drop(events.send(Event::Ended(role, status)));
         let args = self.args.clone();
-        self.process(role).start(&args, ended).map_err(|error| StartError::Spawn { name: role.name(), error })
+        let spawn = |error| StartError::Spawn { name: role.name(), error };
+        let in_force = self.in_force.as_ref().filter(|_| role == Role::Control);
+        let in_force = in_force.map(OwnedFd::try_clone).transpose().map_err(spawn)?;
+        self.process(role).start(&args, in_force, ended).map_err(spawn)
     }
 
     fn process(&mut self, role: Role) -> &mut Process {
@@ -299,7 +305,7 @@ impl Launcher {
     async fn handle(&mut self, event: Event) -> Result<Option<u8>, StartError> {
         match event {
             Event::Accepted(connection) => self.accepted(connection),
-            Event::Message(id, message) => self.message(id, message).await,
+            Event::Message(id, message, file) => self.message(id, message, file).await,
             Event::Closed(id) => self.closed(id),
             Event::Ended(role, status) => return Ok(self.ended(role, status)),
             Event::Restart(role) => {
@@ -328,8 +334,8 @@ impl Launcher {
         self.connections.insert(id, Rc::clone(&connection));
         let events = self.events.clone();
         tokio::task::spawn_local(async move {
-            while let Some(message) = connection.receive().await {
-                if events.send(Event::Message(id, message)).is_err() {
+            while let Some((message, file)) = connection.receive().await {
+                if events.send(Event::Message(id, message, file)).is_err() {
                     return;
                 }
             }
@@ -348,14 +354,14 @@ impl Launcher {
         }
     }
 
-    async fn message(&mut self, id: u64, message: FromClient) {
+    async fn message(&mut self, id: u64, message: FromClient, file: Option<OwnedFd>) {
         match message {
             FromClient::Core => {
                 self.core_connection = Some(id);
                 self.sent = Sent::default();
                 self.repair().await;
             }
-            FromClient::Control => {
+            FromClient::Control if self.core_connection != Some(id) => {
                 self.control_connection = Some(id);
                 self.kernel.handle_new_control();
             }
@@ -365,9 +371,14 @@ impl Launcher {
                 }
                 self.answer(&ToControl::RoutesDone).await;
             }
+            FromClient::InForce if self.control_connection == Some(id) => self.in_force = file,
             FromClient::Plan(plan) if self.control_connection == Some(id) => self.plan(plan).await,
-            // Of somebody who did not say who it is, or a plan file that could not be read.
-            FromClient::Plan(_) | FromClient::Routes(_) | FromClient::PlanFile { .. } => self.closed(id),
+            // Of somebody who is another or did not say who it is, or a plan file that could not be read.
+            FromClient::Control
+            | FromClient::Plan(_)
+            | FromClient::Routes(_)
+            | FromClient::InForce
+            | FromClient::PlanFile { .. } => self.closed(id),
         }
     }
 

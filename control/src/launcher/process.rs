@@ -72,19 +72,21 @@ impl Process {
         Self { role, running: None, started: Instant::now(), deaths: 0 }
     }
 
-    /// Starts it. `ended` is called with its exit status.
+    /// Starts it, control with what was in force in an earlier life, if there was one. `ended` is called with its exit status.
     ///
     /// # Errors
     /// The system refuses.
     pub(super) fn start(
         &mut self,
         args: &RunArgs,
+        in_force: Option<OwnedFd>,
         ended: impl FnOnce(io::Result<ExitStatus>) + 'static,
     ) -> io::Result<()> {
         let mut child = Command::new(&args.program)
             .arg0(self.role.name())
             .args(self.role.arguments(args))
-            .stdin(Stdio::null())
+            .args(in_force.as_ref().map(|_| "--in-force"))
+            .stdin(in_force.map_or_else(Stdio::null, Stdio::from))
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;

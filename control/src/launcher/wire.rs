@@ -17,6 +17,8 @@ use serde::Serialize;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::in_force;
+
 /// Most descriptors in one message that the kernel takes (`SCM_MAX_FD`).
 const MAX_FDS: usize = 253;
 /// How long a process may leave its messages unread.
@@ -59,15 +61,22 @@ pub(super) struct Connection(UnixStream);
 
 impl Connection {
     /// Waits for the next message; `None` at the end, and for what is no message.
-    pub(super) async fn receive(&self) -> Option<FromClient> {
+    /// With [`FromClient::InForce`] its memory file.
+    pub(super) async fn receive(&self) -> Option<(FromClient, Option<OwnedFd>)> {
         let mut buffer = vec![0; MAX_MESSAGE_LEN];
         let received =
             self.0.async_io(Interest::READABLE, || receive_packet(self.0.as_fd(), &mut buffer)).await;
         let (len, file) = received.ok()?;
         let message = braid_api::decode(buffer.get(..len)?).ok()?;
         match message {
-            FromClient::PlanFile { len } => read_plan(&File::from(file?), len).map(FromClient::Plan),
-            other => Some(other),
+            FromClient::PlanFile { len } => {
+                read_plan(&File::from(file?), len).map(|plan| (FromClient::Plan(plan), None))
+            }
+            FromClient::InForce => {
+                let file = file.filter(|file| in_force::is_sealed(file))?;
+                Some((FromClient::InForce, Some(file)))
+            }
+            other => Some((other, None)),
         }
     }
 

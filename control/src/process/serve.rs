@@ -12,8 +12,9 @@ use tokio::sync::oneshot;
 use super::{Asked, Control, Loaded, Pending, Token, load, lookups_of};
 use crate::{
     admin::{Request, Response},
-    config::Remote,
+    config::{Files, Remote},
     doctor::Look,
+    in_force::InForce,
     status,
     turn::{Event, State},
 };
@@ -159,9 +160,12 @@ impl Control {
             }
         };
         let (file, allowed) = (self.args.config.clone(), self.args.insecure_manual_keys);
+        let workers = self.workers;
         let loaded = self.loaded.clone();
         tokio::task::spawn_blocking(move || {
-            let config = load(&file, allowed);
+            let mut files = Files::default();
+            let config = load(&mut files, &file, allowed);
+            let config = config.map(|config| (config, InForce { files, workers }.keep_or_warn()));
             // Nobody listens any more when control ends.
             let _ = loaded.send(Loaded { token, config });
         });
@@ -169,8 +173,8 @@ impl Control {
 
     pub(super) fn configured(&mut self, loaded: Loaded) -> Option<Event> {
         let Loaded { token, config } = loaded;
-        let config = match config {
-            Ok(config) => config,
+        let (config, kept) = match config {
+            Ok(loaded) => loaded,
             Err(errors) => {
                 self.refuse(token, errors.iter().map(ToString::to_string).collect());
                 return None;
@@ -184,6 +188,7 @@ impl Control {
         self.lookups = lookups_of(&config);
         self.ask_names(|_| true);
         let outer = self.look(Some(&config));
+        self.kept.insert(token, kept);
         Some(Event::Configured { config: config.into(), outer, token })
     }
 
@@ -197,6 +202,8 @@ impl Control {
     }
 
     pub(super) fn reply(&mut self, token: Token, result: Result<String, Vec<String>>) {
+        // It was refused, or is in the launcher's hands.
+        self.kept.remove(&token);
         // The lookups follow the configuration, which a failed reload has put back.
         self.lookups = lookups_of(self.turn.config());
         let Some(answer) = self.waiting.remove(&token) else {

@@ -106,6 +106,8 @@ pub enum Effect {
     Reconnect,
     /// Write [`super::Turn::memory`], after what is urgent.
     RememberLater,
+    /// The configuration of this reload is what control's next life may go on with.
+    InForce(Token),
     /// Answer.
     Reply(Token, Result<String, Vec<String>>),
     /// Log.
@@ -127,9 +129,10 @@ impl Effect {
             Effect::QueryStats => 4,
             Effect::Reconnect => 5,
             Effect::RememberLater => 6,
-            Effect::Reply(..) => 7,
-            Effect::Note(_) => 8,
-            Effect::Exit { .. } => 9,
+            Effect::InForce(_) => 7,
+            Effect::Reply(..) => 8,
+            Effect::Note(_) => 9,
+            Effect::Exit { .. } => 10,
         }
     }
 }

@@ -100,6 +100,8 @@ pub(super) struct Rig {
     /// Every key that any core has ever taken.
     installed: BTreeSet<Vec<u8>>,
     replies: Vec<(Token, Result<String, Vec<String>>)>,
+    /// Reloads whose configuration is kept for the next life of control.
+    in_force: Vec<Token>,
     pub(super) notes: Vec<Note>,
     /// The core refuses whatever has a route for it.
     pub(super) refuses: Option<ipnet::IpNet>,
@@ -152,6 +154,7 @@ impl Rig {
             last_mtu: None,
             installed: BTreeSet::new(),
             replies: Vec::new(),
+            in_force: Vec::new(),
             notes: Vec::new(),
             refuses: None,
             kernel: BTreeMap::new(),
@@ -224,6 +227,7 @@ impl Rig {
                     self.disconnect(true);
                     self.connect();
                 }
+                Effect::InForce(token) => self.in_force.push(token),
                 Effect::Reply(token, result) => self.replies.push((token, result)),
                 Effect::Note(note) => self.notes.push(note),
                 Effect::Exit { message } => self.exited = Some(message),

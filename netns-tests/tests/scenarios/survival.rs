@@ -3,7 +3,7 @@
 
 use crate::failover::answers_to_probes;
 use crate::kernel::kill_part;
-use crate::pair::{Pair, START, Setup, Side};
+use crate::pair::{Pair, START, Setup, Side, patient};
 use crate::wires::Wires;
 use braid_netns::capture::{Capture, Headers};
 use braid_netns::gateway::Gateway;
@@ -11,7 +11,7 @@ use braid_netns::paced::{Load, Paced};
 use braid_netns::runner::{Outcome, Scenario};
 use braid_netns::topology::{CLIENT, CLIENT6, SERVER, SERVER6};
 use braid_netns::traffic::{IperfServer, Pings, ping};
-use braid_netns::{Result, poll_until, retry_until};
+use braid_netns::{Error, Result, poll_until, retry_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) const ALL: &[Scenario] = &[
     ("survival::control_killed_under_load_loses_nothing", control_killed_under_load_loses_nothing),
+    ("survival::control_goes_on_with_what_was_in_force", control_goes_on_with_what_was_in_force),
     ("survival::a_killed_core_resumes_no_manual_key", a_killed_core_resumes_no_manual_key),
 ];
 
@@ -60,6 +61,56 @@ fn control_killed_under_load_loses_nothing() -> Outcome {
         let ways = wires.stop()?;
         assert!(ways.count() > 10_000, "{} packets", ways.count());
         assert_eq!(ways.out_of_sequence(), None);
+    }
+    Ok(())
+}
+
+/// What the file says meanwhile is for a reload, however wrong it is; nothing is lost.
+fn control_goes_on_with_what_was_in_force() -> Outcome {
+    const MORE: &str = "10.99.0.0/16";
+    let setup = Setup::default();
+    let pair = Pair::start_patient(&setup)?;
+    let (netns, paths) = (&pair.topology.gateway_a, &pair.topology.paths);
+    let right = patient(setup.configuration(Side::A, paths));
+    let reloaded = format!("{right}\n[[route]]\nprefix = \"{MORE}\"\nvia = [\"t0\"]\n");
+    let has_more = || netns.ip(&format!("route show {MORE}")).map(|shown| !shown.is_empty());
+    let before = pair.a.status()?;
+    let (client, server) = (&pair.topology.client, &pair.topology.server);
+    let origin = Instant::now();
+    let loads = [
+        Paced::start(client, server, SERVER, LOAD, origin)?,
+        Paced::start(server, client, CLIENT, LOAD, origin)?,
+    ];
+    for (in_force, is_reloaded) in [(&right, false), (&reloaded, true)] {
+        pair.a.write_configuration(in_force)?;
+        let ran = pair.a.braid(&["reload"])?;
+        assert!(ran.status.success(), "{}", ran.stderr);
+        let other_device = format!("[core]\ndevice = \"other0\"\n\n{right}");
+        let wrongs = [
+            (Some("[gateway"), "braid.toml:1"),
+            (Some(&other_device), "[core] device"),
+            (None, "braid.toml"),
+        ];
+        for (wrong, why) in wrongs {
+            match wrong {
+                Some(text) => pair.a.write_configuration(text)?,
+                None => {
+                    std::fs::remove_file(pair.a.configuration()).map_err(Error::io("cannot remove it"))?
+                }
+            }
+            kill_part(netns, "braid-control")?;
+            let after = all_are(&pair.a, "up")?;
+            went_on(&before, &after);
+            assert_eq!(has_more()?, is_reloaded, "{why}");
+            let ran = pair.a.braid(&["reload"])?;
+            assert!(!ran.status.success() && ran.stderr.contains(why), "{why}: {}", ran.stderr);
+        }
+    }
+    pair.a.write_configuration(&right)?;
+    let ran = pair.a.braid(&["reload"])?;
+    assert!(ran.status.success() && !has_more()?, "{}", ran.stderr);
+    for load in loads {
+        assert_eq!(load.finish()?.flaw(), None, "dropped {:?}", drops(&pair.a.status()?));
     }
     Ok(())
 }

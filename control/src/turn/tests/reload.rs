@@ -102,6 +102,7 @@ fn a_plan_that_fails_at_a_reload_changes_nothing() {
     let token = rig.reload(2);
     rig.finish_plan(false);
     assert_eq!(rig.replies, [(token, Err(vec!["no".to_owned()]))]);
+    assert!(rig.in_force.is_empty());
     rig.settle();
     assert_eq!(rig.core.as_ref().unwrap().summary(), before);
     assert_eq!(rig.view("c").0, State::Up);
@@ -118,7 +119,9 @@ fn a_reload_keeps_the_sockets_from_which_peers_are_told() {
     };
     let token = rig.reload(NEGOTIATED_LESS);
     assert_eq!(of_c(&rig), 2);
+    assert!(rig.in_force.is_empty());
     rig.finish_plan(true);
+    assert_eq!(rig.in_force, [token]);
     while rig.core_step() || rig.control_step() {}
     assert_eq!(rig.replies, [(token, Ok("the configuration is in force".to_owned()))]);
     rig.sleep(PARTING - Duration::from_millis(1));
