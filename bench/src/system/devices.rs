@@ -1,5 +1,5 @@
 //! The devices alone: what a gateway in user space forwards that computes nothing, over the same kind of device and
-//! socket as Braid's. No design that uses them goes beyond it.
+//! socket as Braid's, by one thread and the same order of calls.
 
 use super::{Running, System, Wire};
 use braid_dataplane::io::batch::{Outgoing, ReceivePool, SendBatch};
@@ -24,8 +24,10 @@ const MTU: usize = 1406;
 const SEGMENT: usize = MTU + VNET_LEN + 14;
 /// What one GSO send takes.
 const LONGEST: usize = 65_507;
-/// As Braid's workers: bytes before the socket is looked at again, and a while before sleep.
+/// As Braid's workers: bytes before the socket is looked at again, messages before the device is, and a while before
+/// sleep.
 const TURN: usize = 512 * 1024;
+const MESSAGES: usize = 48;
 const LINGER: Duration = Duration::from_micros(50);
 /// Longest sleep, after which it is seen whether to end.
 const SLEEP: u8 = 100;
@@ -134,10 +136,13 @@ impl Ends {
     fn forward(&mut self) -> bool {
         use tun::TunDevice;
         let mut any = false;
-        while let Ok(slots) = self.pool.receive(self.socket.as_fd(), 1, 0)
+        let mut messages = 0;
+        while messages < MESSAGES
+            && let Ok(slots) = self.pool.receive(self.socket.as_fd(), 1, 0)
             && !slots.is_empty()
         {
             any = true;
+            messages += 1;
             for received in slots.filter_map(|slot| self.pool.received(slot)) {
                 wait(self.wait, received.len);
                 let packet = &self.pool.slot(received.slot)[..received.len];

@@ -89,7 +89,7 @@ impl Gateway {
         let routes = ["10.0.0.0/8", "fd00::/8"].into_iter().filter_map(|prefix| prefix.parse().ok());
         ops.extend(routes.map(|prefix| Op::PutRoute { prefix, target: Target::Tunnel(TUNNEL) }));
         ops.push(Op::Unmask(TUNNEL));
-        let mut writer = Writer::new(1, BOOT, Engine::detect(), &[3; 32]);
+        let mut writer = Writer::new(1, BOOT, Engine::Ring, &[3; 32]);
         assert!(writer.apply(Transaction { epoch: Epoch(1), ops }, 0).is_ok());
         let drops = Arc::new(Drops::new(1));
         let forwarder = Forwarder::new(0, 64, true, writer.states().clone(), Arc::clone(&drops));
@@ -207,7 +207,7 @@ pub(crate) fn message(input: &[u8]) {
     match kind % 7 {
         0 => {
             if let Some(ToCore::Apply(transaction)) = again!(ToCore, bytes) {
-                let mut writer = Writer::new(1, BOOT, Engine::detect(), &[3; 32]);
+                let mut writer = Writer::new(1, BOOT, Engine::Ring, &[3; 32]);
                 let _ = writer.apply(transaction, 0);
             }
         }

@@ -3,8 +3,9 @@
 //! Both know the same three algorithms and must agree on every byte; the tests hold them against each other.
 //! Which is the faster depends on the processor, and not only on what it says of itself: both have VAES, AWS-LC with
 //! the 512 bits of AVX-512 too, which on Zen 4 are slower than ring's 256 up to some 3 KB and on Zen 5 faster from
-//! 512 bytes on. So they are timed at start.
-//! Keys are expanded once, here, and wiped when they are freed: AWS-LC does so itself, ring's are wiped by us.
+//! 512 bytes on. So they are timed at start, by AES-128-GCM, which decides for all.
+//! Keys are expanded once, here, and wiped when they are freed: AWS-LC does so itself, ring's are wiped by us (but for
+//! what expanding one leaves on the stack).
 
 use std::{
     array,
@@ -33,7 +34,7 @@ pub enum Engine {
 
 impl Engine {
     /// The faster engine on this processor, for packets of everyday sizes. The first call takes a millisecond to find
-    /// out, all others have its answer.
+    /// out, or tens of it on a processor without AES; all others have its answer.
     #[must_use]
     pub fn detect() -> Engine {
         static FASTER: OnceLock<Engine> = OnceLock::new();
@@ -190,9 +191,8 @@ mod tests {
     }
 
     #[test]
-    fn both_engines_are_timed_and_the_answer_stays() {
+    fn both_engines_are_timed() {
         let times = time_both();
         assert!(times.iter().all(|time| !time.is_zero() && *time < Duration::from_secs(1)), "{times:?}");
-        assert_eq!(Engine::detect(), Engine::detect());
     }
 }

@@ -13,11 +13,15 @@ impl<T> Wiped<T> {
         Wiped(Box::new(MaybeUninit::new(value)))
     }
 
-    /// Once only: nothing may look at the value after it.
-    fn end(&mut self) {
-        // SAFETY: `new` has written the value, and only `drop` ends it, once.
+    /// Drops the value and overwrites all of its memory.
+    ///
+    /// # Safety
+    /// Once only, and nothing may look at the value after it.
+    unsafe fn end(&mut self) {
+        // SAFETY: `new` has written the value, and the caller ends it once.
         unsafe { self.0.assume_init_drop() };
-        self.0.zeroize();
+        // As a slice it is overwritten byte by byte, padding too.
+        core::slice::from_mut(&mut *self.0).zeroize();
     }
 }
 
@@ -33,7 +37,8 @@ impl<T> Deref for Wiped<T> {
 
 impl<T> Drop for Wiped<T> {
     fn drop(&mut self) {
-        self.end();
+        // SAFETY: nobody else ends it, and it is gone after this.
+        unsafe { self.end() };
     }
 }
 
@@ -44,6 +49,8 @@ mod tests {
     use super::*;
 
     struct Key<'a> {
+        /// With padding behind it.
+        kind: u8,
         bytes: [u8; 48],
         dropped: &'a Cell<u32>,
     }
@@ -58,9 +65,10 @@ mod tests {
     #[test]
     fn a_value_is_dropped_once_and_its_memory_is_zero() {
         let dropped = Cell::new(0);
-        let mut wiped = ManuallyDrop::new(Wiped::new(Key { bytes: [0xA5; 48], dropped: &dropped }));
-        assert_eq!(wiped.bytes, [0xA5; 48]);
-        wiped.end();
+        let mut wiped = ManuallyDrop::new(Wiped::new(Key { kind: 7, bytes: [0xA5; 48], dropped: &dropped }));
+        assert_eq!((wiped.kind, wiped.bytes), (7, [0xA5; 48]));
+        // SAFETY: it is never dropped.
+        unsafe { wiped.end() };
         assert_eq!(dropped.get(), 1);
         // SAFETY: any bytes are bytes, and all of them have just been written.
         let left =
@@ -73,7 +81,7 @@ mod tests {
     #[test]
     fn dropping_it_drops_the_value_once() {
         let dropped = Cell::new(0);
-        drop(Wiped::new(Key { bytes: [0xA5; 48], dropped: &dropped }));
+        drop(Wiped::new(Key { kind: 7, bytes: [0xA5; 48], dropped: &dropped }));
         assert_eq!(dropped.get(), 1);
     }
 }
