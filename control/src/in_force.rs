@@ -35,7 +35,7 @@ impl InForce {
     /// Writes it into a memory file that nobody can change.
     ///
     /// # Errors
-    /// The system gives none.
+    /// There is no memory file to be had, or it would be too long.
     pub(crate) fn keep(&self) -> io::Result<OwnedFd> {
         let create = |more| {
             rustix::fs::memfd_create("braid-in-force", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | more)
@@ -48,6 +48,9 @@ impl InForce {
         let mut file = File::from(made?);
         file.write_all(&self.workers.to_le_bytes())?;
         self.files.write(&mut file)?;
+        if file.metadata()?.len() > MAX_LEN {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         rustix::fs::fcntl_add_seals(&file, seals() | SealFlags::SEAL)?;
         Ok(file.into())
     }

@@ -63,12 +63,12 @@ impl LauncherClient {
         self.send(&FromClient::PlanFile { len }, Some(file.as_fd())).await
     }
 
-    /// Gives the launcher what the next life may go on with.
+    /// Gives the launcher what the next life may go on with; `None`: there is nothing.
     ///
     /// # Errors
     /// The launcher is gone.
-    pub async fn in_force(&self, kept: BorrowedFd<'_>) -> io::Result<()> {
-        self.send(&FromClient::InForce, Some(kept)).await
+    pub async fn in_force(&self, kept: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        self.send(&FromClient::InForce, kept).await
     }
 
     /// Sends learned routes.

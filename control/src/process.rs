@@ -63,12 +63,14 @@ const BGP_WAITING: usize = 32;
 const BGP_PATIENCE: Duration = Duration::from_millis(200);
 /// At rest the loop looks at the names of peers this often.
 const NAMES_INTERVAL: Duration = Duration::from_secs(5);
+/// Names the configuration that a life begins with, as the token of a reload does its own.
+const START: Token = Token(0);
 /// Between two looks for memory that handshakes and documents have left free: of ten thousand tunnels at once it is a
 /// third of all, of a thousand in `braid status` two thirds, in pieces between what stays.
 const TRIM_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Braid's control process. It is started by `braid run`, or as a service unit beside the launcher.
-#[derive(Parser, Clone, Debug)]
+#[derive(Parser, Debug)]
 #[command(
     name = "braid-control",
     version,
@@ -161,57 +163,57 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), Failure> {
-    let key_log = open_key_log(&args)?;
-    // What the machine had when braid started: it may have other processors by now, and the core has its threads.
-    let kept = args.in_force.then(|| InForce::read(io::stdin()));
-    let workers = match &kept {
-        Some(Ok(kept)) => kept.workers,
-        Some(Err(_)) | None => default_workers(),
-    };
-    drop(kept);
     let mut files = Files::default();
     let config = load(&mut files, &args.config, args.insecure_manual_keys);
-    drop_privileges();
-    let failed = match config {
-        Ok(config) => live(args.clone(), config, &InForce { files, workers }, key_log),
-        Err(errors) => Err(Failure::Config(errors)),
+    let (config, in_force) = match args.in_force.then(|| earlier(&args)).flatten() {
+        Some(earlier) => go_on(config, files, earlier),
+        None => (config.map_err(Failure::Config)?, InForce { files, workers: default_workers() }),
     };
-    match failed {
-        Err(Failure::Config(errors)) if args.in_force => {
-            let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            go_on(args, &errors)
-        }
-        Err(Failure::Plan(message)) if args.in_force => go_on(args, &[message]),
-        ended => ended,
-    }
-}
-
-/// The files as they stand cannot be applied: lives on with what was in force in an earlier life.
-fn go_on(args: Args, why: &[String]) -> Result<(), Failure> {
-    why.iter().for_each(|line| tracing::error!("{line}"));
-    let in_force = |error| Failure::System { what: "what was in force cannot be read again", error };
-    let mut kept = InForce::read(io::stdin()).map_err(in_force)?;
-    let config = load(&mut kept.files, &args.config, args.insecure_manual_keys).map_err(Failure::Config)?;
-    tracing::error!("going on with the configuration that was in force; `braid reload` applies a mended one");
-    let key_log = open_key_log(&args)?;
-    live(args, config, &kept, key_log)
-}
-
-fn open_key_log(args: &Args) -> Result<Option<KeyLog>, Failure> {
     let key_log = args.ike_key_log.as_deref().map(KeyLog::open).transpose().map_err(Failure::KeyLog)?;
     if let Some(key_log) = &key_log {
         tracing::warn!("{key_log}");
     }
-    Ok(key_log)
-}
-
-fn live(args: Args, config: Config, in_force: &InForce, key_log: Option<KeyLog>) -> Result<(), Failure> {
+    drop_privileges();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::System { what: "cannot start", error })?;
-    let kept = in_force.keep_or_warn();
-    runtime.block_on(control(args, Arc::new(config), (kept, in_force.workers), key_log))
+    let kept = (in_force.keep_or_warn(), in_force.workers);
+    // The files' texts hold keys.
+    drop(in_force);
+    runtime.block_on(control(args, Arc::new(config), kept, key_log))
+}
+
+/// What was in force in an earlier life; `None` where the launcher has not kept it.
+fn earlier(args: &Args) -> Option<(Config, InForce)> {
+    let kept = InForce::read(io::stdin());
+    // It holds keys, and has served.
+    if let Ok(null) = std::fs::File::open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdin(null);
+    }
+    let unread = |error| tracing::warn!("what was in force cannot be read again: {error}");
+    let mut kept = kept.map_err(|error| unread(error.to_string())).ok()?;
+    let config = load(&mut kept.files, &args.config, args.insecure_manual_keys);
+    let lines =
+        |errors: Vec<ConfigError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    Some((config.map_err(|errors| unread(lines(errors))).ok()?, kept))
+}
+
+/// The files as they stand, or what was in force where they cannot be applied while braid runs.
+fn go_on(
+    config: Result<Config, Vec<ConfigError>>,
+    files: Files,
+    (before, kept): (Config, InForce),
+) -> (Config, InForce) {
+    match config {
+        Ok(config) if config.core.fits(&before.core, kept.workers) => {
+            return (config, InForce { files, workers: kept.workers });
+        }
+        Ok(config) => tracing::error!("{}: [core] cannot change while braid runs", config.file.display()),
+        Err(errors) => errors.iter().for_each(|error| tracing::error!("{error}")),
+    }
+    tracing::error!("going on with the configuration that was in force: `braid reload` applies a mended one");
+    (before, kept)
 }
 
 /// Reads a configuration, and refuses fixed keys that were not asked for.
@@ -254,9 +256,8 @@ struct Control {
     waiting: HashMap<Token, oneshot::Sender<Response>>,
     /// Forwarding threads, where the configuration does not say.
     workers: u32,
-    /// For our next life, once the launcher has put it in force: what this one began with.
-    kept_first: Option<OwnedFd>,
-    /// And reloads that are on their way.
+    /// For our next life, once the launcher has put it in force: what this one began with ([`START`]), and reloads that
+    /// are on their way; `None` where no copy could be made.
     kept: HashMap<Token, Option<OwnedFd>>,
     /// Made, or read as a configuration, so far.
     documents: u64,
@@ -346,8 +347,7 @@ async fn control(
         greeted: false,
         waiting: HashMap::new(),
         workers,
-        kept_first: kept,
-        kept: HashMap::new(),
+        kept: HashMap::from([(START, kept)]),
         documents: 0,
         next_token: 0,
         queries: BTreeMap::new(),
@@ -387,9 +387,7 @@ async fn control(
             incoming = control.core.next() => control.handle_core(incoming),
             answer = control.launcher.next() => Some(match answer {
                 Ok(ToControl::Done) => {
-                    let kept = control.kept_first.take();
-                    control.keep(kept).await;
-                    control.forget_earlier();
+                    control.keep(START).await;
                     Event::PlanDone
                 }
                 Ok(ToControl::RoutesDone) => Event::RoutesDone,
@@ -625,10 +623,7 @@ impl Control {
                 }
                 Effect::QueryStats => self.query(Query::Stats, Pending::Turn),
                 Effect::Reconnect => self.core.reconnect(),
-                Effect::InForce(token) => {
-                    let kept = self.kept.remove(&token).flatten();
-                    self.keep(kept).await;
-                }
+                Effect::InForce(token) => self.keep(token).await,
                 Effect::Reply(token, result) => self.reply(token, result),
                 Effect::Note(note) => log(&note),
                 Effect::Exit { message } => return Err(Failure::Plan(message)),
@@ -637,20 +632,12 @@ impl Control {
         Ok(())
     }
 
-    /// Leaves a configuration to our next life.
-    async fn keep(&self, kept: Option<OwnedFd>) {
-        let Some(kept) = kept else { return };
-        if let Err(error) = self.launcher.in_force(kept.as_fd()).await {
+    /// Leaves the configuration that has come into force to our next life.
+    async fn keep(&mut self, token: Token) {
+        let Some(kept) = self.kept.remove(&token) else { return };
+        // Without a copy, an earlier one goes too.
+        if let Err(error) = self.launcher.in_force(kept.as_ref().map(AsFd::as_fd)).await {
             tracing::warn!("the launcher does not keep what is in force: {error}");
-        }
-    }
-
-    /// What an earlier life began with has served.
-    fn forget_earlier(&mut self) {
-        if core::mem::take(&mut self.args.in_force)
-            && let Ok(null) = std::fs::File::open("/dev/null")
-        {
-            let _ = rustix::stdio::dup2_stdin(null);
         }
     }
 

@@ -530,7 +530,7 @@ fn nothing_that_was_in_force_is_no_hindrance_to_right_files_and_no_help_to_wrong
     world.kill();
     world.write_config("[gateway");
     let output = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
-    assert!(!output.status.success());
+    assert_eq!(output.status.code(), Some(2));
     let said = stderr(&output);
     assert!(
         said.contains("braid.toml:1:") && said.contains("what was in force cannot be read again"),

@@ -80,6 +80,9 @@ impl Files {
     /// The system's, `FileTooLarge`, or `NotFound` for one that the copy does not have.
     pub(crate) fn read(&mut self, path: &Path, limit: u64) -> io::Result<Arc<Contents>> {
         match self.read.get(path) {
+            Some(Some(contents)) if contents.bytes.len() as u64 > limit => {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
             Some(Some(contents)) => return Ok(Arc::clone(contents)),
             Some(None) => return Err(io::ErrorKind::NotFound.into()),
             None if self.is_copy => return Err(io::ErrorKind::NotFound.into()),

@@ -116,6 +116,14 @@ pub struct CoreSettings {
     pub run_dir: Option<PathBuf>,
 }
 
+impl CoreSettings {
+    /// Whether a core that runs by the one can go on by the other. `workers` is the default.
+    pub fn fits(&self, running: &CoreSettings, workers: u32) -> bool {
+        let fixed = |core: &CoreSettings| (core.workers.unwrap_or(workers), core.offload);
+        self.device == running.device && fixed(self) == fixed(running)
+    }
+}
+
 /// `[metrics]`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Metrics {

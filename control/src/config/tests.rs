@@ -771,3 +771,22 @@ fn the_reference_has_every_key_and_no_other() {
     assert_eq!(described, BTreeMap::from(read));
     assert!(ROOT.keys.iter().all(|section| described.contains_key(*section)));
 }
+
+#[test]
+fn a_core_that_runs_goes_on_only_with_the_same_threads_device_and_offload() {
+    let core = |text: &str| {
+        let text = format!("[core]\n{text}\n[gateway]\nname = \"here\"\n");
+        parse(&text, std::path::Path::new("x.toml"), 0o600).unwrap().core
+    };
+    let running = core("");
+    for (text, fits) in [
+        ("", true),
+        ("workers = 2", true),
+        ("workers = 3", false),
+        ("device = \"other0\"", false),
+        ("offload = \"off\"", false),
+        ("run-dir = \"/run/other\"", true),
+    ] {
+        assert_eq!(core(text).fits(&running, 2), fits, "{text}");
+    }
+}

@@ -2,7 +2,8 @@
 //!
 //! It owns the run directory, starts the core and control and starts them again when they die,
 //! opens the device and the sockets and hands them to the core, and makes the kernel like
-//! control's plan ([`kernel`]). It touches no packet and no key.
+//! control's plan ([`kernel`]). It touches no packet, and looks into no key: what control is configured by is kept here
+//! for its next life, unread.
 //!
 //! Invariants:
 //! - Listening sockets, device and outer sockets are held here and survive a crash of the core:
@@ -356,7 +357,7 @@ impl Launcher {
 
     async fn message(&mut self, id: u64, message: FromClient, file: Option<OwnedFd>) {
         match message {
-            FromClient::Core => {
+            FromClient::Core if self.control_connection != Some(id) => {
                 self.core_connection = Some(id);
                 self.sent = Sent::default();
                 self.repair().await;
@@ -374,7 +375,8 @@ impl Launcher {
             FromClient::InForce if self.control_connection == Some(id) => self.in_force = file,
             FromClient::Plan(plan) if self.control_connection == Some(id) => self.plan(plan).await,
             // Of somebody who is another or did not say who it is, or a plan file that could not be read.
-            FromClient::Control
+            FromClient::Core
+            | FromClient::Control
             | FromClient::Plan(_)
             | FromClient::Routes(_)
             | FromClient::InForce

@@ -61,7 +61,7 @@ pub(super) struct Connection(UnixStream);
 
 impl Connection {
     /// Waits for the next message; `None` at the end, and for what is no message.
-    /// With [`FromClient::InForce`] its memory file.
+    /// With [`FromClient::InForce`] its memory file, if it has one.
     pub(super) async fn receive(&self) -> Option<(FromClient, Option<OwnedFd>)> {
         let mut buffer = vec![0; MAX_MESSAGE_LEN];
         let received =
@@ -72,10 +72,8 @@ impl Connection {
             FromClient::PlanFile { len } => {
                 read_plan(&File::from(file?), len).map(|plan| (FromClient::Plan(plan), None))
             }
-            FromClient::InForce => {
-                let file = file.filter(|file| in_force::is_sealed(file))?;
-                Some((FromClient::InForce, Some(file)))
-            }
+            FromClient::InForce if file.as_ref().is_some_and(|file| !in_force::is_sealed(file)) => None,
+            FromClient::InForce => Some((FromClient::InForce, file)),
             other => Some((other, None)),
         }
     }

@@ -9,7 +9,7 @@ use braid_api::{Answer, Flow, Query, Stats};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::{Asked, Control, Loaded, Pending, Token, load, lookups_of};
+use super::{Asked, Control, Loaded, Pending, START, Token, load, lookups_of};
 use crate::{
     admin::{Request, Response},
     config::{Files, Remote},
@@ -188,6 +188,8 @@ impl Control {
         self.lookups = lookups_of(&config);
         self.ask_names(|_| true);
         let outer = self.look(Some(&config));
+        // Should our first plan not be in force yet, it is another's by then.
+        self.kept.remove(&START);
         self.kept.insert(token, kept);
         Some(Event::Configured { config: config.into(), outer, token })
     }

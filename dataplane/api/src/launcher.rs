@@ -4,7 +4,7 @@
 //! [`FromClient::Core`] and is sent [`ToCoreProcess`] messages, the first of which carries its
 //! listening sockets, each later one a device or a socket, by `SCM_RIGHTS`. Control says
 //! [`FromClient::Control`] and sends [`KernelPlan`]s: the launcher makes the kernel like the plan
-//! and undoes on exit what it made; and what it was configured by, for its next life. One message is one packet, in postcard's format.
+//! and undoes on exit what it made. Control leaves it what it is configured by, for its next life. One message is one packet, in postcard's format.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -42,8 +42,8 @@ pub enum FromClient {
         /// Length of the plan, in bytes; at most [`MAX_PLAN_LEN`].
         len: u32,
     },
-    /// What the next life of control may go on with, in one descriptor that comes along: a sealed memory file, into
-    /// which the launcher does not look. Not answered.
+    /// What the next life of control may go on with, in a descriptor that comes along: a sealed memory file, into
+    /// which the launcher does not look; without one there is nothing any more. Not answered.
     InForce,
 }
 
