@@ -83,7 +83,7 @@ pub trait Running: std::fmt::Debug {
 pub fn all() -> Vec<Box<dyn System>> {
     let mut systems: Vec<Box<dyn System>> =
         vec![Box::new(plain::Plain { offloads: true }), Box::new(plain::Plain { offloads: false })];
-    // What AES-GCM takes for a byte, and what it and all else of Braid takes.
+    // Nothing; what AES-GCM takes for a byte; what it and all else of Braid takes.
     for wait in [0, 20, 30] {
         systems.push(Box::new(devices::Devices { wait }));
     }

@@ -5,7 +5,6 @@ use super::{Running, System, Wire};
 use braid_dataplane::io::batch::{Outgoing, ReceivePool, SendBatch};
 use braid_dataplane::io::{tun, udp};
 use braid_dataplane::offload::coalesce::Slots;
-use braid_dataplane::offload::vnet::VNET_LEN;
 use braid_netns::topology::{NET_A, NET_B};
 use braid_netns::{Error, Netns, Result, Topology};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,9 +18,10 @@ use std::time::{Duration, Instant};
 const DEVICE: &str = "devices0";
 /// Neither ESP's nor WireGuard's.
 const PORT: u16 = 40_000;
-/// Of an inner packet, as in an ESP tunnel: what is sent in pieces is as long as what would be sealed.
+/// Of an inner packet, as in an ESP tunnel.
 const MTU: usize = 1406;
-const SEGMENT: usize = MTU + VNET_LEN + 14;
+/// Of the pieces in which a super-packet is sent: about what ESP makes of an inner packet.
+const SEGMENT: usize = 1430;
 /// What one GSO send takes.
 const LONGEST: usize = 65_507;
 /// As Braid's workers: bytes before the socket is looked at again, messages before the device is, and a while before
@@ -81,7 +81,7 @@ impl Devices {
             socket: socket.into_iter().next().ok_or_else(|| Error::Usage("no socket".to_owned()))?,
             out: Outgoing { to: SocketAddr::from((remote, PORT)), tos: 0 },
             wait: self.wait,
-            pool: ReceivePool::new(16),
+            pool: ReceivePool::new(1),
             batch: SendBatch::default(),
             buffer: vec![0; LONGEST],
         };

@@ -119,7 +119,8 @@ fn read(path: &Path, limit: u64) -> io::Result<Arc<Contents>> {
     Ok(Arc::new(Contents { bytes, mode: metadata.mode() }))
 }
 
-/// What [`Files::write`] writes: fields behind their lengths.
+/// What [`Files::write`] writes: fields behind their lengths. A serializer would leave unwiped copies of keys in the
+/// buffers that it grows.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {

@@ -72,7 +72,8 @@ impl Process {
         Self { role, running: None, started: Instant::now(), deaths: 0 }
     }
 
-    /// Starts it, control with what was in force in an earlier life, if there was one. `ended` is called with its exit status.
+    /// Starts it, control with what was in force in an earlier life, if there was one. `ended` is called with its exit
+    /// status.
     ///
     /// # Errors
     /// The system refuses.

@@ -65,7 +65,8 @@ fn control_killed_under_load_loses_nothing() -> Outcome {
     Ok(())
 }
 
-/// What the file says meanwhile is for a reload, however wrong it is; nothing is lost.
+/// Files that cannot be applied stand beside a control that dies: it goes on with what was last applied, and nothing is
+/// lost.
 fn control_goes_on_with_what_was_in_force() -> Outcome {
     const MORE: &str = "10.99.0.0/16";
     let setup = Setup::default();
